@@ -1,5 +1,5 @@
 //! Runs the packet programs on any frame, at a pod that is isolated in both directions and has no rules. So only
-//! neighbor discovery and hairpin traffic may be allowed.
+//! neighbor discovery and hairpin traffic (from the pod to itself) may be allowed.
 //!
 //! The first byte of the input selects the direction. The second byte is the number of bytes of the frame that are
 //! linear (can be read directly). The rest is the frame.
@@ -12,8 +12,10 @@ use netpol_common::{
 };
 use netpol_ebpf::memory::Memory;
 
+/// Ifindex of the pod's veth.
 const VETH: u32 = 7;
-/// An interface without an endpoint.
+/// Ifindex of an interface without an endpoint, through which packets to the pod arrived (`ingress_ifindex`).
+/// `Memory::run_nonlinear` uses the same value.
 const OTHER_INTERFACE: u32 = 4000;
 
 fn isolated_pod() -> Memory {
@@ -45,6 +47,6 @@ fuzz_target!(|input: &[u8]| {
     let linear = usize::from(*linear).min(frame.len());
     let nonlinear = isolated_pod().run_nonlinear(direction, frame, VETH, linear);
     assert_eq!(reason, nonlinear, "the verdict depends on how many bytes are linear: {linear} of {}", frame.len());
-    // Any verdict is valid here, but the program must not panic.
+    // The post-DNAT program may return any verdict, but must not panic.
     isolated_pod().run_post_dnat(frame, VETH);
 });

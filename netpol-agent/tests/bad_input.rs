@@ -57,6 +57,7 @@ fn an_unknown_node_and_invalid_manifests_are_reported() {
     node.wait_log("broken.yaml:");
     node.wait_log("policy.yaml:8");
     node.end(true);
+    // All pods of the manifests are on node n1.
     let source = format!("dir:{}", node.directory.path().display());
     let other = node.start_another(&["run", "--node", "n9", "--source", &source]);
     std::thread::sleep(std::time::Duration::from_secs(2));
@@ -80,12 +81,14 @@ fn missing_capabilities_are_named() {
     }
 }
 
-/// Control characters in YAML that move the cursor, start a line and reorder text.
+/// A name, as text in a double-quoted YAML string. Its control characters clear a terminal, start a line with `ready`,
+/// and reorder text.
 const HOSTILE: &str = "x\\e[2J\\r\\nready\\u202e\\u200b";
 
 #[test]
 fn hostile_manifests_are_reported_and_valid_objects_are_enforced() {
     let mut node = Node::with_pods(&[1, 2]);
+    // The manifest of pod 3 has the hostile names.
     node.add_pod(3);
     let directory = node.directory.path().to_owned();
     let path = |name: &str| directory.join(name);
@@ -105,18 +108,18 @@ fn hostile_manifests_are_reported_and_valid_objects_are_enforced() {
     );
     node.policy("deny", "{podSelector: {matchLabels: {n: p2}}, policyTypes: [Ingress]}");
     node.start(&["--metrics", "127.0.0.1:9467"]);
-    for part in [
-        "fifo.yaml: this file is a FIFO",
-        "zero.yaml: this file is a character device",
-        "sparse.yaml: this file is larger than 128 MiB",
-        "19990 more errors like this one in the file: ",
+    for (file, message) in [
+        ("fifo.yaml", "this file is a FIFO"),
+        ("zero.yaml", "this file is a character device"),
+        ("sparse.yaml", "this file is larger than 128 MiB"),
+        ("bad.yaml", "19990 more errors like this one in the file"),
     ] {
-        let (file, message) = part.split_once(": ").unwrap_or(("", part));
-        node.wait(part, || node.log().lines().any(|line| line.contains(file) && line.contains(message)));
+        let condition = format!("a line of the log contains {file} and {message:?}");
+        node.wait(&condition, || node.log().lines().any(|line| line.contains(file) && line.contains(message)));
     }
     node.expect_connection(1, 2, 80, false);
     node.expect_connection(1, 3, 80, false);
-    node.wait("a deny event for the pod with the hostile name", || node.events().contains("10.9.0.3"));
+    node.wait("a deny event has the address of pod 3", || node.events().contains("10.9.0.3"));
     let status =
         node.subcommand(&["status", "--api-socket", path(".api.sock").to_str().expect("the path is not UTF-8")]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
@@ -129,5 +132,6 @@ fn hostile_manifests_are_reported_and_valid_objects_are_enforced() {
         assert!(text.chars().all(is_safe), "{text:?}");
         assert!(!text.lines().any(|line| line.starts_with("ready")), "{text}");
     }
+    // The 20,000 errors in bad.yaml must not fill the log.
     assert!(node.log().lines().count() < 100, "{}", node.log());
 }

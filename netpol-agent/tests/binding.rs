@@ -1,5 +1,6 @@
-//! Tests which pod a veth is bound to. A veth is bound once, until the interface is removed. What the pod does inside
-//! its namespace does not change this. sNN in the name of a test is an item of docs/semantics.md.
+//! Tests to which pod a veth is bound, by the addresses in the network namespace of its other end (the pod's end). A
+//! veth is bound once, until it is removed. What the pod does inside its network namespace does not change the binding.
+//! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
 
@@ -23,6 +24,7 @@ fn pod(name: &str, address: &str) -> String {
     )
 }
 
+/// Returns the event that replaces all objects by these pods. Other pods are deleted.
 fn objects(pods: &[String]) -> Vec<Event> {
     let parsed = manifest::parse(&pods.join("---\n"), "test.yaml");
     assert!(parsed.errors.is_empty(), "{parsed:?}");
@@ -48,6 +50,7 @@ fn parse_addresses(addresses: &[&str]) -> Vec<IpAddr> {
     addresses.iter().map(|address| address.parse().expect("invalid address")).collect()
 }
 
+/// Returns the result of reading the node's interfaces: these veths, by index.
 fn interfaces<const N: usize>(veths: [(u32, PodEnd); N]) -> InterfaceSnapshot {
     InterfaceSnapshot {
         veths: veths.into_iter().map(|(index, end)| veth(index, end)).collect(),
@@ -55,6 +58,7 @@ fn interfaces<const N: usize>(veths: [(u32, PodEnd); N]) -> InterfaceSnapshot {
     }
 }
 
+/// Starts a reconciler. `dataplane` has what an earlier agent wrote.
 fn start_on(dataplane: Memory, pods: &[String], interfaces: InterfaceSnapshot) -> Reconciler<Memory> {
     Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(pods), interfaces)
         .expect("cannot start the reconciler")
@@ -81,7 +85,7 @@ fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
 }
 
 #[test]
-fn s28_a_pod_that_takes_the_address_of_another_pod_keeps_its_identity() {
+fn s28_an_interface_that_takes_the_address_of_another_pod_stays_bound() {
     let pods = [pod("a", A), pod("b", B)];
     let mut reconciler = start(&pods, interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
     reconciler.interfaces(interfaces([(3, pod_end(&[B])), (4, pod_end(&[B]))]));
@@ -96,7 +100,7 @@ fn s28_a_pod_that_takes_the_address_of_another_pod_keeps_its_identity() {
 }
 
 #[test]
-fn a_pod_that_takes_the_address_of_a_pod_without_an_interface_keeps_its_identity() {
+fn an_interface_that_takes_the_address_of_a_pod_without_an_interface_stays_bound() {
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("a", A), pod("b", B)]));
     reconciler.interfaces(interfaces([(3, pod_end(&[B]))]));
@@ -111,7 +115,7 @@ fn s28_a_second_interface_of_a_pod_is_shut_until_the_first_is_removed() {
     reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
     assert_eq!(reconciler.conflicts(), 1);
-    // Removing the address again does not open the interface.
+    // The interface stays shut when it loses the address of the pod.
     reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&["192.0.2.1"]))]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
     reconciler.interfaces(interfaces([(4, pod_end(&[A]))]));
@@ -143,7 +147,8 @@ fn an_interface_is_bound_to_the_new_pod_if_the_address_is_reused() {
     let mut reconciler = start(&[pod("old", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
-    // After interfaces are read, another interface with the same address is not bound to the pod.
+    // The binding itself changes when the interfaces are read again. From then on, no other interface with the address
+    // is bound to the new pod.
     reconciler.interfaces(interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
@@ -161,7 +166,7 @@ fn the_interface_of_a_deleted_pod_does_not_keep_the_address() {
 }
 
 #[test]
-fn a_new_sandbox_with_another_address_is_bound_to_the_same_pod() {
+fn the_interface_of_a_new_sandbox_is_bound_to_the_same_pod() {
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
     reconciler.apply(objects(&[pod("a", B)]));
@@ -181,7 +186,7 @@ fn a_restart_keeps_the_binding() {
 }
 
 #[test]
-fn a_reused_index_is_bound_again() {
+fn a_new_interface_with_a_reused_index_is_bound_again() {
     let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces_removed(&[IfIndex(3)].into());
     reconciler.interfaces(interfaces([(3, pod_end(&[B]))]));
@@ -279,9 +284,10 @@ fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
 }
 
 #[test]
-fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
+fn an_address_has_an_endpoint_id_while_programs_are_attached() {
     let address = parse_addresses(&[A])[0];
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
+    // The attached programs write this ID into each packet from the pod (source endpoint ID).
     let id = endpoint(&reconciler, 3).id;
     assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
     // The pod is deleted from the API: its interface stays enforced.
@@ -293,7 +299,7 @@ fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
     let mut rejecting = Memory::default();
     rejecting.rejects_attach = true;
     let reconciler = start_on(rejecting, &[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
-    assert!(reconciler.dataplane().owners.is_empty(), "packets of the pod are not marked");
+    assert!(reconciler.dataplane().owners.is_empty(), "packets of the pod carry no endpoint ID");
 }
 
 #[test]
@@ -303,6 +309,7 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
         InterfaceSnapshot { tunnels, ..interfaces([]) }
     };
     let mut reconciler = start(&[], snapshot_with(8472));
+    // The tunnel endpoints of the local node, and those of other nodes.
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!((local.ports, local.protocols), ([8472].into(), [47].into()));
     assert!(others.ports.contains(&4789) && others.protocols.contains(&4));

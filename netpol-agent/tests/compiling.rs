@@ -1,5 +1,8 @@
-//! Tests the reconciler while the engine is compiling, with a data plane in memory. Compile jobs run when the test
-//! calls `compile`.
+//! Tests the reconciler while the engine is compiling, with a data plane in memory. A compile job runs when the test
+//! calls `compile`, and its writes are executed when the test calls `execute`.
+//!
+//! The policies of a new pod may not be compiled within a few milliseconds. Then the pod is *overdue*, and its endpoint
+//! is *shut*: all traffic is dropped.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -42,7 +45,8 @@ fn delete_event(name: &str) -> Event {
     Event::Delete(ObjectKey::Pod(PodKey::new("shop", name)))
 }
 
-/// Returns a snapshot of veths. Each tuple is the index of a veth and the last byte of the pod's address.
+/// Returns a snapshot of veths. Each tuple is the index of a veth and the last byte of the pod's address. Each pod has
+/// its own network namespace, in which the other end of the veth has the index 2.
 fn interfaces(veths: &[(u32, u8)]) -> InterfaceSnapshot {
     let veth = |&(index, address): &(u32, u8)| {
         let name = format!("veth{index}");
@@ -57,7 +61,7 @@ fn batch(generation: u64, events: Vec<Event>) -> Batch {
     Batch { generation: Generation(generation), events, after_resync: false, received: Instant::now() }
 }
 
-/// Returns a reconciler with a pending first compile.
+/// Returns a reconciler whose first objects are not compiled yet.
 fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
     let first = batch(1, apply_events(manifests));
     Reconciler::begin(
@@ -71,7 +75,7 @@ fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconcil
     .expect("cannot start the reconciler")
 }
 
-/// Returns a reconciler after its first compile.
+/// Returns a reconciler that has compiled and written its first objects.
 fn start(manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
     let mut reconciler = begin(Memory::default(), manifests, veths);
     finish(&mut reconciler);
@@ -87,7 +91,7 @@ fn finish(reconciler: &mut Reconciler<Memory>) {
     }
 }
 
-/// Waits until all pods that wait for their policies are overdue.
+/// Waits until all pods that wait for their policies are overdue, and reconciles.
 fn wait_until_overdue(reconciler: &mut Reconciler<Memory>) {
     while let Some(time) = reconciler.next_overdue() {
         std::thread::sleep(time.saturating_duration_since(Instant::now()));
@@ -101,7 +105,7 @@ fn endpoint(reconciler: &Reconciler<Memory>, ifindex: u32) -> Option<Endpoint> {
     reconciler.dataplane().endpoints.get(&IfIndex(ifindex)).filter(|_| attached).copied()
 }
 
-/// Returns whether an endpoint drops all traffic because its policies are not compiled yet.
+/// Returns whether an endpoint is shut: it drops all traffic, because its policies are not compiled yet.
 fn is_shut(reconciler: &Reconciler<Memory>, ifindex: u32) -> bool {
     let shut = |endpoint: Endpoint| {
         endpoint.has(endpoint_flags::INCOMPLETE) && endpoint.ingress.isolated() && endpoint.egress.isolated()
@@ -209,7 +213,7 @@ fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
     wait_until_overdue(&mut reconciler);
     assert!(
         reconciler.endpoint(IfIndex(13)).is_none(),
-        "an interface that was unprotected before the agent started must not change"
+        "an interface that existed without programs before the agent started must not change"
     );
     assert!(is_shut(&reconciler, 14));
     finish(&mut reconciler);
@@ -256,8 +260,9 @@ fn interfaces_are_handled_between_slices_of_writes() {
 fn batches_are_finished_when_written_and_waiting_batches_become_one_job() {
     let mut reconciler = start(&[], &[]);
     let first = reconciler.finished();
-    assert!(first.len() == 1 && first[0].start);
+    assert!(first.len() == 1 && first[0].start, "only the job with the first objects has finished");
     reconciler.apply_batch(batch(2, apply_events(&[&pod("a", "db", 3)])));
+    // The job with batch 2 is pending, so the next batches wait.
     reconciler.apply_batch(batch(3, apply_events(&[&pod("b", "db", 4)])));
     reconciler.apply_batch(batch(4, apply_events(&[&pod("c", "db", 5)])));
     assert!(!reconciler.has_engine() && reconciler.finished().is_empty());

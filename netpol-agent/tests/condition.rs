@@ -1,4 +1,5 @@
-//! Tests the conditions that a client can wait for, such as "the policy is enforced", with a data plane in memory.
+//! Tests the conditions that a client of the agent's API can wait for, such as "the policy is enforced", with a data
+//! plane in memory.
 
 use std::net::IpAddr;
 
@@ -13,6 +14,9 @@ use netpol_policy::manifest;
 use netpol_policy::model::Timestamp;
 use netpol_source::Generation;
 
+/// The agent runs on node `n1`. So `web` is the only pod with an endpoint: `far` is on another node, and `host` uses
+/// the host network. The policy `block` needs entries in the maps `ALLOW` and `PREFIXES_V4`; the policy `idle` selects
+/// no pod.
 const OBJECTS: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: n1},
  status: {phase: Running, podIPs: [{ip: 10.0.0.2}]}}
@@ -31,6 +35,7 @@ const OBJECTS: &str = "
  spec: {podSelector: {matchLabels: {app: none}}}}
 ";
 
+/// Returns the interfaces of the node: the veth of the pod `web`, or none.
 fn interfaces(has_veth: bool) -> InterfaceSnapshot {
     let veth = Veth { ifindex: IfIndex(3), name: "veth3".to_owned(), namespace: 0, peer: 2, bridge: None, packets: 0 };
     let address: IpAddr = "10.0.0.2".parse().expect("invalid address");
@@ -80,12 +85,12 @@ fn a_condition_holds_once_its_change_is_applied_and_lists_the_pods_of_this_node(
 
 #[test]
 fn the_reason_why_a_pod_is_not_enforced_is_reported() {
-    let absent = start(Memory::default(), false);
+    let without_veth = start(Memory::default(), false);
     assert_eq!(
-        pending_reasons(&check(&absent, "policy/shop/block", 5)),
+        pending_reasons(&check(&without_veth, "policy/shop/block", 5)),
         "shop/web: no interface with an address of the pod was found yet"
     );
-    assert!(absent.is_fully_applied(), "a missing interface is not a failed write");
+    assert!(without_veth.is_fully_applied(), "a missing interface is not a failed write");
 
     let mut rejecting = Memory::default();
     rejecting.rejects_attach = true;
@@ -94,17 +99,19 @@ fn the_reason_why_a_pod_is_not_enforced_is_reported() {
     assert!(pending_reasons(&result).starts_with("shop/web: attach failed: "), "{result:?}");
     assert!(!not_attached.is_fully_applied());
 
+    // A map is full. Without an entry of `ALLOW`, less is allowed than the policy states. Without a prefix, addresses
+    // would have a wrong class, so the pod drops all traffic in isolated directions.
     for (map, words) in
         [(MapName::Allow, "map entries could not be written"), (MapName::PrefixesV4, "drops all traffic")]
     {
-        let mut full = start(Memory::full(map), true);
-        let result = check(&full, "policy/shop/block", 5);
+        let mut reconciler = start(Memory::full(map), true);
+        let result = check(&reconciler, "policy/shop/block", 5);
         assert!(pending_reasons(&result).contains(words), "{result:?}");
-        assert!(!full.is_fully_applied());
-        full.dataplane_mut().full = None;
-        full.retry();
-        assert_eq!(check(&full, "policy/shop/block", 5).condition, ConditionState::Holds);
-        assert!(full.is_fully_applied());
+        assert!(!reconciler.is_fully_applied());
+        reconciler.dataplane_mut().full = None;
+        reconciler.retry();
+        assert_eq!(check(&reconciler, "policy/shop/block", 5).condition, ConditionState::Holds);
+        assert!(reconciler.is_fully_applied());
     }
 }
 
@@ -113,7 +120,9 @@ fn the_condition_of_a_policy_that_is_not_enforced_can_never_hold() {
     let shadow = "netpol.io/mode: shadow".to_owned();
     let until = Timestamp::from(jiff::Timestamp::now()).plus_seconds(3600);
     let suspended = format!("netpol.io/suspended-until: \"{until}\"");
-    // `enforced`: whether the pod counts as enforced. A policy in shadow mode does not change this.
+    // `enforced`: whether the API reports the pod as enforced. A policy in shadow mode does not change this; a
+    // suspension and `--observe` do. `words`: a part of the reason. The time at which the suspension ends starts with 2
+    // (the year).
     for (annotation, observe, words, enforced) in [
         ("", false, None, true),
         (shadow.as_str(), false, Some("in shadow mode"), true),
@@ -125,6 +134,7 @@ fn the_condition_of_a_policy_that_is_not_enforced_can_never_hold() {
         );
         let options = Options { observe, ..Options::of_node("n1") };
         let mut reconciler = start_with(Memory::default(), true, &format!("{OBJECTS}{namespace}"), options);
+        // A suspension has no effect before the engine has the time.
         reconciler.set_clock();
         let condition = check(&reconciler, "policy/shop/block", 5).condition;
         match words {
@@ -140,7 +150,7 @@ fn the_condition_of_a_policy_that_is_not_enforced_can_never_hold() {
 }
 
 #[test]
-fn a_policy_in_shadow_mode_without_its_map_entries_is_not_evaluated() {
+fn a_policy_in_shadow_mode_with_missing_map_entries_is_reported_as_not_evaluated() {
     let objects = OBJECTS.replace(
         "{name: block, namespace: shop}",
         "{name: block, namespace: shop, annotations: {netpol.io/mode: shadow}}",

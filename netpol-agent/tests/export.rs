@@ -14,7 +14,7 @@ fn flow_records_that_do_not_fit_on_the_disk_are_counted() {
 }
 
 fn export_to_a_full_disk() {
-    // The exporter's thread inherits this mount namespace.
+    // The exporter's thread inherits this mount namespace. A tmpfs of 64 KiB in it is the full disk.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("cannot create a mount namespace: run as root");
     let folder = tempfile::tempdir().expect("no folder");
     let mount = |flags: MsFlags, size: &str| {
@@ -27,35 +27,38 @@ fn export_to_a_full_disk() {
     let path = folder.path().join("flows");
     let target = Target::File(FileTarget { path: path.clone(), max_size: 1 << 20, files: 2 });
     let (exporters, threads) = Exporters::start(&[target], "node-1").expect("no thread");
+    // A record has about 1 KB, so a few records fill the disk.
     let header = RecordHeader {
         schema: RECORD_SCHEMA.to_owned(),
         time: "2026-11-29T07:46:52Z".to_owned(),
         node: "x".repeat(999),
     };
     let record = Arc::new(Record::Lost(LostRecord { header, records: 1 }));
+    // The number of exported records, and of records that could not be written.
     let counts = || {
         let (_, counters) = exporters.counters().next().expect("no target");
         (counters.exported(), counters.dropped(DropReason::WriteFailed))
     };
-    let push_until = |failure: &str, holds: &dyn Fn() -> bool| {
+    // Exports records until the condition holds.
+    let push_until = |failure: &str, condition: &dyn Fn() -> bool| {
         let start = Instant::now();
-        while !holds() {
+        while !condition() {
             assert!(start.elapsed() < Duration::from_secs(10), "{failure}: {:?}", counts());
             exporters.push(&record);
             std::thread::sleep(Duration::from_millis(1));
         }
     };
     push_until("no write failed, so the disk is not full", &|| counts().1 > 0);
-    let before = counts().0;
+    let exported_before = counts().0;
     mount(MsFlags::MS_REMOUNT, "size=1m");
-    push_until("no records were written after the disk had room again", &|| counts().0 > before + 10);
-    let written = counts().0;
+    push_until("no records were written after the disk had room again", &|| counts().0 > exported_before + 10);
+    let exported = counts().0;
     drop(exporters);
     tokio::runtime::Builder::new_current_thread().enable_time().build().expect("no runtime").block_on(threads.finish());
     let text = std::fs::read_to_string(&path).expect("no file");
     assert!(
-        text.ends_with('\n') && text.lines().count() as u64 >= written,
-        "{} lines of {written}",
+        text.ends_with('\n') && text.lines().count() as u64 >= exported,
+        "{} lines, but {exported} records were exported",
         text.lines().count()
     );
     assert!(text.lines().all(|line| serde_json::from_str::<Record>(line).is_ok()), "a line is incomplete");

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use node::{Node, carries_data, stderr_of};
 
+/// Isolates all pods for ingress, and allows nothing.
 const DENY_IN: &str = "{podSelector: {}, policyTypes: [Ingress]}";
+/// Allows ingress to pod 2 from all pods, at port 80.
 const SERVE_80: &str =
     "{podSelector: {matchLabels: {n: p2}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}]}";
 
-/// A node with two isolated pods. Pod 2 accepts port 80.
+/// Returns a node with two pods of the namespace `shop` that are isolated for ingress. Policies allow connections to
+/// pod 2 at port 80, and no other connection.
 fn shop() -> Node {
     let node = Node::with_pods(&[1, 2]);
     node.policy("deny", DENY_IN);
@@ -29,8 +32,8 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// Connects to a denied port as often as possible while `action` runs. Returns the number of connections that
-/// succeeded.
+/// Connects from pod 1 to the denied port 81 of pod 2, as often as possible while `action` runs. Returns the number of
+/// connections that succeeded.
 fn count_connections_while(node: &Node, action: impl FnOnce()) -> u32 {
     let (stop, succeeded) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     std::thread::scope(|scope| {
@@ -46,13 +49,14 @@ fn count_connections_while(node: &Node, action: impl FnOnce()) -> u32 {
     succeeded.load(Ordering::Relaxed)
 }
 
-/// Tests one attach mode: an agent enforces policies and is killed, the next agent takes over, and all is uninstalled.
+/// Tests one attach mode (`tcx` links or `tc` filters): an agent enforces policies and is killed, the next agent takes
+/// over, and all is uninstalled.
 fn adopts_and_uninstalls(mode: &str) {
     let mut node = shop();
     node.start(&["--attach", mode]);
     node.expect_connection(1, 2, 80, true);
     node.expect_connection(1, 2, 81, false);
-    // Pod 1 is isolated, too. Replies to it are allowed only because they belong to a recorded flow.
+    // Pod 1 is isolated for ingress, too. Replies to it are allowed only because they belong to a recorded flow.
     let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
     assert!(carries_data(&mut open));
 
@@ -140,7 +144,8 @@ fn uninstall_reports_a_filter_that_another_process_attached() {
 
 #[test]
 fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
-    let versions = |node: &Node| -> Vec<String> {
+    // Returns the versions of the map layout for which programs and maps are pinned.
+    let pinned_versions = |node: &Node| -> Vec<String> {
         let entries = std::fs::read_dir(&node.pin_path).expect("cannot list the pin path").flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     };
@@ -152,7 +157,8 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         node.end(true);
         let attached = node.attached(2);
         let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
-        // Simulate the state of another layout version.
+        // Simulate programs and maps that an agent of layout version 0 has pinned. The next agent does not read these
+        // maps.
         std::fs::rename(node.pin_path.join(&current_version), node.pin_path.join("v0"))
             .expect("cannot rename the pin directory");
         node.expect_connection(1, 2, 81, false);
@@ -163,11 +169,13 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
             let arguments = ["run", "--node", "n1", "--source", &source, "--attach", mode, "--ready-file", ready_file];
             let mut agent = node.start_another(&arguments);
             node.wait("the next agent is ready", || ready.exists());
-            node.wait("the state of the other version is removed", || versions(&node) == [current_version.clone()]);
+            node.wait("the state of the other version is removed", || {
+                pinned_versions(&node) == [current_version.clone()]
+            });
             agent.kill().and_then(|()| agent.wait()).expect("cannot end the agent");
         });
         assert_eq!(succeeded, 0, "{mode}: a denied connection succeeded");
-        assert_eq!(node.attached(2), attached, "{mode}: programs are attached twice");
+        assert_eq!(node.attached(2), attached, "{mode}: not the same number of programs as before");
         assert!(carries_data(&mut open), "{mode}: an open connection was lost");
         node.expect_connection(1, 2, 80, true);
         node.expect_connection(1, 2, 81, false);
@@ -191,6 +199,7 @@ fn maps_are_resized_with_open_connections() {
     let sizes_with_tcx =
         ["--max-flows-v4", "5000", "--max-endpoints", "16", "--max-allow", "500", "--max-ports", "600"];
     for mode in ["tcx", "tc"] {
+        // Resizing works both after SIGTERM (`true`) and after SIGKILL.
         node.end(mode == "tcx");
         let sizes =
             if mode == "tcx" { &sizes_with_tcx[..] } else { &["--max-flows-v4", "7000", "--max-prefixes", "300"] };
@@ -204,7 +213,10 @@ fn maps_are_resized_with_open_connections() {
     let status = String::from_utf8(node.subcommand(&["status", "-o", "json"]).stdout).expect("invalid JSON");
     let status: serde_json::Value = serde_json::from_str(&status).expect("invalid JSON");
     assert_eq!(status["maps"]["FLOWS_V4"]["capacity"], 7000 / 16, "size of the shared table");
-    assert_eq!(status["maps"]["ENDPOINTS"]["capacity"], 1024, "default size");
+    assert_eq!(
+        status["maps"]["ENDPOINTS"]["capacity"], 1024,
+        "default size, because the last agent has no option for it"
+    );
     assert!(
         status["endpoints"][1]["packets"]["ingress"]["no-rule"].as_u64() > Some(0),
         "counters were not copied: {status}"
@@ -230,6 +242,7 @@ fn connections_that_open_while_maps_are_resized_work() {
                     node.connect_within(Duration::from_secs(4), 1, 2, 80).expect("an allowed connection failed");
                 assert!(carries_data(&mut stream), "the connection carries no data");
                 opened += 1;
+                // The kernel sends a lost SYN again after 1 s.
                 slow += u32::from(start.elapsed() > Duration::from_millis(900));
             }
             (opened, slow)
@@ -264,9 +277,9 @@ fn sizes_too_small_for_the_current_entries_are_rejected_with_an_error() {
 }
 
 #[test]
-fn a_full_map_allows_nothing_more_and_is_reported_until_there_is_room() {
+fn denied_connections_stay_denied_while_a_map_is_full_and_this_is_reported() {
     let mut node = shop();
-    // This policy needs a second entry of ALLOW, which does not fit into the map.
+    // This policy needs a second entry in the map ALLOW, but only one entry fits.
     node.policy("one", "{podSelector: {matchLabels: {n: p1}}, ingress: [{from: [{podSelector: {matchLabels: {n: p2}}}], ports: [{port: 80}]}]}");
     node.start(&["--max-allow", "1", "--metrics", "127.0.0.1:9464"]);
     node.wait_log("ALLOW is full");
@@ -277,7 +290,7 @@ fn a_full_map_allows_nothing_more_and_is_reported_until_there_is_room() {
     assert!(page.contains("netpol_map_full_total{map=\"ALLOW\"}"), "{page}");
     assert!(node.events().contains("\"reason\":\"tables-incomplete\""), "{}", node.events());
     assert!(!node.events().contains("\"verdict\":\"allow\""));
-    // Make room.
+    // Without this policy, all entries fit.
     node.remove("one.yaml");
     node.expect_connection(1, 2, 80, true);
     node.expect_connection(1, 2, 81, false);
@@ -325,13 +338,15 @@ fn the_agent_uses_little_memory_and_attaches_in_milliseconds() {
         let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")).map(str::to_owned));
         line.and_then(|value| value.parse().ok()).unwrap_or(-1.0)
     };
+    // The metric has one observation for each interface on which policies are enforced. The node has 8 pods.
     node.wait("all pods are enforced", || {
         (value(&node.page(9465, "/metrics"), "netpol_unprotected_seconds_count{since=\"interface\"}") - 8.0).abs() < 0.5
     });
     let page = node.page(9465, "/metrics");
     let attach = value(&page, "netpol_attach_seconds_sum") / value(&page, "netpol_attach_seconds_count");
     assert!(attach > 0.0 && attach < 0.25, "attaching a pod takes {attach} s");
-    let gap = value(&page, "netpol_unprotected_seconds_sum{since=\"interface\"}")
+    // The mean time from the creation of an interface until policies are enforced on it.
+    let unprotected = value(&page, "netpol_unprotected_seconds_sum{since=\"interface\"}")
         / value(&page, "netpol_unprotected_seconds_count{since=\"interface\"}");
     // Only anonymous memory is checked: the code pages of a debug build are not representative. `cargo xtask bench
     // memory` measures a release build.
@@ -339,7 +354,7 @@ fn the_agent_uses_little_memory_and_attaches_in_milliseconds() {
         .expect("cannot read the status of the agent");
     let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
     let kilobytes: u32 = anonymous.and_then(|text| text.trim().parse().ok()).expect("no RssAnon in status");
-    println!("attach {:.2} ms, gap {:.2} ms, anonymous memory {kilobytes} kB", attach * 1e3, gap * 1e3);
+    println!("attach {:.2} ms, unprotected {:.2} ms, anonymous memory {kilobytes} kB", attach * 1e3, unprotected * 1e3);
     assert!(kilobytes < 12_000, "the agent uses {kilobytes} kB");
 }
 
@@ -351,19 +366,20 @@ fn denied_packets_do_not_delay_other_work() {
     node.expect_connection(1, 2, 81, false);
     node.add_pod(5);
     node.pod_ip(5, "addr flush dev eth0 scope global");
-    // The agent reads interfaces again, and drops the address from its cache.
+    // Because of this change, the agent reads the interface again, and removes the address from its cache.
     node.ip("link set veth5 mtu 1400");
     std::thread::sleep(Duration::from_millis(300));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let guard = StopOnDrop(&stop);
-        // Each connection is a new flow, so each is reported.
+        // Each connection is a new flow, so each denial is reported.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 node.connect_within(Duration::from_millis(2), 1, 2, 81);
             }
         });
-        // The IPv4 address is added later. The kernel does not report this to the agent.
+        // The pod exists in the API before its interface has the address. The kernel does not report to the agent that
+        // the address is added, because the address is in another network namespace.
         node.write_pod(5);
         std::thread::sleep(Duration::from_secs(1));
         assert!(!node.log().contains("pod=shop/p5"), "a pod's policies were enforced without its address");
@@ -376,12 +392,13 @@ fn denied_packets_do_not_delay_other_work() {
 }
 
 #[test]
-fn an_interface_that_reuses_the_index_of_a_removed_one_is_enforced() {
+fn an_interface_that_reuses_the_index_of_a_removed_interface_is_enforced() {
     for mode in ["tcx", "tc"] {
         let mut node = shop();
         node.start(&["--attach", mode]);
         node.expect_connection(1, 2, 81, false);
         node.end(false);
+        // While no agent runs, the interface is replaced by a new one with the same name and index.
         node.replace_veth(2);
         node.expect_connection(1, 2, 81, true);
         node.start(&["--attach", mode]);
@@ -393,8 +410,8 @@ fn an_interface_that_reuses_the_index_of_a_removed_one_is_enforced() {
     }
 }
 
-/// The kernel reports each removal. With periodic checks only, the reattachment after three removals would take up to
-/// half a minute.
+/// The kernel reports each detached filter to the agent. With periodic checks only, reattaching three times would take
+/// up to half a minute.
 #[test]
 fn detached_filters_are_reattached_at_once() {
     let mut node = shop();
@@ -427,11 +444,13 @@ fn programs_run_before_other_programs_at_the_hooks() {
     std::fs::write(&accept, "1,6 0 0 0").expect("cannot write the bytecode");
     node.tc(&format!("filter add dev veth2 ingress prio 1 protocol all bpf da bytecode-file {}", accept.display()));
     node.policy("out", "{podSelector: {matchLabels: {n: p2}}, policyTypes: [Egress]}");
+    // The second agent takes over from the first one.
     for _ in 0..2 {
         node.start(&[]);
         node.expect_connection(1, 2, 80, true);
         node.expect_connection(1, 2, 81, false);
         node.expect_connection(2, 1, 80, false);
+        // Because of the other filter at veth2, netpol attaches TCX links there.
         assert_eq!([1, 2].map(|pod| node.attached(pod)), [(2, 0), (0, 2)], "numbers of filters and links");
         assert!(node.end(true).success());
     }
@@ -442,11 +461,12 @@ fn programs_run_before_other_programs_at_the_hooks() {
 }
 
 #[test]
-fn an_agent_continues_if_its_output_is_not_read() {
+fn an_agent_continues_if_the_reader_of_its_log_ends() {
     let mut node = shop();
     node.remove("deny.yaml");
     let source = format!("dir:{}", node.directory.path().display());
     let mut agent = node.start_another(&["run", "--node", "n1", "--source", &source]);
+    // Closes the pipe of the agent's standard error.
     drop(agent.stderr.take());
     node.add_pod(3);
     node.write_pod(3);

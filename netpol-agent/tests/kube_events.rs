@@ -20,7 +20,7 @@ use netpol_source::ObjectSource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const POLICIES: &str = "
+const DENY_ALL: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny-all, namespace: shop},
  spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}
 ";
@@ -53,6 +53,7 @@ fn start_event_writer(node: &str, server: &ApiServer, credentials: &Path) -> (Si
 }
 
 impl Pipeline {
+    /// Starts the pipeline of the agent on `node`. Pod `shop/web` is on node `n1`, and pod `shop/db` on `n2`.
     fn start(node: &str, policies: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("cannot bind a port");
         let server = ApiServer::start(listener, ServerOptions::default()).expect("cannot start the API server");
@@ -62,6 +63,8 @@ impl Pipeline {
         }
         let pods = server.all(Resource::Pods);
         let mut text = pods.iter().fold(String::new(), |text, object| text + &object.to_string() + "\n---\n");
+        // An Event about a policy contains the UID of the policy, which the agent reads from the API server. So the
+        // server has an object with the policy's name, without spec.
         let name = if policies == INVALID_POLICY { "bad" } else { "deny-all" };
         let metadata = json!({"name": name, "namespace": "shop"});
         let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata});
@@ -95,11 +98,13 @@ impl Pipeline {
         }
     }
 
-    /// Reports a denied packet from shop/web to this address and port, and this number of suppressed packets.
+    /// Reports a denied packet from shop/web to this address and port. `suppressed` is the number of earlier packets of
+    /// the flow that the eBPF programs counted but did not report.
     fn deny(&mut self, destination: [u8; 4], port: u16, suppressed: u32) {
         self.report(0, destination, port, suppressed);
     }
 
+    /// Reports a packet that the policies (`flags` 0) or the policies in shadow mode (`event_flags::SHADOW`) deny.
     fn report(&mut self, flags: u8, destination: [u8; 4], port: u16, suppressed: u32) {
         let bytes = |address: [u8; 4]| std::array::from_fn(|index| address.get(index).copied().unwrap_or(0));
         let endpoint = &self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
@@ -127,12 +132,13 @@ impl Pipeline {
         self.reporter.as_ref().and_then(Reporter::kubernetes).expect("the pipeline has ended")
     }
 
+    /// Reports invalid policies and suspensions of enforcement.
     fn report_notices(&mut self) {
         let Self { reporter, reconciler, .. } = self;
         reporter.as_mut().expect("the pipeline has ended").report_notices(reconciler);
     }
 
-    /// Waits until there are this many Events, and returns them.
+    /// Waits until there are at least this many Events. Returns all Events.
     fn events(&self, count: usize) -> Vec<Value> {
         self.wait_until(&format!("{count} Events"), || self.server.events().len() >= count);
         self.server.events()
@@ -158,6 +164,7 @@ impl Pipeline {
         started.elapsed()
     }
 
+    /// Returns the number of requests that create or patch an object.
     fn writes(&self) -> usize {
         let requests = self.server.requests();
         requests.iter().filter(|request| matches!(request.verb, Some(Verb::Create | Verb::Patch))).count()
@@ -170,7 +177,7 @@ fn text<'v>(event: &'v Value, pointer: &str) -> &'v str {
 
 #[test]
 fn a_denied_packet_becomes_an_event_for_kubectl_describe() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     let started = Instant::now();
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     let events = pipeline.events(1);
@@ -200,7 +207,8 @@ fn a_denied_packet_becomes_an_event_for_kubectl_describe() {
 
 #[test]
 fn a_would_be_denial_becomes_an_event_of_type_normal() {
-    let shadow = POLICIES.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
+    // A would-be denial: a policy in shadow mode would deny the packet.
+    let shadow = DENY_ALL.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
     let mut pipeline = Pipeline::start("n1", &shadow);
     pipeline.report(event_flags::SHADOW, [10, 0, 1, 2], 5432, 0);
     let events = pipeline.events(1);
@@ -216,17 +224,18 @@ fn a_would_be_denial_becomes_an_event_of_type_normal() {
 
 #[test]
 fn a_thousand_denied_packets_become_one_event_with_a_series() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     for _ in 0..100 {
         pipeline.deny([10, 0, 1, 2], 5432, 0);
     }
     pipeline.events(1);
+    // Each report stands for ten packets: the reported packet, and nine that were suppressed.
     for _ in 0..90 {
         pipeline.deny([10, 0, 1, 2], 5432, 9);
     }
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(pipeline.writes(), 1, "the Event must not be updated yet");
-    // When the agent ends, the counted packets are written.
+    // When the agent stops, it writes the number of packets.
     assert!(pipeline.end() < Duration::from_secs(3));
     let events = pipeline.events(1);
     assert_eq!(events.len(), 1);
@@ -237,7 +246,7 @@ fn a_thousand_denied_packets_become_one_event_with_a_series() {
 
 #[test]
 fn a_port_scan_does_not_flood_the_api_server() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     for round in 0..20 {
         for port in 0..500 {
             pipeline.deny([10, 0, 1, 2], round * 500 + port, 0);
@@ -250,6 +259,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
     pipeline.end();
     let events = pipeline.events(11);
     assert_eq!(events.len(), 11, "ten Events for single ports and one for all others");
+    // The agent writes at most a burst of 25 for a pod. The test accepts one more.
     assert!(pipeline.writes() <= 26, "{}", pipeline.writes());
     let count = |event: &Value| event.pointer("/series/count").map_or(1, |count| count.as_u64().unwrap_or(0));
     assert_eq!(events.iter().map(count).sum::<u64>() + dropped, 10_000);
@@ -271,7 +281,7 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
     let (sink, handle) = start_event_writer("n2", &pipeline.server, credentials.path());
     let mut other = Reporter::new(Lines::to(std::io::sink()), FlowBuffer::default()).with_kube_events(Some(sink));
     other.report_notices(&pipeline.reconciler);
-    pipeline.wait_until("a second attempt", || {
+    pipeline.wait_until("a second attempt to create the Event", || {
         pipeline.server.requests().iter().any(|request| request.status == Some(409))
     });
     drop(other);
@@ -281,7 +291,7 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
 
 #[test]
 fn the_start_and_the_end_of_a_suspension_have_an_event_each() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     let namespace = |annotations: &str| {
         let text =
             format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{annotations}}}}}}}");
@@ -305,7 +315,7 @@ fn the_start_and_the_end_of_a_suspension_have_an_event_each() {
     assert!(note.contains("not enforced until") && note.ends_with("(incident 7)"), "{note}");
     pipeline.reconciler.apply(vec![namespace("")]);
     assert!(pipeline.reconciler.suspensions().is_empty());
-    // Notices are compared once a second.
+    // The reporter looks for new notices at most once a second.
     std::thread::sleep(Duration::from_millis(1100));
     pipeline.report_notices();
     let reasons: Vec<_> = pipeline.events(2).iter().map(|event| text(event, "/reason").to_owned()).collect();
@@ -313,7 +323,8 @@ fn the_start_and_the_end_of_a_suspension_have_an_event_each() {
 }
 
 #[test]
-fn an_agent_without_pods_of_a_policy_writes_no_event_for_it() {
+fn an_agent_writes_no_event_for_a_policy_that_selects_no_pod_of_its_node() {
+    // Node `n3` has no pods.
     let mut pipeline = Pipeline::start("n3", INVALID_POLICY);
     pipeline.report_notices();
     std::thread::sleep(Duration::from_secs(1));
@@ -323,7 +334,7 @@ fn an_agent_without_pods_of_a_policy_writes_no_event_for_it() {
 
 #[test]
 fn during_an_outage_packets_are_counted_without_blocking() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     pipeline.server.network(Network::Refuse);
     let started = Instant::now();
     for _ in 0..500 {
@@ -338,18 +349,18 @@ fn during_an_outage_packets_are_counted_without_blocking() {
 
 #[test]
 fn requests_that_fail_are_retried() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     pipeline.server.inject(Fault::new(Effect::status(429).retry_after(1)).verb(Verb::Create).times(1));
     pipeline.server.inject(Fault::new(Effect::cut_in_the_middle()).verb(Verb::Create).times(1));
     pipeline.deny([10, 0, 1, 2], 5432, 0);
-    // The response was cut, but the write succeeded: the Event must not exist twice.
+    // The second fault cuts the response, but the Event was created. So the retry must not create a second Event.
     pipeline.wait_until("a published Event", || pipeline.counters().published() == 1);
     assert_eq!(pipeline.server.events().len(), 1);
 }
 
 #[test]
-fn an_agent_without_permission_writes_events_once_it_is_granted() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+fn an_agent_without_permission_writes_events_after_it_gets_the_permission() {
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     pipeline.server.set_rules(Rules::all().without(Resource::Events, None));
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     pipeline.wait_until("a forbidden request", || {
@@ -361,8 +372,8 @@ fn an_agent_without_permission_writes_events_once_it_is_granted() {
 }
 
 #[test]
-fn events_have_no_uid_without_permission_to_get_pods() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+fn events_have_no_pod_uid_without_permission_to_get_pods() {
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     pipeline.server.set_rules(Rules::all().without(Resource::Pods, Some(Verb::Get)));
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     assert_eq!(pipeline.events(1)[0].pointer("/regarding/uid"), None);
@@ -370,7 +381,7 @@ fn events_have_no_uid_without_permission_to_get_pods() {
 
 #[test]
 fn after_the_token_expires_events_use_a_new_token() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     pipeline.events(1);
     pipeline.server.rotate_token().expect("cannot write the token");
@@ -381,7 +392,7 @@ fn after_the_token_expires_events_use_a_new_token() {
 
 #[test]
 fn an_event_that_the_api_server_deleted_is_created_again() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     let events = pipeline.events(1);
     pipeline.wait_until("a published Event", || pipeline.counters().published() == 1);
@@ -395,7 +406,7 @@ fn an_event_that_the_api_server_deleted_is_created_again() {
 
 #[test]
 fn a_deleted_pod_gets_no_event() {
-    let mut pipeline = Pipeline::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", DENY_ALL);
     pipeline.server.delete(Resource::Pods, "shop", "web");
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     pipeline.wait_until("a dropped Event", || pipeline.counters().dropped(DropReason::Deleted) == 1);

@@ -1,5 +1,5 @@
-//! Tests a resync after an outage, which applies several changes at once. After every single write, each verdict must
-//! be the verdict from before the outage or the new one.
+//! Tests a resync: after an outage, the agent applies all changes of the outage at once. After each write to the data
+//! plane, each verdict must be the one from before the outage, or the one from after the outage.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,16 +21,19 @@ use proptest::prelude::*;
 /// The pods of this node and their addresses, by interface.
 type LocalPods = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
 
-/// For each pod: whether each probe is allowed, and whether it would be if policies in shadow mode were enforced.
+/// For each pod and each probe (a test packet): whether the probe is allowed, and whether it would be allowed if
+/// policies in shadow mode were enforced.
 type Verdicts = BTreeMap<PodKey, Vec<[bool; 2]>>;
 
 /// A data plane in memory that records all verdicts after every write.
 #[derive(Debug, Default)]
 struct Recorder {
     memory: Memory,
+    /// The written tables, in the form that can evaluate probes.
     tables: Tables,
     local_pods: LocalPods,
     probes: Vec<Probe>,
+    /// For each write: the write as text, and the verdicts after it.
     records: Vec<(String, Verdicts)>,
 }
 
@@ -123,6 +126,8 @@ impl Dataplane for Recorder {
     }
 }
 
+/// Returns the verdicts of the reference implementation. The engine compiles tables only because [`expected`] must know
+/// which pods share table entries.
 fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probes: &[Probe]) -> Verdicts {
     let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
     engine.apply(Event::Clock(cluster_state.clock));
@@ -141,7 +146,7 @@ fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probe
     local_pods.values().map(|(pod, _)| (pod.clone(), verdicts(pod))).collect()
 }
 
-/// Returns the pods of this node that have an interface: pods with addresses that belong to no other pod.
+/// Returns the pods of this node that get an interface in the test: pods with addresses that belong to no other pod.
 fn local_pods(cluster_state: &ClusterState) -> LocalPods {
     let local = cluster_state.pods.values().filter(|pod| pod.is_selectable() && pod.node.as_deref() == Some("node-1"));
     let owners = local.filter(|pod| {
@@ -167,8 +172,8 @@ fn interfaces(local_pods: &LocalPods, local_addresses: &[IpAddr]) -> InterfaceSn
     }
 }
 
-/// Returns the changes that a resync may apply: one for each object, without changes of pod addresses, which need
-/// changes of interfaces.
+/// Makes the changes of one resync from generated events: for each object, only the last event counts. Pods are neither
+/// created nor deleted and keep their addresses, because the interfaces stay the same in this test.
 fn differences(cluster_state: &ClusterState, events: Vec<Event>) -> Vec<Event> {
     let mut latest = BTreeMap::new();
     for event in events {
@@ -230,15 +235,15 @@ proptest! {
         for (write, verdicts) in &reconciler.dataplane().records {
             for (pod, verdicts) in verdicts {
                 for (index, found) in verdicts.iter().enumerate() {
-                    // A change of a pod needs two writes: of its endpoint and of its address. So its hairpin traffic is
-                    // not checked.
+                    // Probes between a pod and its own address are not checked: their verdict depends on the endpoint
+                    // and on the address entry of the same pod, and a change of the pod needs a write for each.
                     if old.pods[pod].addresses.contains(&probes[index].remote) {
                         continue;
                     }
                     let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
                     let packet = probes[index].at(pod);
-                    // Pods with the same rules share map entries. If one of them is a backend of the Service, the
-                    // packet may be allowed pre-DNAT and evaluated again post-DNAT.
+                    // Pods with the same rules share map entries. If one of these pods is a backend of the Service to
+                    // which the packet goes, the packet may be allowed pre-DNAT and evaluated again post-DNAT.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));
                     // Index 0: the verdict. Index 1: the verdict if policies in shadow mode were enforced.

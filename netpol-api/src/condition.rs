@@ -28,12 +28,13 @@ pub struct Target {
 /// A condition to wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// `policy/NAMESPACE/NAME` or `pod/NAMESPACE/NAME`: this node enforces the current version of the object.
+    /// `policy/NAMESPACE/NAME` or `pod/NAMESPACE/NAME`: the agent's node enforces the current version of the object.
     Enforced(Target),
-    /// `delete=…`: the object was deleted, and has no effect on this node any more.
+    /// `delete=policy/NAMESPACE/NAME` or `delete=pod/NAMESPACE/NAME`: the object was deleted, and has no effect on the
+    /// agent's node any more.
     Deleted(Target),
-    /// `sync`: the agent has processed everything that the source currently contains, and every pod of this node is
-    /// enforced.
+    /// `sync`: the agent has processed everything that its source of objects (API server or directory) currently
+    /// contains, and enforces policies on every pod of its node.
     Sync,
 }
 

@@ -11,7 +11,7 @@ use crate::MAX_WAIT;
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
+    let unit_milliseconds = match unit {
         "ms" => Some(1),
         "s" => Some(1_000),
         "m" => Some(60_000),
@@ -19,8 +19,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "" if number == "0" => Some(0),
         _ => None,
     };
-    let duration = milliseconds
-        .and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit))
+    let duration = unit_milliseconds
+        .and_then(|milliseconds| number.parse::<u64>().ok()?.checked_mul(milliseconds))
         .map(Duration::from_millis)
         .ok_or_else(|| format!("`{text}` is not a duration; use a number and a unit, such as 500ms, 30s or 2m"))?;
     if duration > MAX_WAIT {
@@ -29,7 +29,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// Formats a duration, in whole seconds if possible.
+/// Formats a duration as `30s`, or as `250ms` if it is not a whole number of seconds.
 pub fn format_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     if milliseconds.is_multiple_of(1_000) { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }

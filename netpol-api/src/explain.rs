@@ -6,27 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{FlowDirection, FlowVerdict};
 
-/// The verdict on a connection: as evaluated from the agent's objects, and as evaluated from the compiled tables of its
-/// node.
+/// The verdict on a connection: as evaluated from the objects that the agent has received, and as evaluated from the
+/// tables into which the agent has compiled these objects for its node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainResponse {
     /// The node of the agent.
     pub node: String,
-    /// The generation of the last batch of changes that is fully enforced.
+    /// The generation (the number) of the last batch of changes that is fully enforced.
     pub generation: u64,
     /// The generation of the last batch of changes that was received.
     pub generation_received: u64,
     /// The explanation, evaluated from the objects, in the format of `netpol explain -o json`.
     pub explanation: serde_json::Value,
-    /// The verdicts of the node's tables, for each end that is a pod of this node, and each address family.
+    /// The verdicts of the tables: one for each end of the connection that is a pod of this node, and each address
+    /// family. If the destination is a Service, also one for each backend.
     pub tables: Vec<TableVerdict>,
-    /// Whether a verdict of the tables differs from the verdict of the objects. If `generation` is lower than
-    /// `generationReceived`, the likely cause is that changes are not enforced yet.
+    /// Whether a verdict of the tables differs from the verdict evaluated from the objects. If `generation` is lower
+    /// than `generationReceived`, the likely cause is that changes are not enforced yet.
     pub differs: bool,
 }
 
-/// The verdict of the tables of a node, for one end of a connection.
+/// The verdict of the tables of a node, at one end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TableVerdict {
@@ -36,9 +37,9 @@ pub struct TableVerdict {
     pub direction: FlowDirection,
     /// The other end's address.
     pub remote: IpAddr,
-    /// The destination port, after translation if `backend` is set.
+    /// The destination port. If `backend` is set, this is the port of the backend (post-DNAT).
     pub port: u16,
-    /// Whether `remote` is a backend of the Service that is the destination.
+    /// Whether the connection is to a Service, and was evaluated with a backend of the Service as its destination.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub backend: bool,
     /// The verdict of the tables.

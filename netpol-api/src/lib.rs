@@ -10,13 +10,13 @@
 //! | `/v1/endpoints` | [`List`] of [`Endpoint`] |
 //! | `/v1/policies` | [`PolicyList`] |
 //! | `/v1/pods` | [`List`] of [`PodStatus`], the pods of this node |
-//! | `/v1/explain?from=NS/POD&to=NS/POD&port=443/TCP` | [`ExplainResponse`]; ends as in `netpol explain`: `NS/POD`, `service/NS/NAME`, or an address |
+//! | `/v1/explain?from=NS/POD&to=NS/POD&port=443/TCP` | [`ExplainResponse`]; `from` and `to` as in `netpol explain`: `NS/POD`, `service/NS/NAME`, or an address |
 //! | `/v1/shadow?since=1h` | [`ShadowReport`] |
 //! | `/v1/generations` | [`List`] of [`GenerationStatus`], the latest first |
-//! | `/v1/conflicts` | [`List`] of [`ConflictStatus`] |
+//! | `/v1/conflicts` | [`List`] of [`ConflictStatus`]: software or settings of the node that conflict with netpol |
 //! | `/v1/maps` | [`List`] of [`MapStatus`] |
 //! | `/v1/wait?for=CONDITION&timeout=30s` | [`WaitResponse`]; `for` can be repeated |
-//! | `POST /v1/pods/start` with a [`PodStart`] | [`PodStarted`], once the pod's policies are enforced |
+//! | `POST /v1/pods/start` with a [`PodStart`] | [`PodStarted`], as soon as the pod's policies are enforced: the start gate delays the pod until then |
 //! | `POST /v1/pods/stop` with a [`PodStop`] | `null` |
 //! | `/metrics`, `/healthz`, `/readyz` | the same as on the agent's `--metrics` address |
 //! | `/openapi.json` | the description of this API (`OpenAPI` 3.1), docs/api/openapi.json |
@@ -61,7 +61,7 @@ pub use wait::{ConditionResult, ErrorResponse, Pending, WaitOutcome, WaitRespons
 /// The default socket of an agent.
 pub const DEFAULT_SOCKET: &str = "/run/netpol/agent.sock";
 
-/// The longest wait that an agent accepts.
+/// The maximum `timeout` of `/v1/wait`.
 pub const MAX_WAIT: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// The default value of boolean fields that agents of earlier versions do not write.

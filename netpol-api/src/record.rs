@@ -1,5 +1,5 @@
-//! Records of flows, and summaries. Each record is one JSON object. The agent's API, its output and files have the same
-//! format.
+//! Records of flows, and summaries. Each record is one JSON object. The agent's API, its output and its files use the
+//! same format.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ pub enum Record {
     Multicast(Box<MulticastRecord>),
     /// The number of a pod's packets or flows that have no record, because the pod had too many events (rate limit).
     RateLimited(RateLimitedRecord),
-    /// Records that this client did not receive, because it read too slowly.
+    /// The number of records that the client which reads this stream did not receive, because it read too slowly.
     Lost(LostRecord),
 }
 
@@ -44,7 +44,8 @@ pub enum FlowVerdict {
     Allowed,
     /// Denied.
     Denied,
-    /// Allowed, but a policy in shadow mode would deny it.
+    /// Allowed, but policies in shadow mode would deny it. If the agent runs with `--observe`: allowed, but the policies
+    /// deny it.
     Shadow,
 }
 
@@ -71,7 +72,7 @@ impl FlowVerdict {
     }
 }
 
-/// Where a flow was evaluated.
+/// At which end a flow was evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FlowDirection {
@@ -91,7 +92,8 @@ impl FlowDirection {
     }
 }
 
-/// A flow that starts, or a denied packet.
+/// A flow that starts, or a denied packet. The flow was evaluated at the interface of one pod: the pod of this record,
+/// which is the source or the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowRecord {
@@ -100,7 +102,7 @@ pub struct FlowRecord {
     pub header: RecordHeader,
     /// The verdict at the pod of this record.
     pub verdict: FlowVerdict,
-    /// Whether the pod of this record is the receiver or the sender.
+    /// Whether the pod of this record is the receiver (`ingress`) or the sender (`egress`).
     pub direction: FlowDirection,
     /// The reason of the verdict, see docs/reasons.md. With [`FlowVerdict::Shadow`]: the reason with which the flow
     /// would be denied.
@@ -118,12 +120,13 @@ pub struct FlowRecord {
     /// evaluated, see `unexplained`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<FlowSide>,
-    /// The evaluation of the receiver's policies.
+    /// The evaluation of the receiver's policies. `None` if the receiver is not a pod, or if only the other end was
+    /// evaluated, see `unexplained`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<FlowSide>,
-    /// Why the rules and the other end's evaluation are missing: the agent had no time for an explanation, policies
-    /// have changed since the packet was evaluated, the pod was deleted, or the reference evaluator has another
-    /// verdict, which is a bug.
+    /// Why the rules and the evaluation of the other end's policies are missing: the agent had no time for an
+    /// explanation, policies have changed since the packet was evaluated, the pod was deleted, or the reference
+    /// evaluator has another verdict, which is a bug.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<String>,
     /// With the reason `revoked`: the change that revoked the flow.
@@ -168,7 +171,8 @@ pub struct FlowTotalsRecord {
     /// Schema, time and node.
     #[serde(flatten)]
     pub header: RecordHeader,
-    /// Whether the pod of this record is the receiver of the flow's first packet, or its sender.
+    /// Whether the pod at which the packets were counted is the receiver of the flow's first packet (`ingress`), or its
+    /// sender (`egress`).
     pub direction: FlowDirection,
     /// The source of the first packet.
     pub from: FlowEnd,
@@ -186,7 +190,7 @@ pub struct FlowTotalsRecord {
     /// Packets and bytes since the start of the flow.
     #[serde(flatten)]
     pub total: TrafficCounts,
-    /// If a record is written once a minute: packets and bytes since the last record of this flow.
+    /// Packets and bytes since the last record of this flow, if a record is written once a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<IntervalCounts>,
     /// Why the flow has ended; `None` if it has not ended.
@@ -381,17 +385,17 @@ pub struct MulticastRecord {
     /// Schema, time and node.
     #[serde(flatten)]
     pub header: RecordHeader,
-    /// Denied, or shadow.
+    /// [`FlowVerdict::Denied`] or [`FlowVerdict::Shadow`].
     pub verdict: FlowVerdict,
-    /// Where the packets were evaluated.
+    /// At which end the packets were evaluated.
     pub direction: FlowDirection,
-    /// The reason.
+    /// The reason of the verdict, see docs/reasons.md.
     pub reason: String,
-    /// The group.
+    /// The multicast or broadcast address.
     pub to: FlowEnd,
-    /// The protocol.
+    /// The protocol, as in [`FlowRecord`].
     pub protocol: String,
-    /// The destination port.
+    /// The destination port, if the protocol has ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Packets since the last record. A packet that several pods receive is counted once.

@@ -1,4 +1,5 @@
-//! Resources of a node that the agent lists: pods, policies, generations, conflicts and maps.
+//! Resources of a node that the agent lists: pods, policies, generations (batches of changes from the API server),
+//! conflicts and maps.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use crate::{Directions, FlowDirection, PartialPolicy, Workload};
 pub struct List<T> {
     /// The node of the agent.
     pub node: String,
-    /// The generation of the last batch of changes that is fully enforced.
+    /// The number of the last batch of changes that is fully enforced.
     pub generation: u64,
     /// The resources.
     pub items: Vec<T>,
@@ -51,7 +52,7 @@ pub struct PodStatus {
     pub shadow_policies: Directions,
 }
 
-/// What happens to the verdicts of a policy.
+/// The mode of a policy: what happens to its verdicts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PolicyMode {
@@ -68,7 +69,7 @@ pub enum PolicyMode {
 pub struct PolicyList {
     /// The node of the agent.
     pub node: String,
-    /// The generation of the last batch of changes that is fully enforced.
+    /// The number of the last batch of changes that is fully enforced.
     pub generation: u64,
     /// When the agent started. Flows are counted since then. RFC 3339, UTC.
     pub counted_since: String,
@@ -88,14 +89,14 @@ pub struct PolicyStatus {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Whether the policy is enforced.
+    /// The mode that annotations set. A suspension does not change this field.
     pub mode: PolicyMode,
     /// Set if enforcement of the policy's namespace or of the cluster is suspended: when the suspension ends. Until
     /// then, the policy is not enforced, although its mode is `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_until: Option<String>,
-    /// Whether a policy in shadow mode is evaluated for all of `pods` now. If not, flows that it would deny are not
-    /// counted.
+    /// False if a policy in shadow mode (or a suspended policy) is not evaluated for some of `pods` now. Then flows of
+    /// these pods that it would deny are not counted. Always true for an enforced policy.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
     /// Why `evaluated` is false.
@@ -180,6 +181,6 @@ pub struct MapStatus {
     pub entries: Option<u64>,
     /// The maximum number of entries.
     pub capacity: u64,
-    /// Writes that failed because the map was full.
+    /// The number of writes that failed because the map was full.
     pub full: u64,
 }

@@ -10,9 +10,10 @@ use crate::{FlowDirection, Workload};
 pub struct ShadowReport {
     /// The node of the agent.
     pub node: String,
-    /// The generation of the last batch of changes that is fully enforced.
+    /// The generation (the number) of the last batch of object changes that is enforced together with all earlier
+    /// batches.
     pub generation: u64,
-    /// The start of the reported time: RFC 3339, UTC.
+    /// The start of the reported period: RFC 3339, UTC.
     pub since: String,
     /// When the agent started to count would-be denials. If this is later than `since`, the report is not complete.
     pub collected_since: String,
@@ -21,11 +22,11 @@ pub struct ShadowReport {
     pub observe: bool,
     /// Policies in shadow mode that select pods of this node.
     pub policies: Vec<ShadowPolicy>,
-    /// The number of would-be denials that are not in `items`: a pod had too many events (rate limit), or there were
-    /// too many different denials.
+    /// The number of would-be denials that are not in `items`, because a pod had too many events (rate limit), or
+    /// because there were too many different denials.
     pub other_flows: u64,
-    /// The would-be denials. If several policies in shadow mode isolate the pod of a flow, the flow is in one item that
-    /// has all these policies.
+    /// The would-be denials. If several policies in shadow mode would isolate the pod, its flow is in only one item,
+    /// which has all these policies.
     pub items: Vec<ShadowDenial>,
 }
 
@@ -37,17 +38,17 @@ pub struct ShadowPolicy {
     pub policy: String,
     /// The number of this node's pods that the policy selects.
     pub pods: usize,
-    /// When the agent received the policy in shadow mode.
+    /// When the policy was put into shadow mode. If this was before the agent started, the time of the agent's start.
     pub since: String,
-    /// Whether the policy is evaluated for all of these pods now. If not, the report omits flows that the policy
-    /// would deny.
+    /// Whether the policy is now evaluated for all pods of this node that it selects. If not, the report lacks flows
+    /// that the policy would deny.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
     /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// The number of would-be denials at pods of the policy's namespace, without those in [`ShadowReport::items`]. They
-    /// may be denials of this policy.
+    /// The number of would-be denials at pods of the policy's namespace that are not in [`ShadowReport::items`]. This
+    /// policy may be the cause of some of them.
     #[serde(default)]
     pub other_flows: u64,
 }
@@ -59,7 +60,7 @@ pub struct ShadowDenial {
     /// The policies that would isolate the pod at which the flows would be denied: `namespace/name`, at most 16, those
     /// in shadow mode first.
     pub policies: Vec<String>,
-    /// `ingress` if this pod is the receiver, `egress` if it is the sender.
+    /// `ingress` if the pod at which the flows would be denied is the receiver, `egress` if it is the sender.
     pub direction: FlowDirection,
     /// The source.
     pub from: WorkloadEnd,
@@ -72,15 +73,16 @@ pub struct ShadowDenial {
     pub port: Option<u16>,
     /// The reason with which the flows would be denied.
     pub reason: String,
-    /// The number of flows in the reported time. The start of this time is rounded down to a whole minute.
+    /// The number of flows in the reported period. The start of the period is rounded down to a whole minute.
     pub flows: u64,
-    /// The time of the first such flow. It can be before the reported time.
+    /// The time of the first of these flows since the agent started to count them. It can be before the reported
+    /// period.
     pub first: String,
-    /// The time of the last such flow.
+    /// The time of the last of these flows.
     pub last: String,
 }
 
-/// One end of an aggregated flow: a workload, a pod without a workload, a node, or an address.
+/// One end of flows that are counted together: a workload, a pod without a workload, a node, or an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadEnd {

@@ -1,5 +1,5 @@
-//! The start gate: requests of the CNI plugin `netpol-cni`, which delays the start of a pod until its policies are
-//! enforced.
+//! The start gate delays the start of a pod until its policies are enforced. This module has the requests that the CNI
+//! plugin `netpol-cni` sends to the agent for this, the agent's responses, and the gate's status.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ pub const EXEMPT_NAMESPACE: &str = "kube-system";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStart {
-    /// The ID of its sandbox.
+    /// The ID of the pod's sandbox (the environment that its containers share).
     pub container_id: String,
     /// The pod's namespace.
     pub namespace: String,
@@ -28,11 +28,11 @@ pub struct PodStart {
     pub timeout_ms: u64,
 }
 
-/// The response to a [`PodStart`].
+/// The response to a [`PodStart`] if the pod may start. Otherwise, the response is an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStarted {
-    /// The outcome.
+    /// The outcome; never [`StartOutcome::Refused`].
     pub outcome: StartOutcome,
     /// How long the request took, in milliseconds.
     pub took_ms: u64,
@@ -69,7 +69,7 @@ impl StartOutcome {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GateStatus {
-    /// How starts are reported to the agent: `nri`, `cni`, or `off`.
+    /// How starts are reported to the agent: `nri` (by the container runtime), `cni` (by `netpol-cni`), or `off`.
     pub mode: String,
     /// Why `--start-gate auto` chose this mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ pub struct RecentStart {
     pub reason: Option<String>,
 }
 
-/// A sandbox that has stopped.
+/// The request of `netpol-cni` after a sandbox has stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStop {

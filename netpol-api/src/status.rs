@@ -14,11 +14,11 @@ pub struct Status {
     pub version: String,
     /// The node's name.
     pub node: String,
-    /// The source of the objects.
+    /// The source of the objects: `kube` or `kube:KUBECONFIG` (the API server), or `dir:PATH` (a directory).
     pub source: String,
     /// Whether all policies that existed when the agent started are enforced.
     pub ready: bool,
-    /// The generation of the last batch of changes that was received.
+    /// The generation (the number) of the last batch of object changes that was received.
     pub generation_received: u64,
     /// The generation of the last batch that is enforced together with all earlier batches.
     pub generation: u64,
@@ -40,7 +40,7 @@ pub struct Status {
     /// The suspensions of enforcement that are in effect.
     #[serde(default)]
     pub suspensions: Vec<Suspension>,
-    /// Numbers of packets and records.
+    /// Numbers of packets and flow records.
     #[serde(default)]
     pub flows: FlowCounts,
     /// Software and settings on this node that conflict with netpol.
@@ -69,7 +69,7 @@ pub struct Suspension {
     pub reason: Option<String>,
 }
 
-/// Numbers of packets and records. Records are counted since the start of the agent.
+/// Numbers of packets and flow records. Records are counted since the start of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowCounts {
@@ -77,14 +77,14 @@ pub struct FlowCounts {
     pub denied_packets: u64,
     /// Packets of allowed flows, of the pods that are on this node now.
     pub allowed_packets: u64,
-    /// Records of flows.
+    /// Flow records: reports of denied packets and of allowed flows.
     pub records: u64,
     /// Denied packets and allowed flows without a record: their pods had too many events (rate limit).
     pub suppressed: u64,
     /// Events that did not fit into the ring buffer of the eBPF programs.
     pub lost_events: u64,
-    /// Records that were not written to standard output: it was read too slowly, or there were too many records in one
-    /// second.
+    /// Records that were not written to standard output, because it was read too slowly, or because there were too many
+    /// records in one second.
     pub unwritten: u64,
 }
 

@@ -1,8 +1,9 @@
-//! The results of a wait.
+//! The response to `/v1/wait`: a request that waits until conditions hold, for example until a policy is enforced on
+//! the node.
 
 use serde::{Deserialize, Serialize};
 
-/// The response to a wait.
+/// The response to `/v1/wait`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WaitResponse {
@@ -16,7 +17,7 @@ pub struct WaitResponse {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConditionResult {
-    /// The condition.
+    /// The condition as in the request, such as `policy/shop/db`.
     #[serde(rename = "for")]
     pub condition: String,
     /// The outcome.

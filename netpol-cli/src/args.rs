@@ -70,6 +70,7 @@ pub(crate) enum Command {
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(Box<ExplainOptions>),
     /// Show which connections two versions of manifests allow differently, and why
+    // The help of `-f` differs: in this command, `-f` is only for manifests that belong to both versions.
     #[command(after_help = diff::EXAMPLES, mut_arg("paths", |arg| arg.help(diff::COMMON)))]
     Diff(DiffOptions),
     /// Check expectations about connections, with a counterexample for each that fails
@@ -205,7 +206,7 @@ pub(crate) struct InputOptions {
     /// input; repeatable. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
     #[arg(long = "pod-cidr", value_name = "CIDR", env = "NETPOL_POD_CIDR", value_delimiter = ',')]
     pub(crate) pod_cidrs: Vec<IpNet>,
-    /// The namespace of objects that have none. If this is not set, `default`.
+    /// The namespace of objects that have none; `None` means `default`. Not an option: a command sets it.
     #[arg(skip)]
     pub(crate) default_namespace: Option<String>,
 }
@@ -299,7 +300,7 @@ pub(crate) struct ExplainOptions {
     pub(crate) output: Output,
 }
 
-/// Parses an address. An IPv4-mapped IPv6 address is the IPv4 address.
+/// Parses an address. An IPv4-mapped IPv6 address becomes the IPv4 address.
 fn address(text: &str) -> Result<IpAddr, AddrParseError> {
     text.parse::<IpAddr>().map(|address| address.to_canonical())
 }

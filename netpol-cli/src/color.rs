@@ -18,7 +18,7 @@ const CYAN: u8 = 36;
 pub(crate) struct ColorMode(bool);
 
 impl ColorMode {
-    /// Colors output to a terminal, unless `NO_COLOR` is set: <https://no-color.org>.
+    /// Returns the mode for standard output: color on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
     pub(crate) fn detect() -> Self {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
     }
@@ -28,7 +28,7 @@ impl ColorMode {
     #[cfg(test)]
     pub(crate) const ALWAYS: Self = Self(true);
 
-    /// Colors a cell or a word.
+    /// Colors the text of a cell, or a word, in the color of its tone. `None`: no color.
     pub(crate) fn tone(self, tone: Option<Tone>, text: &str) -> String {
         match tone {
             Some(Tone::Good) => self.paint(GREEN, text),

@@ -14,12 +14,14 @@ use netpol_policy::model::{PodKey, Selector, ServiceKey, WorkloadKey, WorkloadKi
 use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::End;
 
-/// One end of a connection, as it is written in an argument. An end without a namespace is in the namespace of `-n`.
+/// One end of a connection, as it is written in an argument. `Pod`, `Service` and `Workload` have the namespace and the
+/// name. If the namespace is `None`, it is the namespace of `-n`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndArgument {
     Pod(Option<String>, String),
     Service(Option<String>, String),
     Workload(WorkloadKind, Option<String>, String),
+    /// A label selector as text, and parsed.
     Labels(String, Selector),
     Address(IpAddr),
     Range(IpNet),
@@ -66,7 +68,7 @@ impl FromStr for EndArgument {
     }
 }
 
-/// An end in a filter of the matrix (`--from` and `--to`).
+/// One end in a filter of `netpol matrix` (`--from` and `--to`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MatrixEnd {
     Namespace(String),
@@ -103,7 +105,7 @@ impl MatrixEnd {
 }
 
 impl EndArgument {
-    /// Returns the namespace of the pods or the Service; `None` for addresses.
+    /// Returns the namespace of the pods or the Service; `None` for addresses. `default`: the namespace of `-n`.
     pub(crate) fn namespace<'e>(&'e self, default: &'e str) -> Option<&'e str> {
         match self {
             Self::Pod(namespace, _) | Self::Service(namespace, _) | Self::Workload(_, namespace, _) => {
@@ -114,7 +116,8 @@ impl EndArgument {
         }
     }
 
-    /// Returns whether the argument stands for one end in every input: it is a pod, a Service or an address.
+    /// Returns whether the argument names a pod, a Service or an address. Whatever objects the input has, such an
+    /// argument stands for one end.
     pub(crate) const fn is_single(&self) -> bool {
         matches!(self, Self::Pod(..) | Self::Service(..) | Self::Address(_))
     }
@@ -125,6 +128,7 @@ impl EndArgument {
     }
 }
 
+/// Returns the error message for an argument that is not an end.
 fn usage(text: &str) -> String {
     format!(
         "`{text}` is not an end; write namespace/pod, deploy/NAME with -n NAMESPACE, svc/NAME, key=value, an address, a range, or internet"
@@ -136,7 +140,8 @@ fn usage(text: &str) -> String {
 pub(crate) struct EndSet {
     /// The text for messages, such as `Deployment shop/web`.
     pub(crate) title: String,
-    /// Each pod, address or Service, with its text. A range of addresses has no items before `ranges::split`.
+    /// Each pod, address or Service, with its text. For a range of addresses, the list is empty until `ranges::split`
+    /// divides the range into parts with the same verdicts.
     pub(crate) ends: Vec<(End, EndText)>,
 }
 
@@ -178,8 +183,9 @@ impl EndSet {
     }
 }
 
-/// Finds the ends of a connection. If one pod stands for all pods of a workload, the source is a second pod of the
-/// workload: then a connection of the workload to itself is a connection between two pods.
+/// Finds the sources and the destinations of a connection. `namespace`: the namespace of `-n`. If one pod stands for
+/// all pods of a workload, the source is a second pod of the workload: then a connection of the workload to itself is a
+/// connection between two pods.
 pub(crate) fn resolve(
     cluster: &mut OfflineCluster,
     (from, to): (&EndArgument, &EndArgument),
@@ -199,7 +205,7 @@ pub(crate) fn resolve(
     Ok((sources, destinations))
 }
 
-/// Replaces a headless Service by its endpoints.
+/// Replaces a headless Service by its endpoints, if it has any.
 fn endpoints_of_headless(cluster: &OfflineCluster, set: EndSet) -> EndSet {
     let [(End::Service(key), _)] = &set.ends[..] else { return set };
     let services = &cluster.state().services;

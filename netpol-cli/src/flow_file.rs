@@ -83,6 +83,7 @@ mod tests {
         for (text, expected) in [
             ("{", "f:1 is not a record of netpol: EOF"),
             ("\n{}", "f:2 is not a record of netpol: it has no `type`"),
+            // The record of type `lost`, without its field `records`.
             (&records[3].replace("\"records\"", "\"record\""), "missing field `records`"),
             (&" ".repeat((1 << 20) + 1), "f:1 is longer than 1048576 bytes"),
         ] {

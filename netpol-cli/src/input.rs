@@ -1,4 +1,4 @@
-//! The input of a command. Reads manifests from files, directories and standard input.
+//! The input of a command: manifests from files, directories and standard input, or the objects of a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ use crate::live::Missing;
 use crate::message::message;
 use crate::unevaluated;
 
-/// The name of a cluster's objects in diagnostics, instead of a file.
+/// The name that diagnostics about objects of a cluster have instead of a file name.
 const CLUSTER: &str = "cluster";
 
 /// The input of a command.
@@ -27,7 +27,8 @@ pub(crate) struct Input {
     pub(crate) parsed: Parsed,
     /// Errors of files and directories that could not be read.
     pub(crate) unreadable: Vec<String>,
-    /// Skipped files, all found in directories. If the command has such a file as an argument, this is an error.
+    /// Skipped files, all found in directories. A file that is itself an argument is not skipped: it is in
+    /// `unreadable`.
     pub(crate) skipped: Vec<SkippedFile>,
     /// Objects of a cluster that the user cannot list.
     pub(crate) missing: Vec<Missing>,
@@ -81,7 +82,7 @@ impl Input {
         Self::read_with(options, Vec::new())
     }
 
-    /// Reads all paths. The input also has `texts`, which come first.
+    /// Reads all paths. The objects of `texts` come before the objects of the paths.
     pub(crate) fn read_with(options: &InputOptions, texts: Vec<TextFile>) -> Self {
         let mut input = Self { default_namespace: options.default_namespace.clone(), ..Self::default() };
         let (mut files, mut size) = (BTreeMap::new(), 0);
@@ -177,7 +178,7 @@ impl Input {
         }
     }
 
-    /// Returns the cluster that the manifests describe.
+    /// Returns the cluster that the objects describe. The current time decides which suspensions are in effect.
     pub(crate) fn cluster(&self, options: &InputOptions) -> OfflineCluster {
         OfflineCluster::new(&self.parsed, &options.pod_cidrs).at(jiff::Timestamp::now().into())
     }
@@ -200,10 +201,9 @@ impl Input {
             Ok(text) => {
                 let namespace = self.default_namespace.as_deref();
                 let parsed = manifest::parse_offline_in(&text, name, namespace);
-                let skipped = parsed.skipped;
+                let skip_reason = parsed.skipped;
                 self.parsed.extend(parsed);
-                match skipped {
-                    // A file that is an argument must contain an object.
+                match skip_reason {
                     Some(SkipReason::NotKubernetes) if named => {
                         self.unreadable.push(format!("{name} contains no Kubernetes object; check the path"));
                     }
@@ -221,8 +221,9 @@ impl Input {
         }
     }
 
-    /// Adds the manifests at a path to `files`. `named`: whether the path itself is an argument of the command; such a
-    /// file can have any name. `parents`: the directories that contain the path.
+    /// Finds the manifests at a path. Adds them to `files`, each with whether the file itself is an argument of the
+    /// command. `named`: whether this path is an argument; then a file can have any name. `parents`: the directories
+    /// that contain the path.
     fn collect(
         &mut self,
         path: &Path,

@@ -35,6 +35,7 @@ async fn list_endpoints(options: &ListOptions, out: &mut impl Write) -> Result<E
             pod.split_once('/').is_none_or(|(namespace, _)| scope.has_namespace(namespace))
                 && selected.as_ref().is_none_or(|selected| selected.contains(pod))
         }
+        // The namespace and labels of an unknown pod are not known.
         None => scope.namespace.is_none() && selected.is_none(),
     };
     let items: Vec<OfNode<'_, Endpoint>> = answers
@@ -52,7 +53,7 @@ async fn list_endpoints(options: &ListOptions, out: &mut impl Write) -> Result<E
     fleet.finish(answers.len())
 }
 
-/// Returns the pods with the labels of `-l`, as `namespace/name`; `None` without `-l`.
+/// Returns the pods that the label selector of `-l` matches, as `namespace/name`; `None` without `-l`.
 async fn selected_pods(scope: &Scope, fleet: &mut Fleet) -> Option<BTreeSet<String>> {
     scope.labels.as_ref()?;
     let answers: Vec<Answer<List<PodStatus>>> = fleet.get("/v1/pods").await;

@@ -28,20 +28,20 @@ use kinds::Kind;
 pub(crate) use manifests_or_cluster::{View, is_shown, read_all_kinds, read_input, read_shown};
 
 /// The number of objects in one response.
-const PAGE: u32 = 500;
+const PAGE_SIZE: u32 = 500;
 /// The default time limit for each response of the API server.
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(30);
 
 /// The end of the error message about a missing kubeconfig.
 pub(crate) const OR_MANIFESTS: &str = ", or pass manifests with -f";
 
-/// Objects of one kind that the user cannot list.
+/// Objects of one kind that the user has no right to list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Missing {
     /// The kind in the plural, such as `NetworkPolicies`.
     pub(crate) kind: String,
-    /// The namespace. `None`: all namespaces that the command does not need.
+    /// The namespace, one of [`Needed::namespaces`]. `None`: all namespaces that the command does not need.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<String>,
     /// The error of the API server.
@@ -51,16 +51,17 @@ pub(crate) struct Missing {
     pub(crate) is_unevaluated: bool,
 }
 
-/// The objects that a command needs, even if the user cannot list objects in all namespaces.
+/// The objects that a command needs. An end is the source or the destination of a connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Needed {
-    /// The namespaces of the ends.
+    /// The namespaces of the ends, or the namespaces that the command shows. If the user cannot list a kind in all
+    /// namespaces, the kind is listed in these.
     pub(crate) namespaces: BTreeSet<String>,
-    /// The kinds of workloads that are ends.
+    /// The kinds of workloads to list, for example those of the ends.
     pub(crate) workloads: BTreeSet<WorkloadKind>,
 }
 
-/// Lists the objects. `limit`: the time limit for each response of the API server.
+/// Lists the objects of the cluster. `limit`: the time limit for each response of the API server.
 pub(crate) async fn read(kube: &Kube, needed: &Needed, limit: Duration) -> Result<Input> {
     let mut kinds = kinds::all(kube, limit).await?;
     kinds.extend(kinds::of_workloads(&needed.workloads));
@@ -119,9 +120,9 @@ enum Listed {
     Forbidden(String),
 }
 
-/// Lists all objects, page by page.
+/// Lists all objects of a kind, page by page.
 async fn list_pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kind, limit: Duration) -> Result<Listed> {
-    let (mut items, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE));
+    let (mut items, mut parameters) = (Vec::new(), ListParams::default().limit(PAGE_SIZE));
     loop {
         let page = timeout(limit, api.list(&parameters)).await;
         let page = page.map_err(|_| anyhow!("cannot list {}: the API server did not respond", kind.title))?;
@@ -140,7 +141,7 @@ async fn list_pages(api: &Api<DynamicObject>, resource: &ApiResource, kind: &Kin
             items.push(manifest_of(&object, resource)?);
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = ListParams::default().limit(PAGE).continue_token(&token),
+            Some(token) => parameters = ListParams::default().limit(PAGE_SIZE).continue_token(&token),
             None => return Ok(Listed::Items(items)),
         }
     }
@@ -173,8 +174,8 @@ fn manifest_of(object: &DynamicObject, resource: &ApiResource) -> Result<Value> 
     Ok(value)
 }
 
-/// Returns the labels and annotations that `kubectl apply` has set on a Namespace or a policy. kubectl stores them in
-/// an annotation of the object.
+/// Returns the key of a Namespace or a policy, and the names of the labels and annotations that `kubectl apply` has set
+/// on it. kubectl stores the last applied manifest in an annotation of the object.
 fn applied_by_kubectl(object: &Value) -> Option<(ObjectKey, Applied)> {
     let metadata = &object["metadata"];
     let name = metadata["name"].as_str()?;
@@ -197,7 +198,7 @@ fn applied_by_kubectl(object: &Value) -> Option<(ObjectKey, Applied)> {
 pub(crate) struct Ends<'e> {
     pub(crate) from: &'e EndArgument,
     pub(crate) to: &'e EndArgument,
-    /// The namespace of ends without one.
+    /// The default namespace: that of ends for which the user gives no namespace.
     pub(crate) namespace: &'e str,
 }
 
@@ -217,17 +218,18 @@ impl Ends<'_> {
     /// Returns why the verdict on the connection is unknown: a message for each kind of objects that the user cannot
     /// list and that may change the verdict.
     pub(crate) fn unknown_because(self, input: &Input) -> Vec<String> {
+        // An address can belong to a pod or a Service of any namespace, or to a node.
         let has_address = [self.from, self.to].iter().any(|end| end.namespace(self.namespace).is_none());
-        let is_service = matches!(self.to, EndArgument::Service(..));
+        let is_to_service = matches!(self.to, EndArgument::Service(..));
         let matters = |missing: &&Missing| {
-            let in_namespace = missing.namespace.is_some();
+            let in_namespace_of_end = missing.namespace.is_some();
             match missing.kind.as_str() {
                 _ if missing.is_unevaluated => true,
-                "NetworkPolicies" => in_namespace,
-                "Namespaces" => in_namespace && has_namespace_selector(input),
-                "Pods" => in_namespace || has_address,
+                "NetworkPolicies" => in_namespace_of_end,
+                "Namespaces" => in_namespace_of_end && has_namespace_selector(input),
+                "Pods" => in_namespace_of_end || has_address,
                 "Nodes" => has_address,
-                "Services" | "EndpointSlices" => has_address || is_service && in_namespace,
+                "Services" | "EndpointSlices" => has_address || is_to_service && in_namespace_of_end,
                 // If a workload is missing, its pods are not found, which is an error already.
                 _ => false,
             }
@@ -236,15 +238,15 @@ impl Ends<'_> {
     }
 }
 
-/// Adds to an error which objects the user cannot list: an end that was not found may be one of them. An I/O error is
-/// returned unchanged, because `main` checks whether the error is a closed pipe.
+/// Adds to an error which objects the user cannot list in the needed namespaces: an end that was not found may be one
+/// of these objects. An I/O error is returned unchanged, because `main` checks whether the error is a closed pipe.
 pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error {
-    let in_namespace: Vec<String> =
+    let in_needed_namespaces: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
-    if in_namespace.is_empty() || error.is::<std::io::Error>() {
+    if in_needed_namespaces.is_empty() || error.is::<std::io::Error>() {
         return error;
     }
-    anyhow!("{error:#}; {}", in_namespace.join("; "))
+    anyhow!("{error:#}; {}", in_needed_namespaces.join("; "))
 }
 
 /// Returns the error of a command that has no pod to show.

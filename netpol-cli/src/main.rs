@@ -44,23 +44,27 @@ use netpol_policy::text::Safe;
 use args::{Arguments, Command, ShadowCommand};
 use message::message;
 
-/// The exit codes, as listed in `--help`.
+/// The exit codes. `--help` lists them, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done; `explain`: allowed; `lint`: no finding of the severity of `--fail-on` or above.
+    /// Done. `explain`: allowed; `lint`: no finding of the severity of `--fail-on` or above; `assert`: all expectations
+    /// are met; `wait`: enforced.
     Ok = 0,
-    /// `explain`: denied, or only some connections or backends allowed; `lint`: a finding of the severity of
-    /// `--fail-on` or above; `wait`: not enforced.
+    /// `explain`: denied, or only some connections or backends allowed, or with `--live` a table of a node denies the
+    /// connection; `lint`: a finding of the severity of `--fail-on` or above; `assert`: an expectation fails; `diff`
+    /// with `--exit-code`: a connection changes; `wait`: not enforced.
     Negative = 1,
-    /// Some input could not be read, the input does not have a requested object, the API server does not respond, or no
-    /// agent responds. (clap uses 2 for wrong usage.)
+    /// Some input could not be read or is invalid, the input does not have a requested object, the API server does not
+    /// respond, or no agent responds. (Code 2 is missing here: clap uses it for wrong usage.)
     InvalidInput = 3,
-    /// The verdict depends on something that netpol does not evaluate, or on an unknown address.
+    /// The verdict depends on a policy of a kind that netpol does not evaluate, on an unknown address, or on objects
+    /// that the user cannot list.
     Unknown = 4,
     /// Some nodes did not respond; the output has only the nodes that did.
     Partial = 5,
-    /// A bug in netpol (`EX_SOFTWARE` of sysexits.h): the verdicts of the compiled tables and of the reference
-    /// evaluator differ, or recorded policies deny a recorded flow.
+    /// A bug in netpol (`EX_SOFTWARE` of sysexits.h): the verdicts of netpol's two implementations differ (the compiled
+    /// tables, and the reference evaluator, which evaluates the objects directly). Or the policies that `netpol record`
+    /// creates deny a recorded flow.
     Bug = 70,
 }
 

@@ -1,6 +1,8 @@
 //! `netpol matrix`: shows which pods can connect to which, at which ports.
 //!
-//! The rows and columns of the matrix are groups: pods that have the same verdicts, or an address.
+//! The rows and columns of the matrix are groups. A group is either one address, or pods that have the same verdicts.
+//! With `-p`, a table or JSON has a verdict for each pair of groups and each of these ports. Otherwise, the output is a
+//! list of the exact ports that are allowed between two groups.
 
 mod formats;
 mod groups;
@@ -28,7 +30,7 @@ use crate::output::print_json;
 use crate::table;
 use crate::unevaluated;
 
-/// The number of excluded pods that are listed for each reason.
+/// The maximum number of excluded pods whose names are printed for each reason.
 const PODS_SHOWN: usize = 10;
 
 /// The output of `-o json`.
@@ -48,9 +50,9 @@ struct Matrix<'a, 'c> {
     reachability: Reachability<'c>,
     groups: &'a [Group],
     excluded: &'a [ExcludedPod],
-    /// Whether `--from` accepts each group as a source.
+    /// For each group: whether `--from` accepts it as a source.
     from: Vec<bool>,
-    /// Whether `--to` accepts each group as a destination.
+    /// For each group: whether `--to` accepts it as a destination.
     to: Vec<bool>,
 }
 
@@ -58,6 +60,8 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     let view = if options.addresses.is_empty() { View::Pods } else { View::Addresses };
     let (input, namespaces) = live::read_shown(&options.input, &options.shown, view)?;
     input.report();
+    // `namespaces` are the namespaces to show. With a cluster, they can come from the kubeconfig. The functions below
+    // read them from the options.
     let shown = ShownOptions { namespaces, ..ShownOptions::default() };
     let options = &MatrixOptions { shown, ..options.clone() };
     let is_unknown = with_matrix(options, &input, |matrix| match (options.output, options.ports.is_empty()) {
@@ -72,7 +76,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     })
 }
 
-/// Prints the rows of the list, without notes. Returns whether there are rows.
+/// Prints the list of the exact ports, without notes. Returns whether the list has rows.
 pub(crate) fn print_rows(options: &MatrixOptions, input: &Input, out: &mut impl Write) -> Result<bool> {
     with_matrix(options, input, |matrix| {
         let rows = matrix.list().rows(options.only_allowed);
@@ -127,7 +131,7 @@ impl<'a> Matrix<'a, '_> {
         self.from[from] && self.to[to]
     }
 
-    /// Computes the exact ports of the pairs that the filters accept.
+    /// Computes the exact ports between each pair of groups that the filters accept.
     fn list(&mut self) -> List<'a> {
         let ports = match &self.options.ports[..] {
             [] => PortSet::all(),
@@ -138,7 +142,7 @@ impl<'a> Matrix<'a, '_> {
         List::new(&mut self.reachability, self.groups, &ports, shows)
     }
 
-    /// Prints the exact ports. Returns whether a verdict is unknown.
+    /// Prints the list of the exact ports in the format of `-o`. Returns whether a verdict is unknown.
     fn print_list(&mut self, out: &mut impl Write) -> Result<bool> {
         let state = self.reachability.cluster(0).state();
         if let Some(address) = self.options.addresses.iter().find(|address| state.has_frontend_at(**address)) {

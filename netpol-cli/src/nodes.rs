@@ -50,6 +50,7 @@ fn print(out: &mut impl Write, statuses: &[Status], without_response: &[String],
         statuses.iter().map(|status| (status, problems(status, common))).collect();
     // The nodes are sorted by name already, and this sort is stable.
     rows.sort_by_key(|(_, problems)| problems.is_empty());
+    // `optional`: if the table is too wide, columns with a higher number are omitted first.
     let mut table = TextTable::new(&[
         text("NODE"),
         text("STATE"),
@@ -61,6 +62,7 @@ fn print(out: &mut impl Write, statuses: &[Status], without_response: &[String],
         number("DENIED"),
         text("FULLEST MAP").optional(5),
     ]);
+    // A node can have several failures.
     let mut without_response: Vec<&String> = without_response.iter().collect();
     without_response.dedup();
     for node in without_response {
@@ -150,6 +152,7 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
     problems
 }
 
+/// Returns the problem of a pod's interface, if it has one.
 fn interface_problem(endpoint: &Endpoint) -> Option<String> {
     let name = endpoint.pod.as_deref().unwrap_or("-");
     match &endpoint.conflict {
@@ -161,6 +164,7 @@ fn interface_problem(endpoint: &Endpoint) -> Option<String> {
     }
 }
 
+/// Returns the problem of a BPF map, if it has one.
 fn map_problem(map: &MapStatus) -> Option<String> {
     if map.full > 0 {
         return Some(format!("map {} is full: {} writes failed; raise its size", map.name, map.full));
@@ -169,7 +173,7 @@ fn map_problem(map: &MapStatus) -> Option<String> {
     (percent >= MAP_LIMIT).then(|| format!("map {} is {percent} % full", map.name))
 }
 
-/// Returns how full a map is, in percent.
+/// Returns how full a map is, in percent. `None`: its capacity is zero.
 fn fill_percent(map: &MapStatus) -> Option<u64> {
     (map.capacity > 0).then(|| map.entries.unwrap_or_default().saturating_mul(100) / map.capacity)
 }

@@ -1,4 +1,4 @@
-//! Prints JSON.
+//! Prints JSON, and has types that occur in the output of several commands.
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
@@ -18,7 +18,7 @@ struct Items<'a, T> {
     failures: &'a [Failure],
 }
 
-/// An item of one node.
+/// An item that a node reported, with the name of the node.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct OfNode<'a, T> {
@@ -27,7 +27,8 @@ pub(crate) struct OfNode<'a, T> {
     pub(crate) item: &'a T,
 }
 
-/// A node on which a policy in shadow mode is not evaluated.
+/// A node on which a policy in shadow mode (evaluated and reported, but not enforced) is not evaluated, with the
+/// reason.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotEvaluated {
@@ -52,15 +53,16 @@ impl fmt::Display for NotEvaluated {
     }
 }
 
-/// Prints items of all nodes.
+/// Prints the items of all nodes as JSON, with the nodes that did not respond.
 pub(crate) fn print_items<T: Serialize>(out: &mut impl Write, items: &[T], failures: &[Failure]) -> Result<()> {
     print_json(out, &Items { items, failures })
 }
 
-/// The number of bytes of JSON that are escaped together.
+/// The size of the buffer, in bytes. [`SafeJson`] escapes the content of a full buffer in one call.
 const BUFFER: usize = 1 << 16;
 
-/// Prints a document while it is serialized, because a document can be large.
+/// Prints a value as a JSON document. The document can be large, so its first parts are printed before the last parts
+/// are serialized.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<()> {
     // Each write to the buffer contains whole characters. If a write does not fit, the buffer is first written to
     // `SafeJson`. So `SafeJson` never receives a part of a character.
@@ -71,7 +73,7 @@ pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result
     Ok(writeln!(out)?)
 }
 
-/// A writer that escapes invisible characters in JSON.
+/// A writer that escapes the invisible characters in a JSON document, so that a terminal shows them.
 struct SafeJson<W>(W);
 
 impl<W: Write> Write for SafeJson<W> {

@@ -1,4 +1,5 @@
-//! The scope of a command: the namespace of `-n` or `-A`, and the labels of `-l`.
+//! The scope of a command: which pods the command shows. The options `-n` and `-A` set the namespaces, and `-l` the
+//! labels.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +9,21 @@ use netpol_policy::model::{Labels, Selector};
 use crate::args::ScopeOptions;
 use crate::remote::Fleet;
 
-/// Which pods are shown.
+/// Which pods a command shows.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
-    /// The only namespace; `None`: all namespaces.
+    /// The only namespace that is shown; `None`: all namespaces.
     pub(crate) namespace: Option<String>,
-    /// The namespace of names that are written without a namespace.
+    /// The namespace of names that the user writes without a namespace, such as `pod/web`.
     pub(crate) default_namespace: String,
+    /// Pods that this selector does not match are not shown.
     pub(crate) labels: Option<Selector>,
 }
 
 impl Scope {
-    /// Creates the scope. Without `-n` and `-A`, it has the namespace of the context, as with kubectl. If the agent is
-    /// reached by a socket, there is no context, and the scope has all namespaces.
+    /// Creates the scope. Without `-n` and `-A`, it has the namespace of the kubeconfig's current context, as with
+    /// kubectl. If the agent is reached through a Unix socket, there is no kubeconfig, and the scope has all
+    /// namespaces.
     pub(crate) fn new(options: &ScopeOptions, fleet: &Fleet) -> Result<Self> {
         let context_namespace = fleet.kube.as_ref().map(|kube| kube.namespace.clone());
         let namespace = match (&options.namespace, options.all_namespaces) {

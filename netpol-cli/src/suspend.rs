@@ -95,15 +95,16 @@ struct Change<'a> {
 
 async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result<Exit> {
     let SuspendOptions { suspension, duration, reason } = options;
-    let (cluster, agents) = (Cluster::open(&suspension.api).await?, suspension.agent_namespace.as_str());
-    let target = Target::new(&suspension.scope, agents);
-    let has_agents = if target.is_cluster() { cluster.has_agents(agents).await } else { Ok(true) };
+    let (cluster, agent_namespace) = (Cluster::open(&suspension.api).await?, suspension.agent_namespace.as_str());
+    let target = Target::new(&suspension.scope, agent_namespace);
+    // Agents read the annotation that suspends the cluster only from their own Namespace.
+    let has_agents = if target.is_cluster() { cluster.has_agents(agent_namespace).await } else { Ok(true) };
     let before = read(&cluster, &target).await?;
     match has_agents {
         Ok(true) => {}
-        Ok(false) => bail!(no_agents(agents)),
+        Ok(false) => bail!(no_agents(agent_namespace)),
         Err(error) => {
-            message!("netpol: cannot check that agents run in namespace {}: {}", Safe(agents), Safe(error));
+            message!("netpol: cannot check that agents run in namespace {}: {}", Safe(agent_namespace), Safe(error));
         }
     }
     let now = server_time(&before)?;
@@ -126,7 +127,7 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
         user: user.as_deref(),
         time: &now.to_string(),
         command: &target.kubectl_set_command(kubectl_options, &until, reason),
-        reverse: &target.resume_command(kubectl_options, agents),
+        reverse: &target.resume_command(kubectl_options, agent_namespace),
         remaining: None,
     };
     if suspension.output == Output::Json {
@@ -144,16 +145,19 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
 }
 
 async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result<Exit> {
-    let (cluster, agents) = (Cluster::open(&options.api).await?, options.agent_namespace.as_str());
-    let target = Target::new(&options.scope, agents);
-    let (before, has_agents, others) =
-        tokio::join!(read(&cluster, &target), cluster.has_agents(agents), remaining::read(&cluster, &target, agents));
+    let (cluster, agent_namespace) = (Cluster::open(&options.api).await?, options.agent_namespace.as_str());
+    let target = Target::new(&options.scope, agent_namespace);
+    let (before, has_agents, others) = tokio::join!(
+        read(&cluster, &target),
+        cluster.has_agents(agent_namespace),
+        remaining::read(&cluster, &target, agent_namespace)
+    );
     let before = before?;
     if target.is_cluster() && has_agents == Ok(false) && !before.annotations.contains_key(target.until) {
-        bail!(no_agents(agents));
+        bail!(no_agents(agent_namespace));
     }
     let now = server_time(&before)?;
-    let remaining = Remaining::new(others, &has_agents, now, agents);
+    let remaining = Remaining::new(others, &has_agents, now, agent_namespace);
     // The Namespace of the agents can have a second suspension, which uses the same annotation for its reason.
     let keeps_reason = is_active(&before, target.other_until(), now);
     let mut annotations = json!({target.until: Value::Null});
@@ -163,7 +167,7 @@ async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result
     patch(&cluster, &target, &annotations).await?;
     if options.output == Output::Table {
         print_resumed(out, &target, &before, now, &remaining)?;
-        print_remaining(out, &remaining, &cluster.kube.kubectl_options, agents)?;
+        print_remaining(out, &remaining, &cluster.kube.kubectl_options, agent_namespace)?;
         out.flush()?;
     }
     let user = cluster.user().await;
@@ -177,7 +181,7 @@ async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result
         user: user.as_deref(),
         time: &now.to_string(),
         command: &target.kubectl_remove_command(kubectl_options, keeps_reason),
-        reverse: &target.suspend_command(kubectl_options, agents),
+        reverse: &target.suspend_command(kubectl_options, agent_namespace),
         remaining: Some(&remaining),
     };
     if options.output == Output::Json {
@@ -190,7 +194,7 @@ async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result
     Ok(Exit::Ok)
 }
 
-/// Prints whether a suspension has ended.
+/// Prints whether the removal of the annotation has ended a suspension.
 fn print_resumed(
     out: &mut impl Write,
     target: &Target,
@@ -233,14 +237,15 @@ fn server_time(before: &Before) -> Result<Timestamp> {
     Ok(now.round(Unit::Second)?)
 }
 
-/// Returns whether an annotation has a time in the future.
+/// Returns whether a suspension is in effect: the annotation with its end has a time in the future.
 fn is_active(before: &Before, annotation: &str, now: Timestamp) -> bool {
     let until = before.annotations.get(annotation).and_then(|until| until.parse::<Timestamp>().ok());
     until.is_some_and(|until| until > now)
 }
 
-/// Returns the reason that is replaced, if it belongs to another suspension that is in effect. The Namespace of the
-/// agents can have two suspensions: its own and that of the cluster. Both use the same annotation for the reason.
+/// Returns the reason in the Namespace's annotation, if `reason` replaces it and it belongs to another suspension that
+/// is in effect. The Namespace of the agents can have two suspensions: its own and that of the cluster. Both use the
+/// same annotation for the reason.
 fn replaced_reason<'a>(target: &Target, before: &'a Before, now: Timestamp, reason: &str) -> Option<&'a str> {
     let other = before.annotations.get(REASON).filter(|other| *other != reason)?;
     is_active(before, target.other_until(), now).then_some(other)

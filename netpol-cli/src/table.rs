@@ -1,5 +1,5 @@
-//! Prints the matrix as text: numbered rows and columns, grouped by namespace, in blocks that fit the terminal. Also
-//! has functions for other text output.
+//! Prints the table of `netpol matrix` as text: with numbered rows and columns, grouped by namespace. If the columns do
+//! not fit the terminal, they are split into blocks. Also has functions for other text output.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
@@ -12,7 +12,8 @@ use netpol_policy::text::{Safe, wrap};
 use crate::color::ColorMode;
 use crate::verdict::Sides;
 
-/// The legend of cells without a verdict. It is printed only if there are such cells.
+/// The legend of cells without a verdict: both ends have no address family in common. It is printed only if there are
+/// such cells.
 pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
 
 /// The legend of cells that filters exclude. It is printed only if there are such cells.
@@ -76,7 +77,8 @@ pub(crate) struct Heading {
     pub(crate) name: String,
 }
 
-/// Prints one table. `cells` has, for each row, a cell for each column.
+/// Prints one table. `ends` are the headings of the rows, and also of the columns. `cells` has the cells of the first
+/// row, then those of the second row, and so on. `width`: the width of the terminal; `None`: no limit.
 pub(crate) fn print(
     out: &mut impl Write,
     title: &str,
@@ -91,8 +93,9 @@ pub(crate) fn print(
     let digits = ends.len().to_string().len();
     let longest = ends.iter().map(|end| end.name.chars().count()).max().unwrap_or(0);
     // On a narrow terminal, the columns of verdicts get at least half of the width.
-    let names = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
-    let margin = 2 + digits + 1 + names;
+    let name_width = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
+    // The columns before the verdicts.
+    let margin = 2 + digits + 1 + name_width;
     let per_block = width.map_or(ends.len(), |width| (width.saturating_sub(margin + 2) / (digits + 1)).max(1));
     for first in (0..ends.len()).step_by(per_block) {
         let block = first..ends.len().min(first + per_block);
@@ -106,12 +109,12 @@ pub(crate) fn print(
             if starts_group(ends, from, 0) {
                 writeln!(out, "{}", Safe(&end.group))?;
             }
-            let mut line = format!("  {:>digits$} {:<names$}", from + 1, shorten(&end.name, names));
+            let mut line = format!("  {:>digits$} {:<name_width$}", from + 1, shorten(&end.name, name_width));
             for to in block.clone() {
                 let gap = if starts_group(ends, to, block.start) { "  " } else { " " };
-                let (letter, verdict) = symbol(cells[from * ends.len() + to]);
+                let (character, verdict) = symbol(cells[from * ends.len() + to]);
                 let padding = " ".repeat(digits - 1);
-                let _ = write!(line, "{gap}{padding}{}", color.verdict(verdict, letter));
+                let _ = write!(line, "{gap}{padding}{}", color.verdict(verdict, character));
             }
             writeln!(out, "{line}")?;
         }
@@ -128,7 +131,7 @@ fn symbol(cell: Cell) -> (&'static str, Verdict) {
         Cell::NotShown => return (".", Verdict::Deny),
     };
     let is_denied = |verdict| verdict == Verdict::Deny;
-    let letter = match sides {
+    let character = match sides {
         Sides { only_family: Some(Family::V4), .. } => "4",
         Sides { only_family: Some(Family::V6), .. } => "6",
         _ => match (is_denied(sides.egress), is_denied(sides.ingress)) {
@@ -139,10 +142,10 @@ fn symbol(cell: Cell) -> (&'static str, Verdict) {
             (false, false) => "+",
         },
     };
-    (letter, if letter == "+" || letter == "?" { sides.verdict() } else { Verdict::Deny })
+    (character, if character == "+" || character == "?" { sides.verdict() } else { Verdict::Deny })
 }
 
-/// Returns whether a row or column is the first one of its group. `first`: the first index that is printed.
+/// Returns whether `index` is the first row or column of its group in a block. `first`: the first index of the block.
 fn starts_group(ends: &[Heading], index: usize, first: usize) -> bool {
     index == first || ends[index].group != ends[index - 1].group
 }

@@ -36,6 +36,7 @@ async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
     let mut fleet = Fleet::find(&options.list.agents).await?;
     let scope = Scope::new(&options.list.scope, &fleet)?;
     let width = table_width();
+    // Live: the table is drawn again and again, in a terminal.
     let is_live = !options.once && width.is_some() && options.list.output == Output::Table;
     let query = FlowQuery {
         follow: is_live,
@@ -60,6 +61,7 @@ async fn top(options: &TopOptions, out: &mut impl Write) -> Result<Exit> {
     let pairs = window.pairs();
     match options.list.output {
         Output::Json => print_items(out, &pairs, fleet.failures())?,
+        // No agent responded: `finish` returns an error.
         Output::Table if answered == 0 => {}
         Output::Table => print_table(out, &window, &pairs, width, usize::MAX)?,
     }
@@ -106,7 +108,9 @@ async fn live(
 /// The flows of a time window that ends now.
 struct Window {
     duration: Duration,
+    /// The flows, in the order in which they were received.
     flows: VecDeque<CountedFlow>,
+    /// The namespace and the labels of the pods to show.
     scope: Scope,
     /// The number of flows that were removed, because there were more than [`MAX_FLOWS`].
     removed: u64,
@@ -114,17 +118,18 @@ struct Window {
     latest: Option<(Timestamp, Instant)>,
 }
 
-/// A recorded flow in the window.
+/// The record of a flow in the window.
 struct CountedFlow {
     time: Timestamp,
     pair: Pair,
     direction: FlowDirection,
     verdict: FlowVerdict,
-    /// Number of flows: the flow of the record, and further flows without a record because of the rate limit.
+    /// Number of flows: the flow of the record, and the flows that the eBPF programs have not reported since the record
+    /// before, because of the rate limit.
     flows: u64,
 }
 
-/// Two workloads and a port.
+/// The source and the destination workload of flows, and the destination port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Pair {
@@ -135,7 +140,7 @@ struct Pair {
     protocol: String,
 }
 
-/// A row of the table: two workloads, a port, and the numbers of flows.
+/// A row of the table: a pair and its numbers of flows.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct PairCounts {
@@ -173,14 +178,14 @@ impl Window {
         self.flows.push_back(CountedFlow {
             time,
             pair: Pair {
-                from: aggregated(&flow.from),
-                to: aggregated(&flow.to),
+                from: workload_or_address(&flow.from),
+                to: workload_or_address(&flow.to),
                 port: flow.port,
                 protocol: flow.protocol.clone(),
             },
             direction: flow.direction,
             verdict: flow.verdict,
-            // For a denied packet, the suppressed ones are further packets of the same flow.
+            // For a denied flow, `suppressed` counts packets of the same flow. Otherwise, it counts other flows.
             flows: if flow.verdict == FlowVerdict::Denied { 1 } else { 1 + u64::from(flow.suppressed) },
         });
     }
@@ -195,8 +200,8 @@ impl Window {
         self.flows.retain(|flow| flow.time >= first);
     }
 
-    /// Counts the flows of each pair. The pairs are sorted by their numbers of denied, would-be denied (shadow) and
-    /// allowed flows, the highest first.
+    /// Counts the flows of each pair. The pairs are sorted by their numbers of denied flows, of flows that policies in
+    /// shadow mode would deny, and of allowed flows, the highest first.
     fn pairs(&self) -> Vec<PairCounts> {
         let mut counts: BTreeMap<&Pair, [[u64; 3]; 2]> = BTreeMap::new();
         for flow in &self.flows {
@@ -217,8 +222,8 @@ impl Window {
     }
 }
 
-/// Returns the workload of an end, or else its pod, node or address.
-fn aggregated(end: &FlowEnd) -> WorkloadEnd {
+/// Returns the workload of an end of a flow. Without a workload, returns the pod, the node or the address.
+fn workload_or_address(end: &FlowEnd) -> WorkloadEnd {
     let is_named = end.pod.is_some() || end.node.is_some();
     WorkloadEnd {
         namespace: end.namespace.clone(),
@@ -230,6 +235,7 @@ fn aggregated(end: &FlowEnd) -> WorkloadEnd {
     }
 }
 
+/// Prints at most `rows` of the pairs.
 fn print_table(
     out: &mut impl Write,
     window: &Window,

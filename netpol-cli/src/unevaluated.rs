@@ -9,17 +9,17 @@ use netpol_policy::text::Safe;
 use crate::message::message;
 use crate::table::paragraph;
 
-/// The number of policies that are listed.
-const SHOWN: usize = 10;
+/// Maximum number of policies that `print` lists.
+const MAX_LISTED: usize = 10;
 
-/// Prints one line to standard error, with the kinds of the policies.
+/// Prints a warning to standard error: one line with each kind of policy and the number of policies of this kind.
 pub(crate) fn warn(policies: &[Unevaluated]) {
     if !policies.is_empty() {
         message!("netpol: {}", Safe(summary(policies)));
     }
 }
 
-/// Prints the names of the policies to the output, below the result.
+/// Prints the names of the policies to `out`. Commands call this after they have printed their result.
 pub(crate) fn print(out: &mut impl Write, policies: &[Unevaluated], width: usize) -> io::Result<()> {
     if policies.is_empty() {
         return Ok(());
@@ -38,14 +38,14 @@ fn summary(policies: &[Unevaluated]) -> String {
 
 /// Returns text such as `CiliumNetworkPolicy shop/a (policies.yaml:1), …`.
 fn names(policies: &[Unevaluated]) -> String {
-    let shown = policies.iter().take(SHOWN);
+    let listed = policies.iter().take(MAX_LISTED);
     let name = |policy: &Unevaluated| match &*policy.file {
         "" => format!("{} {}", policy.kind, policy.name),
         file => format!("{} {} ({file}:{})", policy.kind, policy.name, policy.line),
     };
-    let mut names: Vec<String> = shown.map(name).collect();
-    if policies.len() > SHOWN {
-        names.push(format!("{} more: see -o json", policies.len() - SHOWN));
+    let mut names: Vec<String> = listed.map(name).collect();
+    if policies.len() > MAX_LISTED {
+        names.push(format!("{} more: see -o json", policies.len() - MAX_LISTED));
     }
     names.join(", ")
 }

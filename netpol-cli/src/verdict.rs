@@ -1,5 +1,6 @@
-//! Computes verdicts with compiled tables: the same tables that an agent writes to the kernel. Computes explanations
-//! with the reference evaluator. If their verdicts differ, the result is an error.
+//! Computes verdicts with two implementations: with compiled tables (the same ones as an agent writes to the kernel),
+//! and with the reference evaluator, which evaluates the objects directly. If the two verdicts differ, the result is an
+//! error. Explanations are those of the reference evaluator.
 
 use std::net::IpAddr;
 
@@ -17,8 +18,8 @@ use crate::args::PortArgument;
 pub(crate) struct Evaluator<'c> {
     cluster: &'c OfflineCluster,
     tables: Tables,
-    /// The tables of [`OfflineCluster::at_most`]: in these, all blocks that may contain an unknown address contain it.
-    /// `None` if they would be the same as `tables`.
+    /// The tables of [`OfflineCluster::at_most`]: each `ipBlock` that may contain an unknown address contains it.
+    /// `None` if these tables would be the same as `tables`.
     at_most: Option<Tables>,
 }
 
@@ -40,9 +41,10 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
-    /// Combines the verdicts of both address families. Each family has a verdict for egress and for ingress. `None` if
-    /// there are no verdicts.
+    /// Combines the verdicts of IPv4 and IPv6. Each family has a verdict for egress and one for ingress, or is `None`
+    /// if the ends do not have it in common. Returns `None` if there are no verdicts.
     pub(crate) fn of(families: [Option<[Verdict; 2]>; 2]) -> Option<Self> {
+        // The maximum is the stricter verdict: `Allow` is the lowest one and `Deny` is the highest.
         let verdict = |[egress, ingress]: [Verdict; 2]| egress.max(ingress);
         let [egress, ingress] = families
             .into_iter()
@@ -92,7 +94,8 @@ impl<'c> Evaluator<'c> {
         Self { tables: Tables::new(cluster.state()), at_most: cluster.at_most().map(Tables::new), cluster }
     }
 
-    /// Creates an evaluator for connections between addresses that no Service and no node has.
+    /// Creates an evaluator for connections between addresses that no Service and no node has. It compiles no Services,
+    /// which is faster.
     pub(crate) fn without_services(cluster: &'c OfflineCluster) -> Self {
         let tables = Tables::without_services;
         Self { tables: tables(cluster.state()), at_most: cluster.at_most().map(tables), cluster }
@@ -102,8 +105,8 @@ impl<'c> Evaluator<'c> {
         self.cluster
     }
 
-    /// Evaluates both sides with the tables. If `to` is a Service, evaluates all of its backends, too. Returns an error
-    /// if the reference evaluator has another verdict.
+    /// Returns the verdicts of both sides. If `to` is a Service, they cover all of its backends, too. Returns an error
+    /// if the tables and the reference evaluator have different verdicts.
     pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
         self.sides_of(&self.connections(from, to, port)?, from, to, port)
     }
@@ -152,10 +155,10 @@ impl<'c> Evaluator<'c> {
         Sides::of(families).ok_or_else(|| ConnectionError::NoCommonFamily(from.clone(), to.clone()).into())
     }
 
-    /// Returns the parts of the compiled tables that decide the verdicts on a pod.
-    pub(crate) fn class(&self, pod: &Pod) -> TableClass {
+    /// Returns the values in the compiled tables that decide the verdicts on a pod.
+    pub(crate) fn deciding_values(&self, pod: &Pod) -> DecidingValues {
         let all = || std::iter::once(&self.tables).chain(&self.at_most);
-        TableClass {
+        DecidingValues {
             rule_sets: Direction::BOTH.map(|direction| all().map(|tables| tables.rule_set(pod, direction)).collect()),
             addresses: [true, false].map(|is_ipv4| {
                 let address = pod.addresses.iter().find(|address| address.is_ipv4() == is_ipv4);
@@ -164,7 +167,8 @@ impl<'c> Evaluator<'c> {
         }
     }
 
-    /// Compares a verdict with the verdict of the tables. Returns an error if they differ.
+    /// Compares a verdict on a packet with the verdict of the tables. Returns an error if they differ. The ends and the
+    /// port are for the error.
     pub(crate) fn check(
         &self,
         packet: &Packet,
@@ -195,7 +199,8 @@ impl<'c> Evaluator<'c> {
         Ok(if is_unknown { Verdict::Unknown } else { Verdict::of(is_allowed) })
     }
 
-    /// Explains a verdict.
+    /// Explains the verdict on a connection. Returns an error if the tables and the reference evaluator have different
+    /// verdicts.
     pub(crate) fn explain(&self, from: &End, to: &End, port: PortArgument) -> Result<Explanation, VerdictError> {
         self.sides(from, to, port)?;
         Ok(explain::explain_offline(self.cluster, from, to, port.protocol, port.port)?)
@@ -208,11 +213,12 @@ struct Difference {
     reference: &'static str,
 }
 
-/// The parts of the compiled tables that decide the verdicts on a pod: its rule sets in the order of
-/// [`Direction::BOTH`], and the class and the flags of its IPv4 address and of its IPv6 address. Each list has a value
-/// for each of the evaluator's tables.
+/// The values in the compiled tables that decide the verdicts on a pod: its rule sets in the order of
+/// [`Direction::BOTH`], and the class (equivalence class of addresses) and the flags of its IPv4 address and of its
+/// IPv6 address. Each vector has a value from `Evaluator::tables`, and one from `Evaluator::at_most` if these tables
+/// exist.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TableClass {
+pub(crate) struct DecidingValues {
     pub(crate) rule_sets: [Vec<Option<u32>>; 2],
     pub(crate) addresses: [Vec<(u32, u32)>; 2],
 }
@@ -257,6 +263,7 @@ impl Tables {
         if tables == evaluation.reason {
             return Ok(tables.allows());
         }
+        // This difference is expected: pre-DNAT, the tables allow the packet, but it is denied post-DNAT.
         if evaluation.reason == Reason::NoAllowedBackend && self.shares_rules_with_backend(packet) {
             return Ok(false);
         }
@@ -269,11 +276,11 @@ impl Tables {
     fn shares_rules_with_backend(&self, packet: &Packet) -> bool {
         let cluster_state = self.engine.cluster_state();
         let rules = |pod: &PodKey| Some(self.engine.endpoint(pod)?.egress.rule_set);
-        let own = rules(&packet.pod);
+        let rules_of_sender = rules(&packet.pod);
         let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
         let backends = frontend.map(|frontend| cluster_state.backends(&frontend)).unwrap_or_default();
         let mut pods = backends.iter().filter_map(|backend| cluster_state.pod_with_address(backend.address));
-        own.is_some() && pods.any(|pod| pod.key != packet.pod && rules(&pod.key) == own)
+        rules_of_sender.is_some() && pods.any(|pod| pod.key != packet.pod && rules(&pod.key) == rules_of_sender)
     }
 
     /// Returns whether the pod is on the host network, so that it has no endpoint.

@@ -32,10 +32,10 @@ use crate::remote::{Kube, progress, runtime, within};
 use crate::table::{self, counted, text_width};
 use crate::unevaluated;
 
-/// The component that writes the Events.
+/// `reportingController` of the Events that agents write.
 const CONTROLLER: &str = "netpol-agent";
-/// The maximum number of denials that are printed.
-const SHOWN: usize = 20;
+/// The maximum number of denials that are printed, and of would-be denials.
+const MAX_PRINTED: usize = 20;
 
 pub(crate) fn run(options: &WhyOptions, out: &mut impl Write) -> Result<Exit> {
     let (answer, input) = runtime()?.block_on(read_answer(options))?;
@@ -67,6 +67,7 @@ struct Answer {
     egress: Allowed,
     ingress: Allowed,
     missing: Vec<Missing>,
+    /// The namespace of the pods.
     #[serde(skip)]
     namespace: String,
 }
@@ -153,7 +154,7 @@ async fn read_answer(options: &WhyOptions) -> Result<(Answer, Input)> {
     Ok((answer, input))
 }
 
-/// Lists the Events that agents have written in a namespace. The error is a message.
+/// Lists the Events that agents have written in a namespace. The error is a text for the output.
 async fn list_events(kube: &Kube, namespace: &str, limit: Duration) -> Result<Vec<Event>, String> {
     let api: Api<Event> = Api::namespaced(kube.client.clone(), namespace);
     let events = within(limit, "", api.list(&ListParams::default())).await?;
@@ -161,7 +162,8 @@ async fn list_events(kube: &Kube, namespace: &str, limit: Duration) -> Result<Ve
     Ok(of_agents.collect())
 }
 
-/// Returns the pods that an end stands for, and the text for the end in messages.
+/// Returns the name of an end for messages, and the pods that the end stands for. The end is the pod or workload of the
+/// command line.
 fn find(cluster: &OfflineCluster, end: &EndArgument, input: &Input) -> Result<(String, Vec<Pod>)> {
     let keys: Vec<PodKey> = match end {
         EndArgument::Workload(kind, Some(namespace), name) => {
@@ -180,6 +182,7 @@ fn find(cluster: &OfflineCluster, end: &EndArgument, input: &Input) -> Result<(S
     if !pods.is_empty() {
         return Ok((title, pods));
     }
+    // Only kinds that the user cannot list in the end's own namespace can be the cause.
     let missing: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
     let because = if missing.is_empty() { String::new() } else { format!("; {}", missing.join("; ")) };
@@ -263,15 +266,15 @@ fn print_denials(out: &mut impl Write, answer: &Answer) -> Result<()> {
 
 fn print_events(out: &mut impl Write, answer: &Answer, denials: &[&Denial]) -> Result<()> {
     let now = Timestamp::now();
-    for denial in denials.iter().take(SHOWN) {
+    for denial in denials.iter().take(MAX_PRINTED) {
         let age =
             denial.last.as_deref().and_then(|last| age(now, last)).unwrap_or_else(|| "at an unknown time".to_owned());
         let count = usize::try_from(denial.count).unwrap_or_default();
         let pod = if answer.pods.len() > 1 { format!("{}: ", denial.pod) } else { String::new() };
         paragraph(out, &format!("{age}, {}: {pod}{}", counted(count, "packet"), denial.note), 2)?;
     }
-    if denials.len() > SHOWN {
-        writeln!(out, "  {} more: see -o json", denials.len() - SHOWN)?;
+    if denials.len() > MAX_PRINTED {
+        writeln!(out, "  {} more: see -o json", denials.len() - MAX_PRINTED)?;
     }
     Ok(())
 }
@@ -306,9 +309,11 @@ fn print_direction(out: &mut impl Write, allowed: &Allowed) -> Result<()> {
 /// Prints the exact ports at which the pod can connect to other pods, and other pods to it. For a workload, prints only
 /// the ports of its first pod. Only pods that the user can list are included.
 fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Result<()> {
-    let Some(pod) = answer.pods.first().and_then(|pod| pod.split_once('/')) else { return Ok(()) };
+    let Some((namespace, name)) = answer.pods.first().and_then(|pod| pod.split_once('/')) else { return Ok(()) };
     let found = input.parsed.objects.iter().find_map(|located| match &located.object {
-        netpol_policy::model::Object::Pod(other) if (&*other.key.namespace, &*other.key.name) == pod => Some(other),
+        netpol_policy::model::Object::Pod(pod) if (&*pod.key.namespace, &*pod.key.name) == (namespace, name) => {
+            Some(pod)
+        }
         _ => None,
     });
     match found {
@@ -316,8 +321,9 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
         Some(_) => return paragraph(out, "policies do not apply to it: it is finished, or on the host network", 0),
         None => return paragraph(out, "it has no pods now, so no connections are listed", 0),
     }
-    let end = || Some(MatrixEnd::End(EndArgument::Pod(Some(pod.0.to_owned()), pod.1.to_owned())));
-    for (from, to) in [(end(), None), (None, end())] {
+    let pod = || Some(MatrixEnd::End(EndArgument::Pod(Some(namespace.to_owned()), name.to_owned())));
+    for (from, to) in [(pod(), None), (None, pod())] {
+        // If the user cannot list the pods of other namespaces, the other ends are pods of the same namespace.
         let is_limited = answer.missing.iter().any(|missing| missing.kind == "Pods");
         let namespaces = if is_limited { vec![answer.namespace.clone()] } else { Vec::new() };
         let options = MatrixOptions {
@@ -348,18 +354,19 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
     Ok(())
 }
 
-/// Prints which objects the answer does not include. The kinds of objects of other namespaces are in one paragraph.
+/// Prints which objects the answer does not include: one paragraph with the kinds that the user cannot list in other
+/// namespaces, and one paragraph for each kind that the user cannot list in the pod's namespace.
 fn print_missing(out: &mut impl Write, answer: &Answer) -> Result<()> {
-    let elsewhere: Vec<&str> = answer
+    let kinds: Vec<&str> = answer
         .missing
         .iter()
         .filter(|missing| missing.namespace.is_none())
         .map(|missing| missing.kind.as_str())
         .collect();
-    if !elsewhere.is_empty() {
+    if !kinds.is_empty() {
         writeln!(out)?;
         let text =
-            format!("not complete outside of namespace {}: you cannot list {}", answer.namespace, elsewhere.join(", "));
+            format!("not complete outside of namespace {}: you cannot list {}", answer.namespace, kinds.join(", "));
         paragraph(out, &text, 0)?;
     }
     for missing in answer.missing.iter().filter(|missing| missing.namespace.is_some()) {

@@ -99,10 +99,11 @@ fn pasting_the_yaml_of_explain_allows_the_connection() {
     let manifests = shop();
     let arguments = ["--from", "ops/probe", "--to", "shop/backend", "--port", "8080/TCP"];
     let run = manifests.run("explain", &arguments);
-    let (_, rest) = run.out.split_once("add to spec.ingress of NetworkPolicy shop/backend:\n").expect("a change");
+    let (_, rest) = run.out.split_once("add to spec.ingress of NetworkPolicy shop/backend:\n").expect("no suggestion");
     let rule: Vec<&str> = rest.lines().take_while(|line| line.starts_with("    ")).collect();
     assert!(rule.len() > 5, "{}", run.out);
-    // The policy is the last document and ends with its ingress rules, so that a rule can be appended to the text.
+    // The policy is the last document and ends with its ingress rules. So the suggested rule, with two spaces less of
+    // indentation, can be appended to the text.
     let text = format!("{SHOP}{}\n", rule.join("\n").replace("\n    ", "\n  ").replacen("    ", "  ", 1));
     let run = Manifests::of(&[("shop.yaml", &text)]).run("explain", &arguments);
     assert_eq!(run.code, 0, "{text}\n{} {}", run.out, run.err);
@@ -124,7 +125,7 @@ fn explain_as_json_is_one_object() {
 }
 
 #[test]
-fn no_policy_applies_to_an_address() {
+fn an_address_outside_the_cluster_has_no_policies_of_its_own() {
     let run = shop().run("explain", &["--from", "198.51.100.1", "--to", "shop/frontend", "--port", "80", "-o", "json"]);
     let explanation: Value = serde_json::from_str(&run.out).expect("JSON");
     assert_eq!((&explanation["egress"]["reason"], &explanation["from"]), (&json!("no-pod"), &json!("198.51.100.1")));
@@ -142,6 +143,7 @@ fn errors_are_reported_with_their_line_and_other_files_are_used() {
     let run = manifests.run("explain", &["--from", "shop/frontend", "--to", "shop/backend", "--port", "8080"]);
     assert_eq!((run.code, run.out.starts_with("ALLOW")), (3, true), "{}", run.err);
     let lines: Vec<&str> = run.err.lines().collect();
+    // The third line states that not all of the input was read.
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("DIR/a/half.yml:") && lines[0].contains("is not valid YAML"), "{}", lines[0]);
     assert_eq!(lines[1], "DIR/b.json:1: error: this object has no `kind`; it is ignored");
@@ -212,6 +214,7 @@ fn host_network_pods_have_a_verdict_and_finished_pods_are_an_error() {
     let done = pod("done", "", "podIP: 10.0.0.9, phase: Succeeded");
     let manifests = Manifests::of(&[("shop.yaml", &[SHOP, &host, &done].concat())]);
     let explain = |from: &str, to: &str| manifests.run("explain", &["--from", from, "--to", to, "--port", "8080"]);
+    // The exit code is 0 if the connection is allowed, and 1 if it is denied.
     let cases = [("shop/host", "shop/backend", 1), ("shop/host", "shop/frontend", 0), ("shop/backend", "shop/host", 0)];
     for (from, to, code) in cases {
         let run = explain(from, to);
@@ -286,8 +289,8 @@ fn hostile_files_are_reported_and_other_files_are_read() {
     assert!(run.err.contains("/dev/zero is larger than 1 MiB"), "{}", run.err);
 }
 
-/// A name with control characters that move the cursor, start a new line and reorder text: as it is escaped in YAML,
-/// and the name itself.
+/// A name with control characters that move the cursor, start a new line and reorder text. The first string is its
+/// escaped form in YAML, the second is the name itself.
 const HOSTILE_NAME: (&str, &str) = ("x\\e[2J\\r\\nALLOW\\u202e\\u200b", "x\u{1b}[2J\r\nALLOW\u{202e}\u{200b}");
 
 #[test]
@@ -349,7 +352,7 @@ spec:
 }
 
 #[test]
-fn completion_scripts_are_valid_and_complete_commands_and_options() {
+fn completion_scripts_are_valid_and_suggest_commands_options_and_values() {
     let bash = netpol(&["completion", "bash"], "");
     assert_eq!((bash.err.as_str(), bash.code), ("", 0));
     for (words, expected) in [

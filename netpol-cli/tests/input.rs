@@ -13,14 +13,17 @@ const PODS: &str = "\
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: b, namespace: shop, labels: {app: b}}, status: {podIP: 10.0.0.2}}
 ";
-/// A policy in `shop` with these ingress rules.
+
+/// Returns a policy that isolates all pods of `shop`, with these ingress rules.
 fn policy(rules: &str) -> String {
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{podSelector: {{}}, ingress: {rules}}}\n"
     )
 }
 
+/// Arguments of `netpol explain`.
 const EXPLAIN: [&str; 6] = ["--from", "shop/a", "--to", "shop/b", "--port", "80"];
+/// Arguments of `netpol matrix`.
 const MATRIX: [&str; 2] = ["-p", "80"];
 
 fn json_of(run: &RunOutput) -> Value {
@@ -29,7 +32,7 @@ fn json_of(run: &RunOutput) -> Value {
 
 #[test]
 fn a_result_from_incomplete_input_exits_with_3() {
-    // A description, the file of the policy, and the exit code of `lint`.
+    // A description, the text of the policy's file, and the exit code of `lint`. `explain` and `matrix` exit with 3.
     let cases = [
         ("a document that is not YAML", policy("[").replace("ingress: [", "ingress: [{"), 3),
         ("an object without a name", policy("[]").replace("name: p, ", ""), 3),
@@ -59,7 +62,7 @@ fn a_result_from_incomplete_input_exits_with_3() {
 }
 
 #[test]
-fn every_command_exits_with_3_if_a_file_cannot_be_read() {
+fn explain_matrix_and_lint_exit_with_3_if_a_file_cannot_be_read() {
     let manifests = Manifests::of(&[("pods.yaml", PODS)]);
     std::fs::write(manifests.path().join("latin.yaml"), b"a: \xe4\n").expect("writing a file");
     for (command, arguments) in [("explain", &EXPLAIN[..]), ("matrix", &MATRIX), ("lint", &[])] {
@@ -91,6 +94,7 @@ fn files_without_kubernetes_objects_are_counted_and_skipped() {
         ("mkdocs.yml", "site_name: shop\nplugins: [!!python/name:x y]\n"),
         ("package.json", "{\"name\": \"shop\", \"version\": \"1.0.0\"}"),
     ]);
+    // In the output, `DIR` stands for the directory of the manifests. NP071 reports pods that no policy isolates.
     let run = manifests.run("lint", &["--skip", "NP071"]);
     let expected = "\
 2 objects, 0 errors, 1 warning
@@ -103,13 +107,13 @@ skipped 1 template: DIR/chart/templates/policy.yaml";
     assert_eq!(skipped[0], json!({"file": "DIR/chart/Chart.yaml", "reason": "notKubernetes"}));
     assert_eq!(skipped.as_array().map(Vec::len), Some(5));
 
-    // A template may render to a policy. Other files cannot.
+    // A template may render to a policy, so the input is incomplete. The other skipped files cannot have a policy.
     assert_eq!(manifests.run("explain", &EXPLAIN).code, 3);
     std::fs::remove_dir_all(manifests.path().join("chart/templates")).expect("removing the directory");
     let run = manifests.run("explain", &EXPLAIN);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
 
-    // An explicit file must contain an object.
+    // A file that `-f` names directly must contain an object.
     let values = manifests.path().join("chart/values.yaml");
     let run = netpol(&["lint", "-f", values.to_str().expect("text")], "");
     assert!(run.code == 3 && run.err.contains("values.yaml contains no Kubernetes object"), "{}", run.err);
@@ -118,7 +122,7 @@ skipped 1 template: DIR/chart/templates/policy.yaml";
 }
 
 #[test]
-fn the_matrix_lists_pods_that_are_not_shown_with_the_reason() {
+fn the_matrix_lists_the_pods_that_it_does_not_show_and_the_reasons() {
     let pod = |name: &str, spec: &str, status: &str| {
         format!(
             "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop}}, spec: {{{spec}}}, status: {{{status}}}}}\n"
@@ -129,6 +133,7 @@ fn the_matrix_lists_pods_that_are_not_shown_with_the_reason() {
         pod("host-1", "hostNetwork: true", "podIP: 192.168.0.1"),
         pod("host-2", "hostNetwork: true", "podIP: 192.168.0.2"),
         pod("job", "", "podIP: 10.0.0.9, phase: Succeeded"),
+        // The matrix shows a pod that has no address yet.
         pod("late", "", "phase: Pending"),
     ]
     .concat();
@@ -153,16 +158,16 @@ not shown: 1 pod that finished (Succeeded or Failed): shop/job
 #[test]
 fn s40_the_verdict_on_pods_without_addresses_does_not_depend_on_addresses_of_other_pods() {
     let without_addresses = PODS.replace(", status: {podIP: 10.0.0.1}", "").replace(", status: {podIP: 10.0.0.2}", "");
-    let other = |spec: &str, status: &str| {
+    let with_other_pod = |spec: &str, status: &str| {
         format!(
             "{without_addresses}---\n{{apiVersion: v1, kind: Pod, metadata: {{name: x, namespace: shop}}, spec: {{{spec}}}, status: {{{status}}}}}\n"
         )
     };
     for text in [
         without_addresses.clone(),
-        other("hostNetwork: true", "podIP: 192.168.0.1"),
-        other("", "podIP: 10.0.0.9, phase: Failed"),
-        other("", "podIP: 10.0.0.9"),
+        with_other_pod("hostNetwork: true", "podIP: 192.168.0.1"),
+        with_other_pod("", "podIP: 10.0.0.9, phase: Failed"),
+        with_other_pod("", "podIP: 10.0.0.9"),
     ] {
         let run = netpol(&[&["explain", "-f", "-"], &EXPLAIN[..]].concat(), &text);
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{text}");
@@ -209,6 +214,7 @@ fn the_backends_of_a_service_without_slices_are_the_pods_it_selects() {
         "policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: b}}}], ports: [{port: PORT}]}]",
     );
     let explain = ["explain", "-f", "-", "--from", "shop/a", "--to", "service/shop/b", "--port", "80"];
+    // `port` is the port in the egress rule. Rules match the target port, 8080.
     for (pods, port, code) in
         [(PODS, "8080", 0), (PODS, "80", 1), (&without_addresses, "8080", 0), (&without_addresses, "80", 1)]
     {
@@ -224,7 +230,8 @@ fn the_backends_of_a_service_without_slices_are_the_pods_it_selects() {
         let reported = run.out.contains("80/TCP is the port of Service shop/b");
         assert!(reported && run.err.is_empty(), "{} {}", run.out, run.err);
     }
-    // The Service has addresses of both families only if it requests dual stack.
+    // The Service has addresses of both families only if it requests dual stack. With one family, the output has no
+    // `families`.
     let dual = PODS.replace("podIP: 10.0.0.1", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]");
     let dual = dual.replace("podIP: 10.0.0.2", "podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]");
     for (spec, families) in [("type: NodePort", 0), ("ipFamilyPolicy: PreferDualStack", 2)] {

@@ -10,7 +10,8 @@ use expect_test::expect_file;
 use netpol_policy::lint::{RULES, RuleId};
 use serde_json::{Value, json};
 
-/// A policy with an invalid block, a misspelled label, and a suppressed finding about the namespace.
+/// A policy with a misspelled label (finding `NP020`, a warning) and an invalid block (`NP003`, an error). A finding
+/// about the namespace (`NP070`, an info) is suppressed by an annotation.
 const POLICY: &str = "\
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {netpol.io/lint-ignore: 'NP070: one tier only'}}}
 ---
@@ -43,14 +44,14 @@ fn json_of(run: &RunOutput) -> Value {
     serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
 }
 
-/// Returns the YAML below a heading of a page.
+/// Returns the YAML below a heading of a rule's page.
 fn example<'p>(page: &'p str, heading: &str) -> &'p str {
     let (_, section) = page.split_once(&format!("\n## {heading}\n\n```yaml\n")).expect("the heading and YAML below it");
     section.split_once("```\n").expect("the end of the YAML").0
 }
 
 #[test]
-fn every_rule_has_a_page_with_an_example_of_its_finding_and_an_example_without_findings() {
+fn every_rule_has_a_page_with_an_example_with_its_finding_and_an_example_without_findings() {
     let readme = fs::read_to_string(docs().join("README.md")).expect("the list of rules");
     for rule in RULES {
         let (id, name, severity) = (rule.id, rule.name, rule.severity.name());
@@ -72,8 +73,8 @@ fn every_rule_has_a_page_with_an_example_of_its_finding_and_an_example_without_f
     assert_eq!(pages, RULES.len() + 1, "docs/lint has a page for each rule, and the README");
 }
 
-/// For some findings, `netpol lint` prints a diff as the fix. If this diff is applied to the bad example of a rule's page,
-/// the rule has no finding any more.
+/// For some findings, `netpol lint` prints a diff as the fix. If this diff is applied to the bad example of a rule's
+/// page, the rule has no finding any more.
 #[test]
 fn diffs_can_be_applied() {
     let mut applied = 0;
@@ -97,15 +98,17 @@ fn apply(manifests: &Manifests, diff: &str) {
     let path = manifests.path().join("manifest.yaml");
     let (header, hunk) = diff.split_once(" @@\n").expect("a hunk");
     assert!(header.starts_with("--- manifest.yaml\n+++ manifest.yaml\n@@ -"), "{header}");
-    let lines = |other: char| hunk.lines().filter(|line| !line.starts_with(other)).map(|line| &line[1..]).collect();
-    let (old, new): (Vec<&str>, Vec<&str>) = (lines('+'), lines('-'));
+    let lines_without =
+        |mark: char| hunk.lines().filter(|line| !line.starts_with(mark)).map(|line| &line[1..]).collect();
+    let (old, new): (Vec<&str>, Vec<&str>) = (lines_without('+'), lines_without('-'));
     let text = fs::read_to_string(&path).expect("the manifest");
     let (old, new) = (old.join("\n") + "\n", new.join("\n") + "\n");
     assert_eq!(text.matches(&old).count(), 1, "{diff}");
     fs::write(path, text.replace(&old, &new)).expect("the manifest");
 }
 
-/// Apart from infos, the examples may have only the finding below: this mistake is made on purpose.
+/// The directories in `examples/` may have findings of severity `info`. The only other finding is the one below, which
+/// is an intended mistake.
 #[test]
 fn examples_have_only_the_warnings_that_their_readmes_describe() {
     let examples = docs().join("../../examples");
@@ -169,6 +172,7 @@ fn sarif_has_the_required_properties() {
 #[test]
 fn options_select_rules_and_the_severity_that_fails() {
     let manifests = Manifests::of(&[("policy.yaml", POLICY)]);
+    // Without the invalid block, the most severe finding is the warning `NP020`.
     let valid = Manifests::of(&[("policy.yaml", &POLICY.replace("300", "30"))]);
     for (manifests, arguments, code) in [
         (&manifests, &[][..], 1),

@@ -1,4 +1,4 @@
-//! The formats of the matrix, its groups and its filters.
+//! Tests `netpol matrix`: its output formats, its groups (pods with the same verdicts) and its filters.
 
 mod common;
 
@@ -24,10 +24,12 @@ fn without_a_port_the_matrix_lists_exact_ports_in_each_format() {
         ("dot", "golden/matrix.dot"),
         ("mermaid", "golden/matrix.mmd"),
     ] {
+        // The pods have no addresses. With `--pod-cidr`, no verdict depends on an unknown address.
         let run = manifests.run("matrix", &["--pod-cidr", "10.42.0.0/16", "-o", format]);
         expect_file![file].assert_eq(&run.out);
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{format}");
     }
+    // Without `--pod-cidr`, some verdicts are unknown, and the exit code is 4.
     let run = manifests.run("matrix", &["-o", "json"]);
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     let groups: Vec<&Value> = output["groups"].as_array().expect("a list").iter().map(|group| &group["name"]).collect();
@@ -83,6 +85,7 @@ const IPV6_POD: &str =
 
 #[test]
 fn a_row_has_all_as_the_source_only_if_it_includes_every_source() {
+    // The IPv6 pod has no address family in common with the other pods, so it is not a source for them.
     let (ipv4_only, with_ipv6) = (FIVE_PODS.to_owned(), format!("{FIVE_PODS}{IPV6_POD}"));
     for (text, arguments, expected) in [
         (&ipv4_only, &["--from", "s/a", "--to", "s/d"][..], "| s/d | s/a | TCP 80 |\n"),
@@ -148,6 +151,7 @@ fn graphs_have_only_the_groups_that_the_filters_accept() {
         (&["--to", "s/d"], 5),
         (&["--to", "s/d", "--only-allowed"], 3),
     ] {
+        // In both formats, the line of a node starts with `g`, followed by the number of the group.
         for (format, start) in [("dot", "    g"), ("mermaid", "    g")] {
             let run = netpol(&[&["matrix", "-f", "-", "-o", format], arguments].concat(), FIVE_PODS);
             let found = run.out.lines().filter(|line| line.starts_with(start)).count();
@@ -227,6 +231,7 @@ fn the_matrix_of_a_port_has_the_verdicts_of_explain() {
         *verdicts.entry(connection["verdict"].as_str().expect("a verdict")).or_default() += 1;
     }
     assert_eq!(verdicts.keys().copied().collect::<Vec<_>>(), ["allow", "deny", "unknown"]);
+    // A connection may be allowed for addresses of one family only.
     let of_one_family = connections.iter().filter(|connection| connection["allowedFamily"] == "IPv4").count();
     assert!(of_one_family > 0, "{output:#}");
 }

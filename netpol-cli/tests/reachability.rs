@@ -1,4 +1,5 @@
-//! `netpol diff`, `netpol assert` and `netpol graph`.
+//! Runs `netpol diff`, `netpol assert` and `netpol graph`. Exit codes in these tests: 1: a connection changes or an
+//! expectation fails; 3: the input is invalid or incomplete; 4: a verdict is unknown.
 
 mod common;
 
@@ -11,6 +12,8 @@ use common::{Manifests, RunOutput, netpol};
 use expect_test::expect_file;
 use serde_json::{Value, json};
 
+/// Three workloads of namespace shop (a Deployment `web`, a `StatefulSet` `db` and a `CronJob` `backup`), a Service for
+/// `db`, and policies for ingress to `db` and egress from `web`.
 const APP: &str = include_str!("data/app.yaml");
 
 /// [`APP`] with other ports in its policies, and with one more policy, which isolates all pods.
@@ -20,12 +23,13 @@ fn changed_app() -> String {
     format!("{}{deny}", APP.replace("port: 9187", "port: 9188").replace("{port: 5432}", "{port: 5433}"))
 }
 
+/// Returns the directories `old`, with [`APP`], and `new`, with [`changed_app`].
 fn versions() -> Manifests {
     Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &changed_app())])
 }
 
-/// Runs `netpol` in a directory, with relative paths: temporary directories have names of different lengths, which
-/// would change the line breaks of the output.
+/// Runs `netpol` in a directory, so that arguments can be relative paths. With the paths of temporary directories,
+/// whose lengths differ, the output would have other line breaks in each run.
 fn run_in(directory: &Path, arguments: &[&str]) -> RunOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     let output = command.args(arguments).current_dir(directory).output().expect("netpol starts");
@@ -33,6 +37,7 @@ fn run_in(directory: &Path, arguments: &[&str]) -> RunOutput {
     RunOutput { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
 }
 
+/// Runs `netpol diff old new`.
 fn diff(manifests: &Manifests, arguments: &[&str]) -> RunOutput {
     run_in(manifests.path(), &[&["diff", "old", "new"], arguments].concat())
 }
@@ -54,7 +59,9 @@ fn diff_lists_the_connections_that_change_with_their_causes() {
 #[test]
 fn diff_lists_services_whose_backends_change() {
     let service = "{selector: {app: db}, ports: [{port: 5432, targetPort: pg}]}";
+    // No policy isolates backup. So if backup becomes the backend, pods without an egress policy can reach the Service.
     let newly_allowed = "now allowed: shop/cronjob/backup, shop/statefulset/db -> Service shop/db, TCP 5432 ";
+    // The new spec of the Service, other changes in the output, and the new backends.
     for (new, others, now) in [
         ("{selector: {app: db}, ports: [{port: 5432, targetPort: 9187}]}", "", "shop/statefulset/db TCP 9187"),
         ("{selector: {app: backup}, ports: [{port: 5432}]}", newly_allowed, "shop/cronjob/backup TCP 5432"),
@@ -71,8 +78,8 @@ fn diff_lists_services_whose_backends_change() {
     let other = APP.replace(service, "{selector: {app: db}, ports: [{port: 80, targetPort: pg}]}");
     let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &other)]);
     let run = diff(&manifests, &["--pod-cidr", "10.42.0.0/16", "-o", "md"]);
-    let row = |kind: &str, port: &str, cause: &str| {
-        format!("| {kind} | shop/deployment/web | Service shop/db | TCP {port} | backends before: {cause} |\n")
+    let row = |change: &str, port: &str, backends: &str| {
+        format!("| {change} | shop/deployment/web | Service shop/db | TCP {port} | backends before: {backends} |\n")
     };
     let rows = [
         row("now allowed", "80", "none; now: shop/statefulset/db TCP 5432"),
@@ -115,6 +122,7 @@ fn diff_compares_two_versions_of_policies_for_the_workloads_of_standard_input() 
     assert_eq!(netpol(&["diff", &old, "-"], "").code, 3);
 }
 
+/// Runs git in a directory. The author of commits does not depend on the configuration of this machine.
 fn git(directory: &Path, arguments: &[&str]) {
     let identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"];
     let output =
@@ -122,6 +130,7 @@ fn git(directory: &Path, arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Runs `netpol diff` in a directory.
 fn diff_in(directory: &Path, arguments: &[&str]) -> RunOutput {
     run_in(directory, &[&["diff"], arguments].concat())
 }
@@ -143,7 +152,7 @@ fn diff_reads_git_revisions() {
         assert_eq!((rest, run.err.as_str(), run.code), (expected, "", 0), "{old}");
         assert_eq!(heading, format!("3 changes from {old} to m/"));
     }
-    // In messages, the name of a file of a git revision starts with the revision.
+    // In messages, a file that was read from a git revision has the revision before its path.
     fs::write(directory.join("m/bad.yaml"), APP.replace("port: 9187", "prot: 9187")).expect("a manifest");
     git(directory, &["add", "."]);
     git(directory, &["commit", "-q", "-m", "two"]);
@@ -164,6 +173,7 @@ fn diff_reads_git_revisions() {
     assert!(error.contains("git not found; install git"), "{error}");
 }
 
+/// Returns the record of an allowed flow, as `netpol flows -o json` prints it.
 fn record(from: &Value, to: &Value, protocol: &str, port: Option<u16>) -> String {
     let mut record = json!({"type": "flow", "schema": "netpol.io/v1", "time": "2026-11-29T00:00:00.000Z", "node": "n",
         "verdict": "allowed", "direction": "ingress", "reason": "rule", "from": from, "to": to, "protocol": protocol,
@@ -202,6 +212,7 @@ fn diff_lists_the_recorded_flows_that_are_cut() {
   not evaluated: 1 flow, such as: shop/deployment/absent not found in the
     manifests
 ";
+    // The order of the lines below the heading does not matter.
     let mut lines: Vec<&str> = flows.lines().collect();
     lines[1..].sort_unstable();
     let mut expected_lines: Vec<&str> = expected.lines().collect();
@@ -260,6 +271,7 @@ fn assert_shows_a_counterexample_for_each_expectation_that_fails() {
 
 #[test]
 fn the_exit_code_of_assert_depends_on_the_results() {
+    // netpol does not evaluate this policy, so the verdicts of ingress to backup are unknown.
     let cilium = "---\n{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: c, namespace: shop}, \
                   spec: {endpointSelector: {matchLabels: {app: backup}}, ingress: []}}\n";
     let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{cilium}"))]);
@@ -289,6 +301,8 @@ fn the_exit_code_of_assert_depends_on_the_results() {
     }
 }
 
+/// Services: with a selector (`web`), headless, without a backend (`other`), and with the backend of an
+/// `EndpointSlice`, an address outside of the cluster (`mirror`).
 const SERVICES: &str = "---
 {apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}}
 ---
@@ -305,7 +319,7 @@ const SERVICES: &str = "---
 #[test]
 fn a_service_stands_for_its_backends_at_their_target_ports() {
     let manifests = Manifests::of(&[("app.yaml", &format!("{APP}{SERVICES}"))]);
-    let only = "expectations.yaml:3: `svc/db`: a Service is only a destination";
+    let not_a_source = "expectations.yaml:3: `svc/db`: a Service is only a destination";
     for (text, code, message) in [
         ("- {allow: deploy/web, to: svc/db}", 0, "1 passed"),
         ("- {only: deploy/web, canReach: svc/db}", 0, "1 passed"),
@@ -323,8 +337,8 @@ fn a_service_stands_for_its_backends_at_their_target_ports() {
         ("- {allow: deploy/web, to: svc/absent}", 3, "expectations.yaml:3: Service shop/absent not found"),
         ("- {allow: deploy/web, to: svc/headless}", 3, "Service shop/headless has no cluster IP"),
         ("- {allow: deploy/web, to: svc/other}", 3, "Service shop/other has no backend at port 80/TCP in the input"),
-        ("- {allow: svc/db, to: deploy/web}", 3, only),
-        ("- {isolated: svc/db}", 3, only),
+        ("- {allow: svc/db, to: deploy/web}", 3, not_a_source),
+        ("- {isolated: svc/db}", 3, not_a_source),
     ] {
         let run = assert(&manifests, &format!("namespace: shop\nexpectations:\n{text}\n"), &[]);
         let all = format!("{}{}", run.unwrapped(), run.err);
@@ -333,7 +347,7 @@ fn a_service_stands_for_its_backends_at_their_target_ports() {
 }
 
 #[test]
-fn graph_draws_nodes_by_namespace_in_each_format() {
+fn graph_draws_the_groups_of_pods_by_namespace_in_each_format() {
     let manifests = Manifests::of(&[("app.yaml", APP)]);
     for (format, file) in [("svg", "golden/graph.svg"), ("dot", "golden/graph.dot"), ("mermaid", "golden/graph.mmd")] {
         let run = manifests.run("graph", &["-o", format, "--pod-cidr", "10.42.0.0/16"]);
@@ -380,6 +394,8 @@ fn a_graph_of_200_workloads_has_few_edges_and_escaped_names() {
     let run = netpol(&["graph", "-f", "-"], &text);
     let edges = run.out.matches("class=\"edge").count();
     let nodes = run.out.matches("class=\"node").count();
+    // In each namespace, the graph has one node for each tier. One more node is the pod, which has an invalid name:
+    // this is the reason for exit code 3.
     assert_eq!((nodes, edges, run.code), (41, 30, 3), "{}", run.err);
     assert!(run.out.contains("x&lt;&amp;&quot;") && !run.out.contains("x<&"), "{}", run.err);
 }

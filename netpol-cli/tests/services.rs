@@ -1,4 +1,4 @@
-//! `explain`, `lint` and `matrix` of `examples/services`.
+//! Tests `explain`, `lint` and `matrix` with the manifests of `examples/services`.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use expect_test::expect_file;
 use serde_json::Value;
 
-/// Runs `netpol COMMAND -f examples/services -f - …` in the root of the repository, with `more` on standard input.
-fn netpol(command: &str, arguments: &[&str], more: &str) -> (i32, String, String) {
+/// Runs `netpol COMMAND -f examples/services -f - …` in the root of the repository, with `more_manifests` on
+/// standard input. Returns the exit code, standard output and standard error.
+fn netpol(command: &str, arguments: &[&str], more_manifests: &str) -> (i32, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_netpol"))
         .args([command, "-f", "examples/services", "-f", "-"])
         .args(arguments)
@@ -17,7 +18,7 @@ fn netpol(command: &str, arguments: &[&str], more: &str) -> (i32, String, String
         .stderr(Stdio::piped())
         .spawn()
         .expect("netpol starts");
-    child.stdin.take().expect("piped").write_all(more.as_bytes()).expect("netpol reads its input");
+    child.stdin.take().expect("piped").write_all(more_manifests.as_bytes()).expect("netpol reads its input");
     let output = child.wait_with_output().expect("netpol ends");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
     (output.status.code().expect("a code"), text(output.stdout), text(output.stderr))
@@ -44,18 +45,19 @@ fn explain_exits_with_0_only_if_all_backends_are_allowed() {
         assert_eq!((exit_code, json["verdict"].as_str()), (code, Some(verdict)), "{from} to {to}: {json:#}");
         assert!(!json["frontend"]["backends"].as_array().expect("a list").is_empty());
     }
-    // This is not a port of the Service, so the rules are evaluated for the address.
+    // Service shop/orders at 10.96.0.20 has no port 8080, so the rules are evaluated for the address itself.
     let (code, json) = explain("shop/web", "10.96.0.20", "8080");
     assert_eq!((code, json["verdict"].as_str(), &json["frontend"]), (1, Some("deny"), &Value::Null));
 }
 
 #[test]
 fn the_verdict_on_a_service_does_not_depend_on_how_source_and_destination_are_written() {
-    let more = "{apiVersion: v1, kind: Pod, metadata: {name: web-2, namespace: shop, labels: {app: web}}}";
+    // With a second pod, the selector `app=web` matches several sources.
+    let more_manifests = "{apiVersion: v1, kind: Pod, metadata: {name: web-2, namespace: shop, labels: {app: web}}}";
     for from in ["shop/web", "app=web"] {
         for to in ["svc/shop/orders", "10.96.0.20", "10.96.0.20/32"] {
             let arguments = ["-n", "shop", "--from", from, "--to", to, "--port", "80", "-o", "json"];
-            let (code, out, err) = netpol("explain", &arguments, more);
+            let (code, out, err) = netpol("explain", &arguments, more_manifests);
             let json: Value = serde_json::from_str(&out).expect("JSON");
             assert_eq!((code, json["verdict"].as_str()), (1, Some("some")), "{from} {to}: {err} {json:#}");
         }
@@ -92,12 +94,12 @@ fn lint_reports_common_mistakes_with_services() {
              spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{rule}]}}}}"
         );
         let (_, out, _) = netpol("lint", &[], &policy);
-        let unwrapped = out.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(unwrapped.contains(expected) && out.contains("0 errors, 1 warning"), "{out}");
+        let without_line_breaks = out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(without_line_breaks.contains(expected) && out.contains("0 errors, 1 warning"), "{out}");
     }
 }
 
-/// The text of each finding about DNS, Services, port names and host-network pods.
+/// Compares the text of each finding about DNS, Services, port names and host-network pods with a golden file.
 #[test]
 fn lint_shows_the_rule_that_fixes_each_mistake() {
     let policy = |name: &str, rule: &str| {
@@ -106,7 +108,7 @@ fn lint_shows_the_rule_that_fixes_each_mistake() {
              spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{rule}]}}}}\n---\n"
         )
     };
-    let more = [
+    let more_manifests = [
         "{apiVersion: v1, kind: Pod, metadata: {name: client, namespace: tests}, status: {podIP: 10.9.0.1}}\n---\n",
         "{apiVersion: v1, kind: Pod, metadata: {name: host, namespace: tests, labels: {app: host}}, \
          spec: {hostNetwork: true}, status: {podIP: 192.0.2.20}}\n---\n",
@@ -122,15 +124,15 @@ fn lint_shows_the_rule_that_fixes_each_mistake() {
              ports: [{port: 80}]}",
         ),
     ];
-    let (code, out, err) = netpol("lint", &[], &more.concat());
+    let (code, out, err) = netpol("lint", &[], &more_manifests.concat());
     expect_file!["golden/lint_services.txt"].assert_eq(&out);
     assert_eq!((code, err.as_str()), (0, ""));
 }
 
 #[test]
 fn a_backend_that_has_the_same_policies_as_the_client_is_evaluated() {
-    // All pods in the namespace have the same policies; one of them is the only backend of the Service.
-    let more = "
+    // Pods `a` and `b` of namespace `all` have the same policies. `b` is the only backend of the Service.
+    let more_manifests = "
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: all}, status: {podIP: 10.9.0.1}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: b, namespace: all}, status: {podIP: 10.9.0.2}}
@@ -149,9 +151,9 @@ kind: NetworkPolicy
 metadata: {name: p, namespace: all}
 spec: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}], ports: [{port: 80}]}]}
 ";
-    let (code, out, err) = netpol("explain", &["--from", "all/a", "--to", "svc/all/b", "--port", "80"], more);
+    let (code, out, err) = netpol("explain", &["--from", "all/a", "--to", "svc/all/b", "--port", "80"], more_manifests);
     assert_eq!((code, err.as_str()), (1, ""));
     assert!(out.starts_with("DENY") && out.contains("write 8080/TCP"), "{out}");
-    let (code, _, err) = netpol("matrix", &["-p", "80", "-n", "all", "-a", "10.96.9.1"], more);
+    let (code, _, err) = netpol("matrix", &["-p", "80", "-n", "all", "-a", "10.96.9.1"], more_manifests);
     assert_eq!((code, err.as_str()), (0, ""));
 }

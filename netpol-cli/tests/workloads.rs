@@ -1,4 +1,5 @@
-//! Workloads as input, sources and destinations of connections, unknown addresses, and policies that are not evaluated.
+//! Tests workloads as sources and destinations of connections, pods with unknown addresses, and policies that are not
+//! evaluated.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -11,12 +12,16 @@ use serde_json::{Value, json};
 /// The manifests of an application, as `helm template` prints them: a Deployment, a `StatefulSet`, a `CronJob`, a
 /// Service, and policies.
 const APP: &str = include_str!("data/app.yaml");
+/// A policy that netpol does not evaluate, for the `CronJob` of [`APP`].
 const CILIUM: &str = include_str!("data/cilium.yaml");
 
 fn app() -> Manifests {
     Manifests::of(&[("app.yaml", APP)])
 }
 
+/// Runs `netpol explain` in the namespace `shop`. The exit code is 0 if the connection is allowed, 1 if it is denied
+/// (or one of several connections), 3 if an object was not found or no connection is possible, and 4 if the verdict is
+/// unknown.
 fn explain(manifests: &Manifests, from: &str, to: &str, port: &str, more: &[&str]) -> RunOutput {
     manifests.run("explain", &[&["-n", "shop", "--from", from, "--to", to, "--port", port], more].concat())
 }
@@ -82,7 +87,7 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}}, i
 }
 
 #[test]
-fn s39_a_workload_with_running_pods_stands_for_them() {
+fn s39_a_workload_with_pods_in_the_input_is_evaluated_as_these_pods() {
     let pods = "
 ---
 apiVersion: v1
@@ -116,12 +121,13 @@ fn s40_a_verdict_that_depends_on_an_unknown_address_is_unknown() {
     let run = explain(&manifests, "cj/backup", "shop/db-0", "9187", &[]);
     expect_file!["golden/unknown-address.txt"].assert_eq(&run.out);
     assert_eq!((run.code, run.err.as_str()), (4, ""));
+    // The rule for port 9187 has the ipBlock 10.20.0.0/16.
     for (pod_cidr, code) in [("10.20.0.0/16", 0), ("10.20.1.0/24", 0), ("10.0.0.0/8", 4), ("10.42.0.0/16", 1)] {
         let run = explain(&manifests, "cj/backup", "shop/db-0", "9187", &["--pod-cidr", pod_cidr]);
         assert_eq!(run.code, code, "{pod_cidr}: {}", run.out);
         assert_no_placeholder(&run);
     }
-    // The block of the rule contains no address of the private ranges, so it matches no pod.
+    // The rule for port 443 has an ipBlock that contains no private address, so it matches no pod.
     assert_eq!(explain(&manifests, "deploy/web", "cj/backup", "443", &[]).code, 1);
     let run = manifests.run("matrix", &["-p", "9187"]);
     assert!(run.code == 4 && run.out.contains("? unknown"), "{}", run.out);
@@ -152,8 +158,8 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
         input["unevaluated"][0]["file"] = json!("FILE");
         assert_eq!(input["unevaluated"], named, "{command}");
     }
-    // The policy cannot change verdicts on other pods. If the policies of the other end deny a connection, it stays
-    // denied.
+    // The Cilium policy cannot change verdicts on pods that it does not select. A connection also stays denied if the
+    // NetworkPolicies of the other end deny it.
     assert_eq!(explain(&manifests, "deploy/web", "svc/db", "5432", &[]).code, 0);
     assert_eq!(explain(&manifests, "cj/backup", "shop/db-0", "80", &[]).code, 1);
     // One connection is denied, and the other one is unknown. So it is unknown whether any connection is allowed.
@@ -163,6 +169,7 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
 
 #[test]
 fn the_form_of_the_json_output_depends_on_the_kinds_of_source_and_destination() {
+    // The form does not depend on the number of pods.
     let one_pod = APP.replace("replicas: 2", "replicas: 1");
     for (from, to, port, is_single_connection) in [
         ("shop/db-0", "svc/db", "5432", true),
@@ -226,7 +233,7 @@ fn the_reason_why_no_connection_is_possible_is_reported() {
 }
 
 #[test]
-fn a_workload_with_an_invalid_template_is_reported_with_its_line() {
+fn a_workload_with_an_invalid_or_missing_template_is_reported_with_its_line() {
     let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  template:\n    spec:\n      containers: 1\n";
     let run =
         common::netpol(&["lint", "-f", "-"], &format!("{APP}---\n{text}---\n{}", text.replace("template", "tmpl")));
@@ -241,7 +248,7 @@ fn a_workload_with_an_invalid_template_is_reported_with_its_line() {
 }
 
 #[test]
-fn a_headless_service_stands_for_its_pods() {
+fn a_connection_to_a_headless_service_is_evaluated_for_each_endpoint() {
     let headless = "
 ---
 {apiVersion: v1, kind: Service, metadata: {name: peers, namespace: shop}, spec: {clusterIP: None, selector: {app: db}}}
@@ -261,7 +268,7 @@ fn a_headless_service_stands_for_its_pods() {
     }
     let run = explain(&manifests, "svc/peers", "deploy/web", "80", &[]);
     assert!(run.code == 3 && run.err.contains("cannot be a source of connections"), "{} {}", run.out, run.err);
-    // An endpoint that is not a pod is also a destination.
+    // An endpoint of the Service that is not a pod is a destination, too.
     let slice = "
 ---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: peers-1, namespace: shop, labels: {kubernetes.io/service-name: peers}},

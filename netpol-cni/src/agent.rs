@@ -42,8 +42,8 @@ pub(crate) fn post(socket: &Path, path: &str, body: &str, limit: Duration) -> Re
          Connection: close\r\n\r\n{body}"
     );
     let unavailable = |reason: String| RequestError::Unavailable(format!("{}: {reason}", socket.display()));
-    // The request is sent on a thread, because connecting to a Unix socket blocks without limit while its queue is
-    // full, for example after SIGSTOP to the agent. The thread ends with the process.
+    // The request is sent on a thread, because connecting to a Unix socket blocks without limit while the queue of the
+    // socket is full, for example after SIGSTOP to the agent. The thread ends with the process.
     let (sender, response) = mpsc::channel();
     let path = socket.to_owned();
     let send_request = move || drop(sender.send(exchange(&path, &request)));
@@ -127,6 +127,7 @@ mod tests {
         let socket = directory.path().join("agent.sock");
         let result = || post(&socket, "/", "", LIMIT);
         assert!(matches!(result(), Err(RequestError::Unavailable(_))), "no socket");
+        // The file of the socket stays when the listener is closed.
         drop(UnixListener::bind(&socket).unwrap());
         assert!(matches!(result(), Err(RequestError::Unavailable(_))), "a stale socket");
     }
@@ -136,7 +137,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let _listener = UnixListener::bind(&socket).unwrap();
-        // The kernel accepts connections until the queue is full. After that, connecting blocks.
+        // The kernel queues up to `net.core.somaxconn` connections that no process accepts. These clients get no
+        // response. If the queue is full, further clients block in `connect`.
         let clients: Vec<_> = (0..200)
             .map(|_| {
                 let socket = socket.clone();

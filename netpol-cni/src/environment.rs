@@ -1,8 +1,8 @@
-//! The parameters of a call, which the container runtime passes in environment variables.
+//! The parameters of a call of this CNI plugin. The container runtime passes them in environment variables.
 
 use std::env;
 
-/// The parameters of a call. A missing variable is empty.
+/// The parameters of a call of the plugin. The field of a missing variable is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Environment {
     /// `CNI_COMMAND`, for example `ADD`.
@@ -17,9 +17,10 @@ pub struct Environment {
     pub arguments: String,
 }
 
-/// A pod in `CNI_ARGS`.
+/// The pod and the sandbox that `CNI_ARGS` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodIdentity {
+    /// The ID of the sandbox.
     pub(crate) sandbox: String,
     pub(crate) namespace: String,
     pub(crate) name: String,
@@ -40,7 +41,7 @@ impl Environment {
         }
     }
 
-    /// Returns the pod in `CNI_ARGS`. `None`: the call is not for a pod of Kubernetes.
+    /// Returns the pod that `CNI_ARGS` names; `None` if the call is not for a pod of Kubernetes.
     ///
     /// Source: `CNI_ARGS` of containerd (`toCNILabels`) and CRI-O (`buildCNIRuntimeConf`).
     pub(crate) fn pod(&self) -> Option<PodIdentity> {

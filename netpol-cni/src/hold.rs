@@ -11,18 +11,18 @@ use crate::{CniError, ErrorCode, Settings, WhenAgentAway};
 
 /// Time for the agent's response, in addition to the time for which the agent waits.
 const RESPONSE_TIME: Duration = Duration::from_secs(1);
-/// Maximum delay of a pod that may start without enforcement.
+/// Maximum delay of a pod of the exempt namespace. Such a pod then starts without enforcement.
 const EXEMPT_TIME: Duration = Duration::from_secs(2);
 /// Pause before the second request; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause between two requests. A shorter one would mean more load on the API server, because the agent may send
-/// it a request for each request of the plugin.
+/// Longest pause between two requests. A shorter pause would mean more load on the API server, because the agent may
+/// send a request to the API server for each request of the plugin.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Minimum time that an agent needs to report why a pod's policies are not enforced.
 const TIME_FOR_REASON: Duration = Duration::from_millis(500);
 
-/// Returns once the pod may start.
+/// Returns as soon as the pod may start. `log` writes a line to the log.
 ///
 /// # Errors
 /// If the pod may not start now. The runtime retries the start.
@@ -33,20 +33,21 @@ pub(crate) fn hold(
 ) -> Result<(), CniError> {
     let is_exempt = start.namespace == EXEMPT_NAMESPACE;
     let pod = format!("pod {}/{}", start.namespace, start.name);
-    let time = if is_exempt { settings.timeout().min(EXEMPT_TIME) } else { settings.timeout() };
-    let deadline = Instant::now() + time;
+    let max_delay = if is_exempt { settings.timeout().min(EXEMPT_TIME) } else { settings.timeout() };
+    let deadline = Instant::now() + max_delay;
     let mut pause = FIRST_PAUSE;
     let mut last_refusal = None;
     loop {
         let has_time = deadline.saturating_duration_since(Instant::now()) >= TIME_FOR_REASON;
         let error = match request(settings, &mut start, deadline) {
+            // Without a reason, the pod's policies are enforced.
             Ok(PodStarted { reason: None, .. }) => return Ok(()),
             Ok(PodStarted { reason: Some(reason), .. }) => {
                 log(&format_args!("{pod} starts without enforcement: {reason}"));
                 return Ok(());
             }
-            // If too little time is left, the agent cannot find the actual reason. Then the reason of the previous refusal
-            // is kept.
+            // If too little time was left, the agent could not find the actual reason. Then the reason of the previous
+            // refusal is kept.
             Err(RequestError::Refused(reason)) => {
                 let reason = if has_time { reason } else { last_refusal.take().unwrap_or(reason) };
                 last_refusal = Some(reason.clone());
@@ -73,6 +74,7 @@ pub(crate) fn hold(
     }
 }
 
+/// Sends one request to the agent. The agent waits until `deadline`, and responds earlier if the policies are enforced.
 fn request(settings: &Settings, start: &mut PodStart, deadline: Instant) -> Result<PodStarted, RequestError> {
     let left = deadline.saturating_duration_since(Instant::now());
     start.timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);

@@ -1,4 +1,5 @@
-//! The executable of the plugin: reads environment variables and stdin, and writes to stdout and stderr.
+//! The executable of the CNI plugin `netpol-cni`: reads environment variables and stdin, and writes to stdout and
+//! stderr.
 
 use std::fmt::Display;
 use std::io::{Read, Write, stderr, stdin, stdout};
@@ -6,7 +7,7 @@ use std::process::ExitCode;
 
 use netpol_cni::{CniError, Environment, ErrorCode, PLUGIN, run};
 
-/// Maximum size of the configuration in bytes; larger than any real one.
+/// Maximum size of the configuration in bytes. Real configurations are smaller.
 const MAX_INPUT: u64 = 4 << 20;
 
 fn main() -> ExitCode {
@@ -24,8 +25,8 @@ fn main() -> ExitCode {
     exit_code
 }
 
-/// Reads the configuration. Without a command, stdin is not read: a user who starts the plugin by hand gets an error
-/// immediately, although stdin is a terminal.
+/// Reads the configuration from stdin. Without `CNI_COMMAND`, does not read stdin: if a user starts the plugin by hand,
+/// stdin is a terminal, and the user gets the error of [`run`] immediately.
 fn read_input(environment: &Environment) -> Result<String, (CniError, String)> {
     let mut input = String::new();
     if environment.command.is_empty() {

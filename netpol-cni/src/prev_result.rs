@@ -1,11 +1,11 @@
-//! Parses `prevResult`, the result of the plugins that ran before this one.
+//! Parses `prevResult`: the result of the CNI plugins that ran before `netpol-cni`.
 
 use std::net::IpAddr;
 
 use serde::Deserialize;
 
-/// The parts of a result that name the sandbox's addresses. Source: the CNI specification, "Success"; the fields are
-/// the same since version 0.3.0.
+/// The parts of a result from which the addresses of the pod's sandbox are read. Source: the section "Success" of the
+/// CNI specification. These fields have not changed since version 0.3.0.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct PrevResult {
@@ -16,6 +16,7 @@ struct PrevResult {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Interface {
+    /// The path of the network namespace. Missing or empty for an interface of the node.
     sandbox: Option<String>,
 }
 
@@ -23,7 +24,7 @@ struct Interface {
 struct Address {
     /// The address with its prefix length.
     address: String,
-    /// Index in `interfaces`.
+    /// Index of the address's interface in [`PrevResult::interfaces`].
     interface: Option<i64>,
 }
 
@@ -68,8 +69,8 @@ mod tests {
             ),
             &["10.0.0.5", "fd00::5"],
         );
-        // The other addresses belong to the bridge, to the node's end of the veth, or to an interface that does not
-        // exist.
+        // All addresses but the last one are omitted: they belong to the bridge, to the node's end of the veth, or to
+        // an interface that does not exist.
         check(
             &format!(
                 r#"{{{interfaces},"ips":[{{"interface":0,"address":"10.0.0.1/24"}},{{"interface":1,"address":"10.0.0.2/24"}},

@@ -1,4 +1,4 @@
-//! The plugin's own fields in its configuration.
+//! The settings of the CNI plugin `netpol-cni`: its own fields in the CNI configuration.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::PLUGIN;
 
-/// Maximum of [`Settings::timeout_seconds`]. It limits how long one pod can delay others. Runtimes hold a read lock
-/// while plugins run. If the configuration directory changes in the meantime, the runtime waits for the write lock, and
-/// all later calls wait, too (containerd: `Setup` and `Load` of go-cni; CRI-O: `forEachNetwork` and `syncNetworkConfig`
-/// of ocicni).
+/// Maximum of [`Settings::timeout_seconds`]. It limits how long the start of one pod can delay the starts of others.
+/// Runtimes hold a read lock while plugins run. If the configuration directory changes in the meantime, the runtime
+/// waits for the write lock, and all later calls of plugins wait, too (containerd: `Setup` and `Load` of go-cni; CRI-O:
+/// `forEachNetwork` and `syncNetworkConfig` of ocicni).
 pub const MAX_TIMEOUT_SECONDS: u16 = 60;
 
 /// What the plugin does if no agent responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenAgentAway {
-    /// Waits for the agent until the time is over, then fails, so that the runtime retries the start.
+    /// Waits for the agent, at most [`Settings::timeout_seconds`], then fails, so that the runtime retries the start.
     #[default]
     Wait,
     /// Fails at once, so that the runtime retries the start.
@@ -32,7 +32,7 @@ pub enum WhenAgentAway {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Settings {
-    /// The agent's socket.
+    /// The path of the agent's socket.
     pub socket: PathBuf,
     /// What to do if no agent responds.
     pub when_agent_away: WhenAgentAway,
@@ -88,7 +88,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Returns the plugin's entry for a list of plugins, on one line.
+    /// Returns the JSON object of the plugin for `plugins`, the list of plugins in a CNI configuration, on one line.
     ///
     /// # Errors
     /// If the path of the socket is not UTF-8, or a field is out of range.

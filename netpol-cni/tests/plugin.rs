@@ -1,4 +1,4 @@
-//! Calls the executable as a container runtime does, with a fake agent.
+//! Calls the executable `netpol-cni` as a container runtime does, with a fake agent.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,15 +11,23 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const POD: &str =
+/// The default `CNI_ARGS`: the pod `shop/web`.
+const CNI_ARGS: &str =
     "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=s1;K8S_POD_UID=u1";
+/// The agent's response if it enforces the pod's policies.
 const ENFORCED: &str = "HTTP/1.1 200 OK\r\n\r\n{\"outcome\":\"enforced\",\"tookMs\":3}";
+/// The agent's response if it does not enforce the pod's policies yet.
 const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"no pod shop/web\"}";
 
-/// A result with details that the plugin must not change: number formats, unknown fields, the order of keys.
+/// The agent's response if the pod may start although its policies are not enforced.
+const EXEMPT: &str = "HTTP/1.1 200 OK\r\n\r\n{\"outcome\":\"exempt\",\"tookMs\":2000,\"reason\":\"no interface\"}";
+
+/// The result of the previous plugin. It has details that netpol's plugin must not change: number formats, unknown
+/// fields, the order of keys.
 const PREV_RESULT: &str = r#"{"cniVersion":"1.0.0", "ips":[{"interface":1,"address":"10.0.0.5/24","gateway":"10.0.0.1"}],
  "interfaces":[{"name":"veth1","mtu":1.5e3},{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/x"}], "x":{"b":1,"a":[]}, "dns":{}}"#;
 
+/// The result of a call of the plugin.
 #[derive(Debug)]
 struct Output {
     code: Option<i32>,
@@ -33,11 +41,13 @@ impl Output {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// Checks that the plugin printed the result of the previous plugin, so the container runtime starts the pod.
     #[track_caller]
     fn assert_passes(&self) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(0), PREV_RESULT), "{self:?}");
     }
 
+    /// Checks that the plugin failed, with this CNI error code and a message with these words.
     #[track_caller]
     fn assert_fails_with(&self, code: u32, words: &str) {
         assert_eq!((self.code, &self.json()["code"]), (Some(1), &json!(code)), "{self:?}");
@@ -55,7 +65,7 @@ fn call(variables: &[(&str, &str)], input: &str) -> Output {
         ("CNI_NETNS", "/run/netns/x"),
         ("CNI_IFNAME", "eth0"),
         ("CNI_PATH", "/opt/cni/bin"),
-        ("CNI_ARGS", POD),
+        ("CNI_ARGS", CNI_ARGS),
     ]);
     command.envs(variables.iter().copied());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -71,6 +81,7 @@ fn call(variables: &[(&str, &str)], input: &str) -> Output {
     }
 }
 
+/// Returns the plugin's configuration. `settings` is empty, or JSON members with a comma after each.
 fn input(socket: &Path, settings: &str) -> String {
     let socket = socket.display();
     format!(
@@ -81,6 +92,7 @@ fn input(socket: &Path, settings: &str) -> String {
 /// A fake agent.
 struct Agent {
     directory: TempDir,
+    /// The first line and the body of each received request.
     requests: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
@@ -114,6 +126,7 @@ impl Agent {
         self.directory.path().join("agent.sock")
     }
 
+    /// Calls the plugin with the command ADD and this agent's socket.
     fn add(&self, settings: &str) -> Output {
         call(&[], &input(&self.socket(), settings))
     }
@@ -123,6 +136,7 @@ impl Agent {
     }
 }
 
+/// Reads a request. Returns its first line and its body.
 fn read_request(stream: &mut UnixStream) -> (String, Value) {
     let mut request = Vec::new();
     let mut part = [0; 4096];
@@ -192,7 +206,7 @@ fn invalid_calls_have_the_codes_of_the_specification() {
 }
 
 #[test]
-fn with_wait_a_pod_starts_when_the_agent_is_back() {
+fn by_default_a_pod_waits_until_the_agent_is_back() {
     let agent = Agent::absent();
     thread::scope(|scope| {
         let output = scope.spawn(|| agent.add(""));
@@ -205,21 +219,21 @@ fn with_wait_a_pod_starts_when_the_agent_is_back() {
 }
 
 #[test]
-fn with_wait_the_runtime_retries_after_the_timeout() {
+fn by_default_the_plugin_fails_after_the_timeout_so_that_the_runtime_retries() {
     let output = Agent::absent().add(r#""timeoutSeconds":1,"#);
     output.assert_fails_with(11, "the policies of pod shop/web are not enforced: no agent responds");
     assert!(output.took >= Duration::from_secs(1) && output.took < Duration::from_secs(3), "{output:?}");
 }
 
 #[test]
-fn with_deny_the_runtime_retries_at_once() {
+fn with_when_agent_away_deny_the_plugin_fails_at_once() {
     let output = Agent::absent().add(r#""whenAgentAway":"deny","#);
     output.assert_fails_with(11, "no agent responds");
     assert!(output.took < Duration::from_secs(1), "{output:?}");
 }
 
 #[test]
-fn with_allow_a_pod_starts_without_an_agent() {
+fn with_when_agent_away_allow_a_pod_starts_without_an_agent() {
     let output = Agent::absent().add(r#""whenAgentAway":"allow","#);
     output.assert_passes();
     assert!(output.stderr.contains("pod shop/web starts without enforcement"), "{output:?}");
@@ -227,13 +241,13 @@ fn with_allow_a_pod_starts_without_an_agent() {
 }
 
 #[test]
-fn a_refusal_is_retried_with_each_choice_of_when_agent_away() {
-    for choice in ["wait", "deny", "allow"] {
+fn a_refused_request_is_repeated_with_each_value_of_when_agent_away() {
+    for value in ["wait", "deny", "allow"] {
         let agent = Agent::start(&[REFUSED, REFUSED, ENFORCED]);
-        agent.add(&format!(r#""whenAgentAway":"{choice}","#)).assert_passes();
+        agent.add(&format!(r#""whenAgentAway":"{value}","#)).assert_passes();
         assert_eq!(agent.requests().len(), 3);
         let agent = Agent::start(&[REFUSED]);
-        let output = agent.add(&format!(r#""whenAgentAway":"{choice}","timeoutSeconds":1,"#));
+        let output = agent.add(&format!(r#""whenAgentAway":"{value}","timeoutSeconds":1,"#));
         output.assert_fails_with(11, "the policies of pod shop/web are not enforced: no pod shop/web");
         assert!(output.took >= Duration::from_secs(1), "{output:?}");
     }
@@ -241,6 +255,7 @@ fn a_refusal_is_retried_with_each_choice_of_when_agent_away() {
 
 #[test]
 fn a_request_is_repeated_if_the_agent_crashes() {
+    // At the first request, the agent closes the connection without a response.
     let agent = Agent::start(&["", ENFORCED]);
     agent.add("").assert_passes();
     assert_eq!(agent.requests().len(), 2);
@@ -249,6 +264,7 @@ fn a_request_is_repeated_if_the_agent_crashes() {
 #[test]
 fn an_agent_that_does_not_respond_counts_as_unavailable() {
     let agent = Agent::absent();
+    // The plugin can connect to this socket, but receives no response.
     let _listener = UnixListener::bind(agent.socket()).unwrap();
     let output = agent.add(r#""timeoutSeconds":1,"#);
     output.assert_fails_with(11, "no response within");
@@ -261,21 +277,21 @@ fn pods_of_kube_system_start_even_without_enforcement() {
     let arguments = ("CNI_ARGS", "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=dns");
     let refusing = Agent::start(&[REFUSED]);
     for agent in [Agent::absent(), refusing] {
-        for choice in ["wait", "deny"] {
-            let output = call(&[arguments], &input(&agent.socket(), &format!(r#""whenAgentAway":"{choice}","#)));
+        for value in ["wait", "deny"] {
+            let output = call(&[arguments], &input(&agent.socket(), &format!(r#""whenAgentAway":"{value}","#)));
             output.assert_passes();
             assert!(output.stderr.contains("pod kube-system/dns starts without enforcement"), "{output:?}");
             assert!(output.took < Duration::from_secs(1), "{output:?}");
         }
     }
+    // An agent that accepts connections, but does not respond.
     let silent = Agent::absent();
     let _listener = UnixListener::bind(silent.socket()).unwrap();
     let output = call(&[arguments], &input(&silent.socket(), ""));
     output.assert_passes();
     assert!(output.took < Duration::from_secs(5), "{output:?}");
 
-    let exempt = "HTTP/1.1 200 OK\r\n\r\n{\"outcome\":\"exempt\",\"tookMs\":2000,\"reason\":\"no interface\"}";
-    let agent = Agent::start(Box::leak(Box::new([exempt])));
+    let agent = Agent::start(&[EXEMPT]);
     let output = call(&[arguments], &input(&agent.socket(), ""));
     output.assert_passes();
     assert!(output.stderr.contains("no interface"), "{output:?}");
@@ -305,6 +321,7 @@ fn del_reports_the_stop_of_a_pod_and_never_fails() {
 
     delete(&input(&Agent::absent().socket(), ""), &[]);
     delete(&input(&Agent::start(&[REFUSED]).socket(), ""), &[]);
+    // An invalid setting, and a call without a pod.
     delete(&input(&Agent::absent().socket(), r#""timeoutSeconds":0,"#), &[]);
     delete(r#"{"cniVersion":"1.0.0"}"#, &[("CNI_ARGS", "")]);
     let silent = Agent::absent();

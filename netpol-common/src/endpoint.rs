@@ -8,7 +8,7 @@ use crate::{Direction, EndpointVersion, IfIndex, PortSetId, RuleSetId};
 
 /// The policy of an endpoint in one direction.
 ///
-/// It has eight bytes and is eight-byte aligned in [`Endpoint`], so that one write replaces both fields.
+/// This value has eight bytes and is eight-byte aligned in [`Endpoint`], so that one write replaces both fields.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DirectionPolicy {

@@ -87,8 +87,8 @@ pub trait Tables<A> {
     fn barrier(&self, value: u8) -> u8 {
         value
     }
-    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). The default, 0, is for tables
-    /// without tunnels.
+    /// Returns the word at an index of `TUNNELS`, a bitmap of tunnel endpoints: see [`TunnelWord`](crate::TunnelWord).
+    /// The default, 0, is for tables without tunnel endpoints.
     #[inline(always)]
     fn tunnels(&self, _index: u32) -> u64 {
         0
@@ -237,12 +237,14 @@ pub fn evaluate_policy<A: Address, T: Tables<A>>(
             return Evaluation::without_rule(Reason::Hairpin, entry.class);
         }
     }
+    // `policy.any` is the port set for every address. If it is `ALL`, every Service is allowed without a lookup.
     if matches!(attempt.direction, Direction::Egress)
         && policy.any != PortSetId::ALL
         && let Some(frontend) = frontend(tables, attempt, entry.flags)
     {
         return evaluate_frontend(tables, endpoint, policy, attempt.post_dnat, frontend.class);
     }
+    // The entry of a class, if there is one, includes what is allowed to every address.
     let mut allowed = AllowEntry { port_set: policy.any, rule: RuleId::NONE };
     if entry.class != ClassId::NONE
         && let Some(found) = tables.allow(&AllowKey { rule_set: policy.rule_set, class: entry.class })
@@ -277,7 +279,8 @@ fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEnt
     }
 }
 
-/// Returns whether a packet to a pod is a reply, through a Service, from a backend on this node.
+/// Returns whether a packet to a pod is a reply, through a Service, from a backend on this node. [`is_unverified`] must
+/// have returned false: then a translated source address is the local node's or a Service's.
 #[inline(always)]
 fn is_reply_of_service<A>(attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     attempt.source.0 == SourceCheck::TRANSLATED.0 && entry.flags & address_flags::LOCAL_NODE == 0
@@ -354,7 +357,8 @@ fn evaluate_frontend<A: Address, T: Tables<A>>(
     Evaluation::without_rule(reason, class)
 }
 
-/// Returns `TablesIncomplete` instead of a reason if some entries of the endpoint are missing.
+/// Returns the reason for denying a packet that no entry allows: `TablesIncomplete` if some entries of the endpoint are
+/// missing, otherwise `reason`.
 #[inline(always)]
 const fn or_incomplete(endpoint: &Endpoint, reason: Reason) -> Reason {
     if endpoint.has(endpoint_flags::INCOMPLETE) { Reason::TablesIncomplete } else { reason }
@@ -373,8 +377,8 @@ fn is_hairpin<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
     }
 }
 
-/// Returns whether the local node itself sends or receives a packet. The remote address must be the local node's.
-/// Masqueraded packets have this address, too, but they came in by an interface.
+/// Returns whether the local node itself sends or receives a packet. The caller has checked that the remote address is
+/// the local node's. Masqueraded packets have this address, too, but they came in by an interface.
 #[inline(always)]
 fn is_local_node<A>(attempt: &Attempt<A>) -> bool {
     match attempt.direction {

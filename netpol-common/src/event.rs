@@ -15,17 +15,17 @@ pub struct FlowEvent {
     pub time_ns: u64,
     /// The pod's veth interface.
     pub ifindex: IfIndex,
-    /// The [`crate::Endpoint::id`], or 0 if the interface has no endpoint.
+    /// The [`crate::Endpoint::id`] of this interface, or 0 if the interface has no endpoint.
     pub endpoint: u16,
-    /// The source endpoint ID of the packet: the pod of this node that sent it. 0 if no pod of this node did, or if
-    /// this is not known.
+    /// The source endpoint ID of the packet, which identifies the pod of this node that sent the packet. 0 if no pod of
+    /// this node sent the packet, or if this is not known.
     pub source_endpoint: u16,
     /// The rule set of the policies that isolate the pod in this direction. With [`event_flags::SHADOW`], the rule set
     /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
-    /// The number of packets without an event since the last event. For a denied packet, these are the denied packets
-    /// of its flow. For all other events, these are packets between the same addresses and to the same destination
-    /// port, for which an event of the same kind and reason was due.
+    /// The number of packets that caused no event since the last event, because of the limits. For a denied packet,
+    /// these are the denied packets of its flow. For all other events, these are packets between the same addresses and
+    /// to the same destination port, for which an event of the same kind and reason was due.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
@@ -35,8 +35,8 @@ pub struct FlowEvent {
     pub zero: [u8; 3],
     /// The direction, a [`crate::Direction`] code.
     pub direction: u8,
-    /// The reason, a [`crate::Reason`] code. [`Reason::allows`] returns its verdict. With [`event_flags::SHADOW`], it
-    /// is the reason with which the policies in shadow mode would deny the flow.
+    /// The reason, a [`crate::Reason`] code. [`Reason::allows`] returns its verdict. With [`event_flags::SHADOW`],
+    /// this is the reason with which the policies in shadow mode would deny the flow.
     pub reason: u8,
     /// 4 or 6, or 0 if the packet is not IP.
     pub family: u8,
@@ -97,7 +97,7 @@ pub mod event_flags {
     pub const GROUP: u8 = 1 << 0;
     /// An allowed flow that would be denied if the policies in shadow mode were enforced.
     pub const SHADOW: u8 = 1 << 1;
-    /// The agent only observes: the packet passed, although its verdict is to deny it.
+    /// The agent runs with `--observe` and enforces nothing: the packet passed, although its verdict is to deny it.
     pub const OBSERVED: u8 = 1 << 2;
 }
 
@@ -112,7 +112,7 @@ pub struct Settings {
 const _: () = assert!(size_of::<Settings>() == 4);
 
 /// Limits the events of a flow to one per second, as long as the flow has a slot in an [`EventLimitSet`]. If another
-/// flow takes the slot, this flow can have one extra event. Verdicts do not depend on this.
+/// flow takes the slot, the first flow can have one extra event. Verdicts do not depend on this.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventLimit {
@@ -132,8 +132,8 @@ pub const EVENT_KEY_WORDS: usize = 12;
 /// The number of slots for flows in an [`EventLimitSet`].
 pub const EVENT_LIMIT_WAYS: u32 = 4;
 
-/// Value of `DENIALS` and `ALLOWED_FLOWS`, arrays indexed by the other half of the flow's hash. It has slots for
-/// several flows with the same index, in one cache line (a set-associative cache).
+/// Value of `DENIALS` and `ALLOWED_FLOWS`, arrays indexed by the other half of the flow's hash. An entry has slots
+/// for several flows with the same index, in one cache line (a set-associative cache).
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventLimitSet {
@@ -143,7 +143,8 @@ pub struct EventLimitSet {
 
 const _: () = assert!(size_of::<EventLimit>() == 16 && size_of::<EventLimitSet>() == 64);
 
-/// Value of `EVENT_BUDGETS`, an array indexed by [`event_budget`]. It limits how many events are sent.
+/// Value of `EVENT_BUDGETS`, an array indexed by [`event_budget`]. A budget limits how many events are sent to the
+/// agent.
 ///
 /// It is a token bucket, implemented as a generic cell rate algorithm, because then the only write during a flood is an
 /// atomic addition. If several CPUs send events at the same time, the limit can be exceeded by a few events. These
@@ -181,8 +182,8 @@ pub const fn event_budget(endpoint: u32, direction: Direction, kind: EventKind) 
 /// Returns the index in `EVENT_BUDGETS` of the budget that a packet is charged to.
 ///
 /// A packet from a pod of this node is charged to that pod's [`Direction::Egress`] budget, even if the packet is
-/// evaluated at another pod. So a pod that floods other pods spends its own budget. All other packets are charged to the
-/// [`Direction::Ingress`] budget of the pod at which they are evaluated.
+/// evaluated at another pod. So a pod that floods other pods spends its own budget. All other packets are charged to
+/// the [`Direction::Ingress`] budget of the pod at which they are evaluated.
 #[inline(always)]
 pub const fn charged_budget(endpoint: u32, source_endpoint: u32, direction: Direction, kind: EventKind) -> u32 {
     match direction {
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_follows_from_flags_and_reason() {
+    fn the_kind_and_the_budget_depend_on_flags_reason_and_pods() {
         let event = |reason: Reason, flags| FlowEvent { reason: reason as u8, flags, ..FlowEvent::default() };
         assert_eq!(event(Reason::Rule, 0).kind(), EventKind::Allowed);
         assert_eq!(event(Reason::NoRule, event_flags::GROUP).kind(), EventKind::Denied);

@@ -68,7 +68,8 @@ const _: () = assert!(size_of::<FlowEntry>() == 48 && offset_of!(FlowEntry, last
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traffic {
-    /// Packets. A packet with segmentation offload (GSO) counts once for each segment, if the kernel knows their number.
+    /// Packets. A packet with segmentation offload (GSO) counts once for each segment, if the kernel knows their
+    /// number.
     pub packets: u64,
     /// Bytes, from the IP header on. A packet with segmentation offload counts its headers once.
     pub bytes: u64,
@@ -148,8 +149,9 @@ pub mod flow_timeout {
     /// TCP after FIN from one side; only for [`before_eviction`].
     pub const TCP_HALF_CLOSED: u32 = 3600;
 
-    /// Returns for how many seconds an idle flow in this state is counted when the size of its table is chosen. The
-    /// flow itself stays valid until its timeout, unless it is evicted.
+    /// Returns for how many seconds after its last packet a flow in this state counts as in use. The agent chooses the
+    /// size of a flow table by the number of flows in use. A flow that no longer counts stays valid until its timeout,
+    /// or until it is evicted.
     pub const fn before_eviction(protocol: u8, state: u8) -> u32 {
         if super::is_closed(protocol, state) {
             TCP_CLOSED

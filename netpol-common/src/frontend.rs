@@ -1,4 +1,5 @@
-//! Frontends: addresses and ports of Services. kube-proxy or another component selects the backend of a connection.
+//! Frontends: addresses and ports of Services and hostPorts. For a connection to a frontend, kube-proxy or another
+//! component selects the backend.
 
 use core::mem::size_of;
 
@@ -6,7 +7,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::ClassId;
 
-/// Key of `SERVICES_V4` and `SERVICES_V6` (hashes): a frontend, which is one port of a Service at one address.
+/// Key of the maps `SERVICES_V4` and `SERVICES_V6` (hashes): a frontend, which is one port of a Service at one address,
+/// or a hostPort.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey<A> {
@@ -16,7 +18,7 @@ pub struct FrontendKey<A> {
     pub port: [u8; 2],
     /// IP protocol number.
     pub protocol: u8,
-    /// The scope, one of [`frontend_scope`].
+    /// At which addresses the frontend is, one of [`frontend_scope`].
     pub scope: u8,
 }
 
@@ -40,13 +42,13 @@ pub mod frontend_scope {
     pub const NODE: u8 = 1;
 }
 
-/// Value of `SERVICES_V4` and `SERVICES_V6`.
+/// Value of the maps `SERVICES_V4` and `SERVICES_V6`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FrontendEntry {
-    /// The class that represents the backend set (the backends of the frontend). Frontends with the same backend set
-    /// share a class. The `ALLOW` entry of a rule set and this class has the port set [`crate::PortSetId::ALL`] if the
-    /// rule set allows all backends, and [`crate::PortSetId::SOME`] if it allows some. Without an entry, the rule set
-    /// allows none.
+    /// The class that represents the backend set (the backends of the frontend). Each backend set has its own class,
+    /// and frontends with the same backend set share it. The `ALLOW` entry of a rule set and this class has the port
+    /// set [`crate::PortSetId::ALL`] if the rule set allows all backends, and [`crate::PortSetId::SOME`] if it allows
+    /// some. Without an entry, the rule set allows no backend.
     pub class: ClassId,
 }

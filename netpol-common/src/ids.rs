@@ -54,7 +54,8 @@ impl RuleSetId {
 }
 
 impl ClassId {
-    /// The class of addresses that match no peer selector. It has no entries in `ALLOW`.
+    /// The class of addresses that match no peer selector. The map `ALLOW` (what a rule set allows to a class) has no
+    /// entries for it.
     pub const NONE: Self = Self(0);
 }
 
@@ -63,13 +64,15 @@ impl PortSetId {
     pub const NONE: Self = Self(0);
     /// Every IP protocol and every port.
     pub const ALL: Self = Self(u32::MAX);
-    /// Only in the entry of a Service's class: some backends of the Service are allowed. Connections to the Service are
-    /// rechecked (evaluated again) post-DNAT, by the selected backend.
+    /// Some backends of a Service are allowed. This value is only in those entries of the map `ALLOW` whose class
+    /// represents the backends of a Service port. Connections to the Service are rechecked (evaluated again) post-DNAT,
+    /// by the selected backend.
     pub const SOME: Self = Self(u32::MAX - 1);
 }
 
 impl RuleId {
-    /// No single rule allows the packet.
+    /// No rule. In the result of an evaluation, for example: the packet is denied, or is sent to a Service, so each
+    /// backend may be allowed by another rule.
     pub const NONE: Self = Self(0);
 }
 

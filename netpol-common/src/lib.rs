@@ -6,7 +6,8 @@
 //! netpol-agent  ◄── reads ───── FlowEntry, Counters, FlowEvent                ◄── writes ─────────────── netpol-ebpf
 //! ```
 //!
-//! [`evaluate()`] is generic over [`Tables`], so the same code evaluates packets in the kernel and in memory.
+//! [`evaluate()`] is generic over [`Tables`], so the same code evaluates packets in the kernel (with BPF maps) and in
+//! user space (with tables in memory).
 //!
 //! This crate does no I/O, does not allocate and does not panic. Every shared type is [`bytemuck::Pod`] and has no
 //! implicit padding. Its layout is asserted at compile time. A change of a layout requires a new [`LAYOUT_VERSION`].

@@ -13,12 +13,12 @@ macro_rules! reasons {
             /// All reasons, in the order of their codes.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// Returns the label in metrics and the field in events.
+            /// Returns the name, as in metrics (label `reason`) and in records of flows (field `reason`).
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }
             }
 
-            /// Returns whether the packet passes.
+            /// Returns whether a packet with this reason passes.
             #[inline(always)]
             pub const fn allows(self) -> bool {
                 match self { $(Self::$variant => $allows),* }
@@ -66,11 +66,11 @@ reasons! {
     Revoked = 17, "revoked", false;
     /// The pod sent the packet with a source address that is not its own.
     SpoofedSource = 18, "spoofed-source", false;
-    /// The pod of the interface is not known, and unknown pods are denied. Or the interface is in conflict with
-    /// another.
+    /// The pod of the interface is not known, and unknown pods are denied. Or the interface has an address of a pod
+    /// that is bound to another interface (a conflict).
     UnknownPod = 19, "unknown-pod", false;
-    /// The program is attached to an interface without an endpoint. The endpoint could not be written, and a policy
-    /// isolates the pod.
+    /// The interface has programs, but no endpoint (entry in `ENDPOINTS`). A policy isolates the pod, and the agent
+    /// could not write the endpoint.
     NoEndpoint = 20, "no-endpoint", false;
     /// The packet ends before the end of its headers, or its headers contradict each other.
     Malformed = 21, "malformed", false;
@@ -78,11 +78,12 @@ reasons! {
     NotIp = 22, "not-ip", false;
     /// The packet has more VLAN tags or IPv6 extension headers than the program reads.
     TooManyHeaders = 23, "too-many-headers", false;
-    /// A later fragment of a datagram. The first fragment was not seen or not allowed.
+    /// A later fragment of a datagram. The first fragment was denied or has not arrived, and policies do not allow all
+    /// ports.
     OrphanFragment = 24, "orphan-fragment", false;
     /// The flow is allowed, but could not be recorded. Its replies would be denied.
     FlowTableFull = 25, "flow-table-full", false;
-    /// No entry allows the packet, and some entries of this endpoint are missing: see
+    /// No map entry allows the packet, and some entries of this endpoint are missing: see
     /// [`endpoint_flags::INCOMPLETE`](crate::endpoint_flags::INCOMPLETE).
     TablesIncomplete = 26, "tables-incomplete", false;
     /// The packet is to a Service, and no rule allows any of its backends.
@@ -111,8 +112,9 @@ reasons! {
 }
 
 impl Reason {
-    /// Returns whether the verdict is the result of the pod's policies. All other reasons do not depend on policies, or
-    /// replace the verdict of the policies.
+    /// Returns whether an evaluation of the pod's policies can have this reason. This includes [`Self::LocalNode`] and
+    /// [`Self::Hairpin`]: an evaluation allows such packets, whatever the rules are. All other reasons do not depend on
+    /// an evaluation, or replace its result.
     pub const fn is_by_policies(self) -> bool {
         match self {
             Self::NotIsolated
@@ -147,10 +149,11 @@ impl Reason {
     }
 }
 
-/// The number of slots in [`Counters`]. It is higher than the code of every reason.
+/// The number of slots in [`Counters`]. The slot of a reason is its code. So the number is higher than every code, and
+/// some slots have no reason.
 pub const REASONS: usize = 40;
-/// The slot in [`Counters`] for flows that were allowed, but that the policies in shadow mode would deny. No reason has
-/// this code.
+/// The slot in [`Counters`] for flows that were allowed, but that the policies in shadow mode (evaluated, not enforced)
+/// would deny. No reason has this code.
 pub const SHADOW_DENIED: usize = REASONS - 1;
 /// The code of a packet that has no verdict yet. No reason has this code.
 pub const NO_REASON: u8 = 63;
@@ -162,7 +165,7 @@ pub const REASON_MASK: u8 = 63;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
-    /// Packets, indexed by reason code.
+    /// Packets, indexed by reason code. The slot [`SHADOW_DENIED`] has flows.
     pub packets: [u64; REASONS],
 }
 

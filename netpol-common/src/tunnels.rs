@@ -1,25 +1,27 @@
-//! `TUNNELS`: the UDP ports and IP protocols of the tunnel endpoints of the local node and of other nodes.
+//! The BPF map `TUNNELS`: a bitmap of the UDP ports and IP protocols at which nodes decapsulate packets (tunnel
+//! endpoints). The local node and the other nodes have separate parts of the bitmap.
 
 use crate::protocol;
 
-/// The number of words for UDP ports, with a bit for each port.
+/// The number of 64-bit words in a part of the bitmap that have one bit for each UDP port.
 const PORT_WORDS: u32 = 1024;
-/// The number of words for IP protocols, with a bit for each protocol.
+/// The number of 64-bit words in a part of the bitmap that have one bit for each IP protocol.
 const PROTOCOL_WORDS: u32 = 4;
 
-/// The number of words of `TUNNELS`, an array of `u64`.
+/// The number of words of `TUNNELS`, an array of `u64` with a part for each [`TunnelScope`].
 pub const TUNNEL_WORDS: u32 = 2 * (PORT_WORDS + PROTOCOL_WORDS);
 
 /// The nodes to which a part of `TUNNELS` applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TunnelScope {
-    /// Addresses with [`address_flags::LOCAL_NODE`](crate::address_flags::LOCAL_NODE).
+    /// The node of the pod: addresses with [`address_flags::LOCAL_NODE`](crate::address_flags::LOCAL_NODE).
     LocalNode,
-    /// Addresses with [`address_flags::NODE`](crate::address_flags::NODE).
+    /// All other nodes: addresses with [`address_flags::NODE`](crate::address_flags::NODE).
     OtherNodes,
 }
 
-/// The position of a bit in `TUNNELS`. The bit is set if there are tunnel endpoints at its UDP port or IP protocol.
+/// The position of a bit in `TUNNELS`: a word, and a bit of this word. In the map, the bit is set if its UDP port or IP
+/// protocol is a tunnel endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelWord {
     /// The index of the word in `TUNNELS`.
@@ -52,6 +54,7 @@ impl TunnelWord {
         }
     }
 
+    /// Returns the index of the first word of the scope's part.
     #[inline(always)]
     const fn first_word(scope: TunnelScope) -> u32 {
         match scope {
@@ -68,7 +71,7 @@ mod tests {
     #[test]
     fn each_port_and_protocol_has_its_own_bit() {
         use TunnelScope::{LocalNode, OtherNodes};
-        let words = [
+        let positions = [
             TunnelWord::of_port(LocalNode, 0),
             TunnelWord::of_port(LocalNode, u16::MAX),
             TunnelWord::of_protocol(LocalNode, 0),
@@ -76,8 +79,8 @@ mod tests {
             TunnelWord::of_port(OtherNodes, 0),
             TunnelWord::of_protocol(OtherNodes, u8::MAX),
         ];
-        assert_eq!(words.map(|word| word.index), [0, 1023, 1024, 1027, 1028, TUNNEL_WORDS - 1]);
-        assert_eq!(words[1].bit, 1 << 63);
+        assert_eq!(positions.map(|position| position.index), [0, 1023, 1024, 1027, 1028, TUNNEL_WORDS - 1]);
+        assert_eq!(positions[1].bit, 1 << 63);
         assert_eq!(
             TunnelWord::of_packet(LocalNode, protocol::UDP, [0x21, 0x18]),
             Some(TunnelWord::of_port(LocalNode, 8472))

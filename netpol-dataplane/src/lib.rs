@@ -1,5 +1,7 @@
-//! Writes the tables that the eBPF programs look up, and attaches the programs. The reconciler (in the agent) decides
-//! what to write. A data plane writes it entry by entry, and returns an error for an entry that does not fit.
+//! The data plane: the BPF maps (tables) and the eBPF programs that look them up. The agent's reconciler decides which
+//! entries are written, and to which interfaces programs are attached. It calls [`Dataplane`], which [`Kernel`]
+//! implements for the kernel, and [`Memory`] for tests. If a map has no room for an entry, only the write of this entry
+//! fails.
 
 pub mod bpf_object;
 mod kernel;
@@ -24,12 +26,12 @@ pub use kernel::{
 };
 pub use memory::{Memory, PendingCall};
 
-/// Whether a pod may have connections that are older than its programs.
+/// Whether a pod may have connections that started before programs were attached to the pod's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EarlierConnections {
-    /// It may have some.
+    /// The pod may have such connections.
     Possible,
-    /// It has none, because no container of the pod has run so far.
+    /// The pod has no such connections, because none of its containers has run so far.
     None,
 }
 
@@ -41,7 +43,7 @@ pub enum WriteError {
     Full {
         /// The map.
         map: MapName,
-        /// The option that sets its size.
+        /// The option that sets the size of the map.
         option: &'static str,
         /// The kernel's error.
         #[source]
@@ -90,7 +92,7 @@ pub enum InterfaceOutcome {
         /// Success, or the error.
         result: Result<(), AttachError>,
     },
-    /// Result of [`Dataplane::verify`]: the interfaces that do not run the programs.
+    /// Result of [`Dataplane::verify`]: the interfaces without the programs.
     Missing(Vec<IfIndex>),
 }
 
@@ -99,12 +101,13 @@ pub enum InterfaceOutcome {
 pub struct Adopted {
     /// The kind of programs that it had.
     pub role: Role,
-    /// Whether it runs this agent's programs now.
+    /// Whether this agent's programs are attached to it now.
     pub running: bool,
 }
 
 /// A data plane that enforces verdicts. Operations on interfaces may be asynchronous: they return `None`, and their
-/// results arrive later as [`InterfaceOutcome`]s, in the order of the calls.
+/// results arrive later as [`InterfaceOutcome`]s, in the order of the calls. [`Kernel::start`] returns the channel of
+/// these results.
 pub trait Dataplane {
     /// Writes or deletes one table entry. Deleting a missing entry is not an error. Changes to endpoints
     /// ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Reevaluate`]) are ignored here: the caller handles
@@ -114,7 +117,8 @@ pub trait Dataplane {
     /// If the kernel rejects the entry. Nothing has changed then.
     fn write(&mut self, change: &Change) -> Result<(), WriteError>;
 
-    /// Writes an endpoint. The version is written last.
+    /// Writes an endpoint. The version is written last: a program that reads the new version also reads the other new
+    /// fields.
     ///
     /// # Errors
     /// If there is no room for another endpoint.
@@ -126,13 +130,15 @@ pub trait Dataplane {
     /// If the kernel rejects the deletion.
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError>;
 
-    /// Stores an endpoint ID with the address of its pod. Later writes of the address keep this ID. 0 removes the ID.
+    /// Stores an endpoint ID in the table entry for the address of the endpoint's pod. Later writes of this entry keep
+    /// the ID. The ID 0 removes the stored ID.
     ///
     /// # Errors
     /// If the kernel rejects the entry.
     fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError>;
 
-    /// Writes the tunnel endpoints of this node and of other nodes.
+    /// Writes the tunnel endpoints (ports and protocols at which a node decapsulates packets) of this node and of other
+    /// nodes.
     ///
     /// # Errors
     /// If the kernel rejects an entry.
@@ -141,7 +147,7 @@ pub trait Dataplane {
     /// Writes the settings of the programs. They apply at once.
     ///
     /// # Errors
-    /// If the kernel rejects them.
+    /// If the kernel rejects the settings.
     fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError>;
 
     /// Returns the existing endpoints.
@@ -153,9 +159,10 @@ pub trait Dataplane {
     /// Returns the interfaces that had programs before this agent started. Some of them may have been removed since.
     fn adopted(&self) -> BTreeMap<IfIndex, Adopted>;
 
-    /// Attaches the programs for this [`Role`] (a pod's veth, a node's device, a tunnel) to an interface. Calling it again
-    /// is harmless. Fails if the kernel rejects the programs, or if the interface was removed. `connections`: whether the
-    /// pod may already have connections, which are then taken over from the kernel's conntrack table.
+    /// Attaches the programs for this [`Role`] (a pod's veth, a node's device, a tunnel) to an interface. A second call
+    /// for the same interface is harmless. Fails if the kernel rejects the programs, or if the interface was removed.
+    /// `connections`: whether the pod may already have connections. If so, they are read from the kernel's conntrack
+    /// table and recorded as flows.
     fn attach(
         &mut self,
         ifindex: IfIndex,
@@ -167,18 +174,19 @@ pub trait Dataplane {
     /// Detaches all programs. Succeeds if the interface was removed.
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>>;
 
-    /// Returns which of these interfaces exist but do not run the programs. Another process may have detached them.
+    /// Returns which of these interfaces exist, but do not have the programs. Another process may have detached the
+    /// programs.
     fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>>;
 
     /// Returns the next endpoint version. No endpoint has had this version before, not even under an earlier agent.
     ///
     /// # Errors
-    /// If it cannot be stored.
+    /// If the version cannot be stored.
     fn next_endpoint_version(&mut self) -> Result<netpol_common::EndpointVersion, WriteError>;
 
     /// Resets the counters of an endpoint ID before the ID is reused.
     fn clear_counters(&mut self, id: u32);
 
-    /// Returns how many endpoint IDs there are, used or not.
+    /// Returns the number of endpoint IDs, used and unused.
     fn endpoint_id_capacity(&self) -> u32;
 }

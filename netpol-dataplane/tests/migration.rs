@@ -13,7 +13,7 @@ use proptest::prelude::*;
 /// IDs of the old tables are lower than this, IDs of the new tables higher.
 const NEW_IDS: u32 = 100;
 
-/// Returns the port set that a rule set allows to an address.
+/// Returns the port set that a rule set allows to an address: the result of all lookups before the port.
 fn verdict(tables: &Snapshot, rule_set: RuleSetId, address: IpAddr) -> Option<PortSetId> {
     let covering = tables.prefixes.iter().filter(|(net, _)| net.contains(&address));
     let longest = covering.max_by_key(|(net, _)| net.prefix_len()).map(|(_, class)| *class);
@@ -60,7 +60,8 @@ fn addresses() -> Vec<IpAddr> {
     (0..16_u8).map(|last| IpAddr::from([10, 0, 0, last])).collect()
 }
 
-/// Generates tables with sixteen addresses and with IDs above `base`.
+/// Generates tables for sixteen addresses, with IDs higher than `base`. The classes `base` + 1 to 3 are those of
+/// addresses, and the classes `base` + 4 to 6 are those of frontends.
 fn tables(base: u32) -> impl Strategy<Value = Snapshot> {
     let class = move || (0..4_u32).prop_map(move |class| ClassId(if class == 0 { 0 } else { base + class }));
     let entries = proptest::collection::btree_map(0..16_u8, class(), 0..6);
@@ -71,6 +72,7 @@ fn tables(base: u32) -> impl Strategy<Value = Snapshot> {
     (entries, prefixes, allow, frontend_classes, frontend_allow).prop_map(
         move |(entries, prefixes, allow, frontend_classes, frontend_allow)| {
             let classes = frontend_classes.into_iter().map(|class| ClassId(base + class));
+            // What each egress rule set allows to every address: nothing.
             let any = rule_sets(base).map(|rule_set| (rule_set, PortSetId::NONE)).collect();
             let mut tables = Snapshot { frontends: frontends().zip(classes).collect(), any, ..Snapshot::default() };
             for ((rule_set, class), all) in frontend_allow {
@@ -126,7 +128,7 @@ proptest! {
             apply(&mut now, change);
             ensure_same_verdicts(&now, &new, NEW_IDS, "after all endpoints use the new tables")?;
         }
-        // `any` (what egress rule sets allow to every address) is stored in endpoints, so the plan does not change it.
+        // `any` is stored in endpoints, so the plan does not change it.
         prop_assert_eq!(Snapshot { any: new.any.clone(), ..now }, new);
     }
 }

@@ -1,4 +1,5 @@
-//! The slow path's summary of a packet, as numbers that one BPF function can pass to another.
+//! The summary of a packet in the slow path (the code for packets with more than plain headers). The summary consists
+//! of numbers that one BPF function can pass to another.
 
 use netpol_common::{Direction, NO_REASON, Reason};
 
@@ -7,34 +8,33 @@ use crate::flow::{self, Role};
 use crate::fragment;
 use crate::packet::{Icmp, Packet};
 
-/// The parts of a packet that a verdict needs, without addresses. It consists of numbers, so that it can be passed to a
-/// separate BPF function.
+/// The summary of a packet: what the evaluation needs, without the addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
-    /// From the low byte on: the offset of the IP header, the protocol, the TCP flags, the `role` with a `SourceCheck`,
-    /// and a reason or `UNDECIDED`.
+    /// One byte each, from the low byte on: the offset of the IP header, the protocol, the TCP flags, the bits of
+    /// [`role`] with a `SourceCheck`, and the code of the verdict's reason or [`UNDECIDED`].
     bits: u64,
-    /// From the low bytes on: the packet's source and destination port, and the pod's and the remote's port in the
-    /// flow's key.
+    /// Two bytes each, from the low bytes on: the source port and the destination port of the packet, and the pod's
+    /// port and the remote port in the flow's key.
     ports: u64,
 }
 
-/// Bits for the relation of a packet to its flow.
+/// Bits for the relation of a packet to its flow. Bits 4 and 5 are a [`SourceCheck`](netpol_common::SourceCheck).
 pub(crate) mod role {
-    /// The packet can belong to a flow.
+    /// The packet can belong to a known flow.
     pub(crate) const MEMBER: u8 = 1;
     /// The packet can initiate a flow.
     pub(crate) const INITIATES: u8 = 2;
-    /// The packet starts a new connection. Its flow is looked up only post-DNAT.
+    /// The packet starts a new connection. A known flow is looked up for it only post-DNAT.
     pub(crate) const NEW_CONNECTION: u8 = 4;
     /// The packet is neighbor discovery. Its source can be the unspecified address: a pod sends such a packet to check
     /// whether its new address is free (RFC 4862, 5.4).
     pub(crate) const DISCOVERY: u8 = 8;
-    /// The packet matches a revoked flow, but comes from the side that did not initiate it.
+    /// The packet matches a revoked flow, but comes from the side that did not initiate this flow.
     pub(crate) const MATCHES_REVOKED: u8 = 64;
     /// The packet is a later fragment, and its first fragment is not known.
     pub(crate) const ORPHAN: u8 = 128;
-    /// The position of the packet's [`SourceCheck`](netpol_common::SourceCheck), which has two bits.
+    /// The position of the `SourceCheck`: how to check the source address of the packet.
     pub(crate) const SOURCE_CHECK_SHIFT: u32 = 4;
 }
 
@@ -44,8 +44,9 @@ const ROLE_SHIFT: u32 = 24;
 pub(crate) const UNDECIDED: u8 = NO_REASON;
 
 impl Case {
+    /// Summarizes a packet. `decided`: the reason, if the packet has a verdict already.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "at most two tags precede an IP header")]
+    #[expect(clippy::cast_possible_truncation, reason = "at most two VLAN tags precede an IP header")]
     pub(crate) fn new<A: PacketAddress>(
         direction: Direction,
         packet: &Packet<A>,
@@ -54,7 +55,7 @@ impl Case {
     ) -> Self {
         let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
         let role = match flow_role {
-            // Without ports, the fragment could belong to any flow, so it is a member of none.
+            // The fragment has no ports. It could belong to any flow, so it counts as a member of none.
             _ if fragment::is_orphan(packet) => role::ORPHAN,
             Role::Member if flow::starts_connection(packet) => role::INITIATES | role::NEW_CONNECTION,
             Role::Member => role::MEMBER | role::INITIATES,
@@ -137,8 +138,8 @@ impl Case {
         self.bits |= (source_check & 3) << (ROLE_SHIFT + role::SOURCE_CHECK_SHIFT);
     }
 
-    /// Stores that the packet matches a revoked flow but comes from the side that did not initiate it, and whether the
-    /// packet can initiate a new flow.
+    /// Stores that the packet matches a revoked flow but comes from the side that did not initiate this flow.
+    /// `may_initiate`: whether the packet can initiate a new flow.
     #[inline(always)]
     pub(crate) fn set_matches_revoked(&mut self, may_initiate: bool) {
         self.bits |= u64::from(role::MATCHES_REVOKED) << ROLE_SHIFT;
@@ -148,14 +149,14 @@ impl Case {
     }
 }
 
-/// Returns the value unchanged, but hides it from the compiler. The compiler then extracts its parts where they are
-/// used, and does not keep them on the stack.
+/// Returns the value unchanged, but hides it from the compiler. The compiler then extracts the parts of the value where
+/// they are used, and does not keep them on the stack.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the eBPF version modifies it in a register"))]
 pub(crate) fn opaque(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: computes in a register only. It is not `pure`, so that the compiler does not merge two of these
-    // statements. It is not empty, because the kernel rejects debug information with two source lines for one
+    // SAFETY: the statement changes only one register. It is not `pure`, so that the compiler does not merge two of
+    // these statements. It is not empty, because the kernel rejects debug information with two source lines for one
     // instruction.
     unsafe {
         core::arch::asm!("{value} = {value}", value = inout(reg) value, options(nomem, nostack, preserves_flags));

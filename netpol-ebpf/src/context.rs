@@ -1,4 +1,5 @@
-//! What the packet programs use: the packet, the tables, the clock, and the output of events.
+//! What the packet programs use: the packet, the maps, the clocks, and the output of events. In the kernel, these are
+//! an skb, BPF maps and BPF helpers. Unit tests use values in memory.
 
 use netpol_common::{
     Address, Direction, Endpoint, EventBudget, EventLimitSet, FlowEntry, FlowEvent, FlowKey, FragmentEntry,
@@ -9,7 +10,8 @@ use crate::barrier;
 use crate::slot::Slot;
 use crate::window::{Bytes, Window};
 
-/// The part of the context that does not depend on the packet: the clocks, and the limits of events.
+/// The part of the context that does not depend on the packet: the clocks, and the limits of events. A [`Slot`] is
+/// access to a value in a map.
 pub(crate) trait NodeContext: Copy {
     /// Returns the low 32 bits of jiffies.
     fn now(&self) -> u32;
@@ -17,17 +19,18 @@ pub(crate) trait NodeContext: Copy {
     fn hz(&self) -> u32;
     /// Returns the nanoseconds since boot, for events.
     fn boot_ns(&self) -> u64;
-    /// Returns the set of slots for a denied flow. `index` may be any hash: only its low bits are used.
+    /// Returns the entry of `DENIALS` that limits the events of a denied flow. `index` is a hash of the flow, of which
+    /// only the low bits are used. An entry is a set: it has room for several flows with the same index.
     fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
-    /// Returns the set of slots for an allowed flow, in the same way.
+    /// Returns the entry of `ALLOWED_FLOWS` that limits the events of an allowed flow, in the same way.
     fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
     /// Returns whether more than half of the ring buffer is filled with events that the agent has not read yet.
     fn is_ring_half_full(&self) -> bool;
-    /// Returns an event budget, by the index from [`netpol_common::event_budget`].
+    /// Returns a budget, which limits the events of an endpoint, by the index from [`netpol_common::event_budget`].
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
 }
 
-/// A packet at an interface, and access to the tables in which it is looked up or recorded.
+/// A packet at an interface, and access to the maps in which it is looked up or recorded.
 pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     /// Returns the first `N` bytes of the frame, if they can be read directly. If not, [`Self::load`] may still read
     /// them.
@@ -36,11 +39,11 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
     /// Returns the length of the frame in bytes.
     fn length(&self) -> u32;
-    /// Returns the interface of the endpoint that is evaluated.
+    /// Returns the index of the interface of the endpoint by whose policies the packet is evaluated.
     fn ifindex(&self) -> u32;
-    /// Returns the interface by which the packet came into the node; 0 if this node sent it.
+    /// Returns the index of the interface through which the packet came to this node; 0 if this node sent it.
     fn ingress_ifindex(&self) -> u32;
-    /// Returns `skb->tc_index`: the source endpoint ID and [`RECHECK`](netpol_common::RECHECK).
+    /// Returns `skb->tc_index`: the source endpoint ID and the recheck mark, [`RECHECK`](netpol_common::RECHECK).
     fn tc_index(&self) -> u32;
     /// Sets `skb->tc_index`.
     fn set_tc_index(&self, word: u32);
@@ -58,20 +61,20 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     /// Returns whether this is a recheck: a packet from a pod is evaluated again, post-DNAT, by the sender's egress
     /// policy. [`Self::ifindex`] is the sender's interface then.
     fn is_post_dnat(&self) -> bool;
-    /// Returns the endpoint at [`Self::ifindex`].
+    /// Returns the endpoint of the interface [`Self::ifindex`].
     fn endpoint(&self) -> Option<&Endpoint>;
     /// Returns the endpoint with this ID.
     fn endpoint_by_id(&self, id: u32) -> Option<&Endpoint>;
     /// Returns the token bucket that limits an endpoint's ARP, neighbor discovery, multicast listener discovery and
-    /// IGMP.
+    /// IGMP. `endpoint`: the endpoint ID.
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>>;
-    /// Counts the packet.
+    /// Counts the packet for an endpoint ID.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
-    /// Counts an allowed flow that the policies in shadow mode would deny.
+    /// Counts an allowed flow that policies in shadow mode would deny, for an endpoint ID.
     fn count_shadow_denied(&self, endpoint: u32, direction: Direction);
     /// Returns whether allowed flows are reported.
     fn records_allowed(&self) -> bool;
-    /// Returns whether nothing is enforced: every packet passes, whatever its verdict is.
+    /// Returns whether nothing is enforced (`--observe`): every packet passes, whatever its verdict is.
     fn observes(&self) -> bool;
     /// Returns whether the packets and bytes of flows are counted.
     fn counts_traffic(&self) -> bool;
@@ -94,16 +97,16 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     }
 }
 
-/// The tables of one address family.
+/// The maps of one address family.
 pub(crate) trait Family<A>: Tables<A> {
     /// Returns a flow of this endpoint.
     fn flow(&self, endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>>;
     /// Records a flow of this endpoint, and returns whether it was recorded. An existing flow is overwritten only if
     /// `replaces` is set.
     fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry, replaces: bool) -> bool;
-    /// Returns the fields of a datagram's first fragment.
+    /// Returns the fields that only the first fragment of a datagram has, such as the ports.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry>;
-    /// Records a first fragment, if there is room.
+    /// Records these fields of a first fragment, if there is room.
     fn insert_fragment(&self, key: &FragmentKey<A>, entry: &FragmentEntry);
 }
 
@@ -111,14 +114,15 @@ pub(crate) trait Family<A>: Tables<A> {
 pub(crate) trait PacketAddress: Address {
     /// The IP version: 4 or 6.
     const FAMILY: u8;
-    /// Returns whether it is an address of the endpoint. The unspecified address is not.
+    /// Returns whether this is an address of the endpoint. The unspecified address never is: in the endpoint, it stands
+    /// for a missing address.
     fn belongs_to(&self, endpoint: &Endpoint) -> bool;
-    /// Returns the address in the format of events.
+    /// Returns the address in the format of events, with zeros after an IPv4 address.
     fn widen(&self) -> [u8; 16];
     /// Returns the words of the address from the first byte on, for hashing. Unused words are zero.
     fn words(&self) -> [u32; 4];
-    /// Returns a flow's key. It is built from whole words, because the compiler would write single fields byte by byte.
-    /// `ports` is from [`flow::ports`](crate::flow::ports).
+    /// Returns a flow's key. The key is built from whole words, because the compiler would write single fields byte by
+    /// byte. `ports` is from [`flow::ports`](crate::flow::ports).
     fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self>;
 }
 

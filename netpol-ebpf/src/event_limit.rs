@@ -1,4 +1,5 @@
-//! The limits on events: at most one per second for each flow, within a budget for each pod.
+//! The limits on events that the eBPF programs send to the agent: at most one per second for each flow, within a budget
+//! for each pod.
 
 use netpol_common::{
     EVENT_BURST, EVENT_INTERVAL_NS, EVENT_LIMIT_WAYS, EventBudget, EventKind, EventLimit, EventLimitSet,
@@ -30,7 +31,8 @@ pub(crate) const fn mix(bits: u64) -> u64 {
 /// that caused no event since the flow's last event.
 pub(crate) const REPORT: u64 = 1 << 32;
 
-/// Decides whether a packet of the flow with this hash causes an event. If not, the packet is counted as suppressed.
+/// Decides whether a packet of the flow with this hash causes an event. `budget` is the index in `EVENT_BUDGETS` that
+/// the event is charged to. A packet without an event is counted as suppressed.
 ///
 /// Events of allowed flows have slots of their own, and are only sent while the ring buffer is at most half full. So
 /// they never suppress an event of a denied packet.
@@ -40,49 +42,52 @@ pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32, kind:
     let denied = matches!(kind, EventKind::Denied);
     let index = (hash >> 32) as u32;
     let Some(set) = (if denied { node.denials(index) } else { node.allowed_flows(index) }) else { return 0 };
-    let Some(charged) = node.event_budget(budget) else { return 0 };
+    let Some(event_budget) = node.event_budget(budget) else { return 0 };
     // An unused slot has tag 0.
     let (tag, now) = (hash as u32 | 1, node.now());
-    let mut own = None;
+    // The slot of this flow, if it has one.
+    let mut flow_slot = None;
     let ways = set.part(field!(EventLimitSet, ways));
     let mut oldest = ways.element(0);
-    let mut age = 0;
+    let mut longest = 0;
     for way in 0..EVENT_LIMIT_WAYS as usize {
         let slot = ways.element(way);
-        let since = now.wrapping_sub(slot.read(field!(EventLimit, last_event)));
+        // The time since the last event of the slot's flow, in jiffies.
+        let elapsed = now.wrapping_sub(slot.read(field!(EventLimit, last_event)));
         if slot.read(field!(EventLimit, tag)) == tag {
-            if since < node.hz() {
+            if elapsed < node.hz() {
                 slot.add_u32(field!(EventLimit, suppressed), 1);
                 return 0;
             }
-            own = Some(slot);
+            flow_slot = Some(slot);
         }
-        if since >= age {
-            (oldest, age) = (slot, since);
+        if elapsed >= longest {
+            (oldest, longest) = (slot, elapsed);
         }
     }
     let now_ns = node.boot_ns();
-    let paid_until = charged.read(field!(EventBudget, paid_until_ns));
+    let paid_until = event_budget.read(field!(EventBudget, paid_until_ns));
+    // A generic cell rate algorithm, see `EventBudget::paid_until_ns`.
     let is_spent = paid_until > now_ns + EVENT_INTERVAL_NS * (EVENT_BURST - 1);
     if is_spent || (!denied && node.is_ring_half_full()) {
         // A flow without a slot does not get one now: a flood must not take the slots of flows that are within their
         // budget.
-        match own {
+        match flow_slot {
             Some(slot) => slot.add_u32(field!(EventLimit, suppressed), 1),
-            None => charged.add_u64(field!(EventBudget, suppressed), 1),
+            None => event_budget.add_u64(field!(EventBudget, suppressed), 1),
         }
         return 0;
     }
     if paid_until < now_ns {
-        charged.write(field!(EventBudget, paid_until_ns), now_ns);
+        event_budget.write(field!(EventBudget, paid_until_ns), now_ns);
     }
-    charged.add_u64(field!(EventBudget, paid_until_ns), EVENT_INTERVAL_NS);
-    let slot = own.unwrap_or(oldest);
+    event_budget.add_u64(field!(EventBudget, paid_until_ns), EVENT_INTERVAL_NS);
+    let slot = flow_slot.unwrap_or(oldest);
     // Reset by subtraction, and not by writing 0, because another CPU may count at the same time.
     let suppressed = slot.read(field!(EventLimit, suppressed));
     slot.add_u32(field!(EventLimit, suppressed), suppressed.wrapping_neg());
     slot.write(field!(EventLimit, last_event), now);
-    if own.is_some() {
+    if flow_slot.is_some() {
         return REPORT | u64::from(suppressed);
     }
     // The slot's previous flow may have packets that were not reported. They are counted in the budget of that flow.

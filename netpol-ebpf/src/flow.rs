@@ -63,8 +63,8 @@ pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A)
     }
 }
 
-/// Returns the key of a plain packet's flow. The direction is a const generic, so that building the key needs no
-/// branch.
+/// Returns the key of the flow of a plain packet (a packet that the fast path handles, see [`Plain`]). The direction is
+/// a const generic, so that building the key needs no branch.
 #[inline(always)]
 pub(crate) fn plain_key<const EGRESS: bool, A: PacketAddress>(ifindex: u32, packet: &Plain<A>) -> FlowKey<A> {
     let (pod_address, remote_address, pod_port, remote_port) = if EGRESS {
@@ -120,8 +120,8 @@ impl KnownFlow {
         now.wrapping_sub(self.last_used) >= timeout::REVERSAL * hz
     }
 
-    /// Refreshes a flow that has to be evaluated again. For protocols without a handshake, only allowed packets extend
-    /// the lifetime of a flow, so such a flow is not refreshed here.
+    /// Updates the time of the last packet of a flow that has to be evaluated again. For protocols without a handshake,
+    /// only allowed packets extend the lifetime of a flow, so the time of such a flow is not updated here.
     #[inline(always)]
     pub(crate) fn refresh_stale(&self, slot: Slot<'_, FlowEntry>, protocol: u8, now: u32, hz: u32) {
         if protocol::has_handshake(protocol) {
@@ -152,7 +152,7 @@ impl KnownFlow {
         self.refresh(slot, now, hz);
     }
 
-    /// Updates the time of the last packet.
+    /// Updates the time of the last packet, at most once a second.
     #[inline(always)]
     pub(crate) fn refresh(&self, slot: Slot<'_, FlowEntry>, now: u32, hz: u32) {
         if now.wrapping_sub(self.last_used) >= hz {

@@ -1,4 +1,4 @@
-//! Looks up the flow of a packet on the slow path.
+//! Looks up the flow of a packet that the fast path does not handle.
 
 use netpol_common::{ANY_REMOTE, Direction, Endpoint, FlowEntry, FlowKey, SourceCheck, endpoint_flags};
 
@@ -11,11 +11,13 @@ use crate::stale::{Reevaluation, Stale};
 use crate::traffic;
 use crate::verdict;
 
-/// The function of one address family that is a separate BPF function in the kernel.
+/// The lookup for one address family. In the kernel, it is a separate BPF function, so that the verifier checks it only
+/// once.
 pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
-    /// Returns the verdict of the packet's flow, or how to check its source address if it has no flow. `ports` are as
-    /// in the flow's key, and `bits` are from [`Case::flow_bits`](crate::case::Case::flow_bits). The result is packed
-    /// by [`lookup_flow`].
+    /// Returns the verdict of the packet's flow, or how to check the packet's source address if the packet has no flow.
+    /// `start` is the offset of the IP header, `ports` are as in the flow's key, and `bits` are from
+    /// [`Case::flow_bits`](crate::case::Case::flow_bits). [`KNOWN`], [`STALE`] and the constants after them describe
+    /// the result.
     #[inline(always)]
     fn lookup_flow(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
         lookup_flow::<A, Self>(self, direction, start, ports, bits)
@@ -26,12 +28,13 @@ pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
 pub(crate) enum FlowVerdict {
     /// The flow is allowed.
     Allowed,
-    /// The flow was evaluated with another version. The number has the bits [`MAY_BELONG_TO_OPPOSITE_FLOW`] and
+    /// The flow has another version than the endpoint: it was evaluated before the last change of policies, and has to
+    /// be evaluated again. The number contains the bits [`MAY_BELONG_TO_OPPOSITE_FLOW`] and
     /// [`MAY_START_OPPOSITE_FLOW`].
     Stale(Reevaluation, u64),
 }
 
-/// The part of a packet that updates its flow.
+/// The fields of a packet with which its flow is updated.
 #[derive(Clone, Copy)]
 pub(crate) struct FlowUpdate {
     pub(crate) flags: TcpFlags,
@@ -39,8 +42,9 @@ pub(crate) struct FlowUpdate {
     pub(crate) start: u32,
 }
 
-/// Looks up a flow. `update` is `None` for an ICMP error: the error quotes a packet of the flow, but is not a packet of
-/// the flow itself, so the flow is not updated.
+/// Looks up a flow, and updates the flow for the packet. Returns `None` if there is no flow with this key, or if the
+/// packet does not belong to it. `update` is `None` for an ICMP error: the error quotes a packet of the flow, but is
+/// not a packet of the flow itself, so the flow is not updated.
 #[inline(always)]
 pub(crate) fn find_flow<A, S>(
     context: &S,
@@ -57,8 +61,8 @@ where
     let slot = context.flow(endpoint, key)?;
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
-    // A flow that needs a recheck is stored with its pre-DNAT destination. A post-DNAT packet that matches it was not
-    // translated, so its destination has to be evaluated.
+    // A flow that needs a recheck (each packet is evaluated again post-DNAT) is stored with its pre-DNAT destination.
+    // If a packet still has this destination post-DNAT, its destination was not translated and has to be evaluated.
     if !known.is_alive(key.protocol, now, hz) || (context.is_post_dnat() && known.needs_recheck()) {
         return None;
     }
@@ -89,7 +93,7 @@ where
     Some(FlowVerdict::Stale(reevaluation, opposite_bits))
 }
 
-/// See [`FlowFunctions::lookup_flow`].
+/// Does what [`FlowFunctions::lookup_flow`] describes.
 #[inline(always)]
 pub(crate) fn lookup_flow<A, S>(context: S, direction: Direction, start: u32, ports: u32, bits: u32) -> u64
 where
@@ -99,8 +103,8 @@ where
     let [protocol, flags, role, _] = bits.to_le_bytes();
     let Some(endpoint) = context.endpoint() else { return 0 };
     let Some((source, destination)) = A::addresses(&context, start) else { return 0 };
-    // A packet with a source address that is not the pod's belongs to no flow. Post-DNAT, this includes masqueraded
-    // packets.
+    // A packet from the pod belongs to no flow if its source address is not the pod's. Post-DNAT, this includes
+    // masqueraded packets.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
         && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))
@@ -114,6 +118,7 @@ where
         Direction::Egress => SourceCheck::NONE,
     };
     let source_check = u64::from(check.0);
+    // Pre-DNAT, no flow is looked up for a packet that starts a new connection or cannot belong to a flow.
     if !context.is_post_dnat() && role & role::MEMBER == 0 {
         return source_check;
     }
@@ -135,7 +140,8 @@ where
 /// Set in the result of [`lookup_flow`] if the packet belongs to a flow that is allowed. If neither this bit nor
 /// [`STALE`] is set, the result is a [`SourceCheck`].
 pub(crate) const KNOWN: u64 = 1 << 32;
-/// Set if the packet belongs to a flow that has to be evaluated again, by the [`Reevaluation`] in the low half.
+/// Set if the packet belongs to a flow that has to be evaluated again. The low half of the result is the packed
+/// [`Reevaluation`], the input for this evaluation.
 pub(crate) const STALE: u64 = 1 << 33;
 /// With `STALE`: if the flow is no longer allowed, the packet may belong to a flow in the opposite direction, see
 /// [`KnownFlow::may_belong_to_opposite_flow`].
@@ -145,10 +151,11 @@ pub(crate) const MAY_START_OPPOSITE_FLOW: u64 = 1 << 35;
 /// With `STALE`: the position of the [`SourceCheck`].
 pub(crate) const STALE_SOURCE_CHECK_SHIFT: u32 = 36;
 
-/// Stores the source endpoint ID of a packet to a pod as the flow's remote endpoint, if the ID changed and is valid for
-/// the flow. Returns false if the ID changed and is not valid: then the packet does not belong to the flow.
+/// Stores the source endpoint ID of a packet to a pod as the flow's [`remote_endpoint`](FlowEntry::remote_endpoint), if
+/// it is another ID than before and is valid for the flow. Returns false if it is another ID and is not valid: then the
+/// packet does not belong to the flow.
 #[inline(always)]
-fn update_remote_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, source: SourceCheck) -> bool
+fn update_remote_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, check: SourceCheck) -> bool
 where
     A: PacketAddress,
     S: Context + Family<A>,
@@ -158,8 +165,9 @@ where
     if remote == source_endpoint || remote == u32::from(ANY_REMOTE) {
         return true;
     }
-    match source {
+    match check {
         SourceCheck::NONE => flow::set_remote_endpoint(slot, source_endpoint),
+        // No pod of this node has the remote address.
         SourceCheck::NOT_LOCAL_ENDPOINT
             if context.exact_address(&key.remote_address).unwrap_or_default().endpoint == 0 =>
         {

@@ -1,12 +1,14 @@
-//! Fragments. Only the first one has ports; later ones are evaluated with the ports of the first.
+//! Fragments of IP datagrams. Only the first fragment has ports. They are recorded, and later fragments of the datagram
+//! are evaluated with them.
 
 use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 
 use crate::context::{Context, Family, PacketAddress};
 use crate::packet::{Fragment, Packet, Parse, TcpFlags, Transport};
 
-/// The functions of one address family that are separate BPF functions in the kernel. `info` is packed by
-/// [`FragmentInfo`].
+/// The functions of one address family that are separate BPF functions in the kernel. `start` is the offset of the IP
+/// header in the frame, `identification` is the IP identification, and `info` is a [`FragmentInfo`], packed into a
+/// word.
 pub(crate) trait FragmentFunctions<A: Parse>: Context + Family<A> {
     /// Returns the protocol and ports of a fragment, see [`resolve`].
     #[inline(always)]
@@ -22,7 +24,7 @@ pub(crate) trait FragmentFunctions<A: Parse>: Context + Family<A> {
 
 /// Seconds that a receiver waits for all fragments of a datagram (Linux: `ipfrag_time`).
 const TIMEOUT: u32 = 30;
-/// The protocol of IPv6 fragments in [`FragmentKey`].
+/// The protocol of all IPv6 fragments in [`FragmentKey`]: the number of the IPv6 Fragment header.
 const IPV6_FRAGMENT: u8 = 44;
 
 /// The protocol and transport header of a datagram, from its first fragment.
@@ -46,7 +48,10 @@ impl FragmentInfo {
         u64::from_le_bytes([a, b, c, d, self.transport.flags.0, self.protocol, 0, 0])
     }
 
-    /// Unpacks the word.
+    /// Unpacks the word that [`FragmentInfo::pack`] or [`resolve`] returned.
+    ///
+    /// # Errors
+    /// If [`resolve`] set [`MALFORMED`].
     #[inline(always)]
     pub(crate) fn unpack(word: u64) -> Result<Self, Reason> {
         let [a, b, c, d, flags, protocol, ..] = word.to_le_bytes();
@@ -59,15 +64,16 @@ impl FragmentInfo {
         })
     }
 
-    /// Returns the fields of a later fragment if its first fragment is not known: no ports and no flags. If the first
-    /// fragment is known, [`resolve`] sets the ACK flag.
+    /// Returns the fields of an orphan: a later fragment whose first fragment is not known. It has no ports and no
+    /// flags. If the first fragment is known, [`resolve`] sets the ACK flag, so [`is_orphan`] can distinguish the two
+    /// cases.
     #[inline(always)]
-    fn unknown(protocol: u8) -> Self {
+    fn of_orphan(protocol: u8) -> Self {
         Self { protocol, transport: Transport::default() }
     }
 }
 
-/// Returns whether a packet is a later fragment whose first fragment is not known: see [`FragmentInfo::unknown`].
+/// Returns whether a packet is an orphan: see [`FragmentInfo::of_orphan`].
 #[inline(always)]
 pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
     packet.fragment == Fragment::LATER && packet.transport.flags.0 == 0
@@ -76,9 +82,10 @@ pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
 /// Set in the result of [`resolve`] if the fragment is malformed.
 const MALFORMED: u64 = 1 << 48;
 
-/// Returns the fields of a fragment, packed by [`FragmentInfo`]. For a later fragment, they are those of the first
-/// fragment of its datagram, or [`FragmentInfo::unknown`] if the first fragment is not known. Returns [`MALFORMED`] if
-/// two first fragments of one datagram have different fields.
+/// Returns the protocol, ports and flags of a fragment as a packed [`FragmentInfo`]. `info` has those in the fragment's
+/// own headers. For a later fragment, the result has the protocol and ports of the first fragment of the datagram, or
+/// is [`FragmentInfo::of_orphan`] if the first fragment is not known. Returns [`MALFORMED`] if two first fragments of
+/// one datagram have different fields.
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
     context: S,
@@ -92,16 +99,16 @@ where
     A: Parse,
     S: Context + Family<A>,
 {
-    // Never happens: the caller packed the fields and read the addresses.
+    // Neither of these two returns happens: the caller packed `info` and has already read the addresses.
     let Ok(current) = FragmentInfo::unpack(info) else { return MALFORMED };
     let Some(addresses) = A::addresses(&context, start) else { return MALFORMED };
-    let orphan = FragmentInfo::unknown(current.protocol).pack();
+    let orphan = FragmentInfo::of_orphan(current.protocol).pack();
     let known = context.fragment(&key(context.ifindex(), direction, addresses, current.protocol, identification));
     let Some(entry) = known else { return if first { info } else { orphan } };
     let age = context.now().wrapping_sub(entry.seen);
     if first {
-        // An identification is not reused within a second, so two different first fragments within this time belong to
-        // one datagram. After that, they belong to two datagrams.
+        // A sender does not reuse an identification within a second. So within this time, two different first fragments
+        // belong to one datagram. After that, they belong to two datagrams.
         let contradicts = age < context.hz() && differs(&entry, current);
         return if contradicts { MALFORMED } else { info };
     }
@@ -136,6 +143,7 @@ where
     context.insert_fragment(&key(context.ifindex(), direction, addresses, protocol, identification), &entry);
 }
 
+/// Returns whether the first fragment with `info` has another protocol or other ports than the recorded one.
 #[inline(always)]
 fn differs(entry: &FragmentEntry, info: FragmentInfo) -> bool {
     entry.source_port != info.transport.source_port

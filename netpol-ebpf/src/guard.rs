@@ -1,5 +1,5 @@
 //! Anti-spoofing: a pod can send with its own addresses only, in IP, Ethernet, ARP and neighbor discovery. Also limits
-//! the length and the rate of ARP, neighbor discovery, multicast listener discovery and IGMP.
+//! the length and the rate of a pod's messages of ARP, neighbor discovery, multicast listener discovery and IGMP.
 
 use netpol_common::{
     Address, Direction, Endpoint, NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget, Reason, address_flags, endpoint_flags,
@@ -11,7 +11,7 @@ use crate::packet::{self, Mac, Parse, Plain, link};
 use crate::slot::{Slot, field};
 use crate::window::{Bytes, Window};
 
-/// The checks that are separate BPF functions in the kernel.
+/// The checks that are global BPF functions in the kernel: the verifier checks each of them only once.
 pub(crate) trait GuardFunctions: Context {
     /// Checks an ARP packet from a pod, see [`check_arp`].
     #[inline(always)]
@@ -36,9 +36,9 @@ pub(crate) fn is_spoofed<A: PacketAddress>(endpoint: &Endpoint, direction: Direc
     direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !source.belongs_to(endpoint)
 }
 
-/// Returns whether a packet is a DHCP request from a client that has no address yet, or that verifies its previous
-/// address after a reboot (RFC 2131, 4.1): from the unspecified address, to broadcast, from port 68 to 67. Policies
-/// are evaluated for it.
+/// Returns whether a packet is a DHCP request from the unspecified address to the broadcast address, from port 68 to
+/// 67. A client sends such a request if it has no address yet, or to verify its previous address after a reboot (RFC
+/// 2131, 4.1). The request is not spoofed, but policies are evaluated for it.
 #[inline(always)]
 pub(crate) fn is_dhcp_request<A: PacketAddress>(packet: &Plain<A>) -> bool {
     const CLIENT: [u8; 2] = 68_u16.to_be_bytes();
@@ -87,7 +87,8 @@ pub(crate) fn has_spoofed_mac<S: Context>(context: &S, endpoint: &Endpoint) -> b
 }
 
 /// Returns whether a frame to a pod is for another host: a bridge floods frames for MAC addresses that it has not
-/// learned. Multicast and broadcast are for all hosts.
+/// learned. Multicast and broadcast frames are for all hosts. If the pod's MAC address is not known, no frame is for
+/// another host.
 #[inline(always)]
 pub(crate) fn is_for_other_host<S: Context>(context: &S, endpoint: &Endpoint) -> bool {
     let own = own_mac(endpoint);
@@ -95,10 +96,12 @@ pub(crate) fn is_for_other_host<S: Context>(context: &S, endpoint: &Endpoint) ->
     destination.0[0] & 1 == 0 && !is_same(destination, own) && !is_same(own, ([0; 4], [0; 2]))
 }
 
-/// Returns whether a packet that left its pod has an unverified source address: it is neither that pod's nor the local
-/// node's (masquerading) nor a Service's (replies to clients outside). Requires [`Context::is_post_dnat`].
+/// Returns whether a packet that left its pod has an unverified source address. An address is verified if it is the
+/// pod's, the local node's (masquerading) or a Service's (replies to clients outside). Requires
+/// [`Context::is_post_dnat`]: then [`Context::endpoint`] is the pod that sent the packet.
 ///
-/// A packet that came directly from the pod's veth was checked there, and only the node has translated it since.
+/// If the packet came into the node directly from the pod's veth, its source was checked there, and only the node has
+/// translated it since. So this returns false.
 #[inline(always)]
 pub(crate) fn is_unverified<S: Context>(context: &S) -> bool {
     let Some(endpoint) = context.endpoint() else { return false };
@@ -121,7 +124,8 @@ where
     A::addresses(context, start).is_some_and(|(source, _)| is_neither_own_nor_translated(context, endpoint, &source))
 }
 
-/// Returns whether this source address is neither the endpoint's nor a result of address translation.
+/// Returns whether this source address is neither the endpoint's nor an address to which the node translates source
+/// addresses: its own, or that of a Service.
 #[inline(always)]
 pub(crate) fn is_neither_own_nor_translated<A, S>(context: &S, endpoint: &Endpoint, source: &A) -> bool
 where
@@ -132,8 +136,9 @@ where
     !source.belongs_to(endpoint) && context.exact_address(source).unwrap_or_default().flags & TRANSLATED == 0
 }
 
-/// The ARP messages that pods need. RFC 826, and RFC 5227 for probes.
+/// The format of the ARP messages that pods need. RFC 826, and RFC 5227 for probes.
 mod arp {
+    /// Length of an ARP message.
     pub(super) const LENGTH: u32 = 28;
     /// Length up to the end of the sender's MAC address.
     pub(super) const HEAD: usize = 14;
@@ -146,8 +151,8 @@ mod arp {
     pub(super) const LONGEST_FRAME: u32 = 64;
 }
 
-/// Checks the ARP packet from a pod at an offset. The sender addresses must be the pod's own MAC and IPv4 address; a
-/// probe has the IPv4 address 0.0.0.0.
+/// Checks an ARP packet from a pod. The packet is at the offset `start`. Its sender addresses must be the pod's own MAC
+/// and IPv4 address. A probe, which checks whether an address is free, has the sender IPv4 address 0.0.0.0.
 #[inline(always)]
 pub(crate) fn check_arp<S: Context>(context: &S, start: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
@@ -162,10 +167,11 @@ pub(crate) fn check_arp<S: Context>(context: &S, start: u32) -> Reason {
     // The address types must be Ethernet and IPv4, with their address lengths.
     let is_ethernet_ipv4 =
         u32::from_be_bytes(packet.four_bytes::<0>()) == 0x0001_0800 && packet.u16_be::<4>() == 0x0604;
-    let own = sender_address.belongs_to(endpoint) || (sender_address.is_zero() && operation == arp::REQUEST);
+    let is_own_or_probe =
+        sender_address.belongs_to(endpoint) || (sender_address.is_zero() && operation == arp::REQUEST);
     if !is_ethernet_ipv4
         || !matches!(operation, arp::REQUEST | arp::REPLY)
-        || !own
+        || !is_own_or_probe
         || is_spoofed_mac(endpoint, (packet.four_bytes::<8>(), packet.two_bytes::<12>()))
     {
         return Reason::SpoofedNeighbor;
@@ -174,7 +180,8 @@ pub(crate) fn check_arp<S: Context>(context: &S, start: u32) -> Reason {
     charge(context, endpoint, length >= start + arp::LENGTH && length <= arp::LONGEST_FRAME)
 }
 
-/// The messages of neighbor discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810) that pods need.
+/// The format of the messages of neighbor discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810)
+/// that pods need.
 mod icmpv6 {
     pub(super) const LISTENER_REPORT: u8 = 131;
     pub(super) const LISTENER_DONE: u8 = 132;
@@ -182,24 +189,27 @@ mod icmpv6 {
     pub(super) const NEIGHBOR_SOLICITATION: u8 = 135;
     pub(super) const NEIGHBOR_ADVERTISEMENT: u8 = 136;
     pub(super) const LISTENER_REPORT_V2: u8 = 143;
-    /// Header, target, a link-layer address and a nonce (RFC 7527, 4.1).
+    /// The longest message of neighbor discovery: header and target, a link-layer address, and a nonce (RFC 7527, 4.1).
     pub(super) const LONGEST: u32 = 24 + 8 + 8;
-    /// Header and 16 records without sources. Linux sends more groups in further reports.
+    /// The longest listener report: header, and 16 records (multicast groups) without sources. Linux sends more groups
+    /// in further reports.
     pub(super) const LONGEST_REPORT: u32 = 8 + 16 * 20;
     /// The length of an IPv6 header.
     pub(super) const IPV6_HEADER: u32 = 40;
     /// The length of a hop-by-hop header with the router alert, which listener discovery has (RFC 2711).
     pub(super) const ROUTER_ALERT: u32 = 8;
-    /// Options: source and target link-layer address, nonce. <https://www.iana.org/assignments/icmpv6-parameters/>.
+    /// Types of options: source and target link-layer address, nonce.
+    /// <https://www.iana.org/assignments/icmpv6-parameters/>.
     pub(super) const SOURCE_ADDRESS: u8 = 1;
     pub(super) const TARGET_ADDRESS: u8 = 2;
     pub(super) const NONCE: u8 = 14;
 }
 
-/// Checks a message of neighbor or listener discovery from a pod. The source must be the pod's own address, or
-/// unspecified in solicitations and reports. Advertised targets must be the pod's addresses. Link-layer options must
-/// have the pod's MAC address, if it is known. The destination must be on the link, and the message must not be longer
-/// than the protocols need. All other messages are denied, such as router advertisements, redirects and queries.
+/// Checks a message of neighbor or listener discovery from a pod. The IPv6 header is at the offset `start`, the message
+/// at `payload`. The source must be the pod's own address; in solicitations and reports, it can also be unspecified.
+/// Advertised targets must be the pod's addresses. Options with a link-layer address must have the pod's MAC address,
+/// if it is known. The destination must be on the link. The message must not be longer than the protocols need. Other
+/// types of messages are denied, such as router advertisements, redirects and queries.
 #[inline(always)]
 pub(crate) fn check_discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
@@ -208,13 +218,13 @@ pub(crate) fn check_discovery<S: Context>(context: &S, start: u32, payload: u32)
     }
     let Some((source, destination)) = <[u8; 16]>::addresses(context, start) else { return Reason::Malformed };
     let Some(Bytes([kind])) = context.load::<1>(payload) else { return Reason::Malformed };
-    let headers = payload.wrapping_sub(start);
+    let headers_length = payload.wrapping_sub(start);
     let length = context.length().wrapping_sub(payload);
     if matches!(kind, icmpv6::LISTENER_REPORT | icmpv6::LISTENER_DONE | icmpv6::LISTENER_REPORT_V2) {
         if destination[0] != 0xff || !(source.belongs_to(endpoint) || source.is_zero()) {
             return Reason::SpoofedNeighbor;
         }
-        let fits = headers <= icmpv6::IPV6_HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
+        let fits = headers_length <= icmpv6::IPV6_HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
         return charge(context, endpoint, fits);
     }
     // A host that has no address yet checks whether its new address is free (RFC 4862, 5.4), and sends router
@@ -237,7 +247,7 @@ pub(crate) fn check_discovery<S: Context>(context: &S, start: u32, payload: u32)
     if !valid || !are_own_options(context, endpoint, options) {
         return Reason::SpoofedNeighbor;
     }
-    charge(context, endpoint, headers == icmpv6::IPV6_HEADER && length <= icmpv6::LONGEST)
+    charge(context, endpoint, headers_length == icmpv6::IPV6_HEADER && length <= icmpv6::LONGEST)
 }
 
 /// IGMP: the types that hosts send (RFC 1112, RFC 2236, RFC 3376).
@@ -250,8 +260,9 @@ mod igmp {
     pub(super) const DESTINATION: u32 = 16;
 }
 
-/// Checks an IGMP message. Its IPv4 header is at `start`. A pod may send reports and leave messages of limited length;
-/// only routers send queries. `None`: the message is not sent to a multicast group, and is evaluated by policies.
+/// Checks an IGMP message. The IPv4 header is at the offset `start`, the message at `payload`. A pod may send reports
+/// and leave messages of limited length; only routers send queries. `None`: the message is not sent to a multicast
+/// group, so policies are evaluated for it.
 #[inline(always)]
 pub(crate) fn check_igmp<S: Context>(
     context: &S,
@@ -297,8 +308,8 @@ fn is_on_link<S: Context>(context: &S, address: &[u8; 16]) -> bool {
     }
 }
 
-/// Returns whether the destination of a solicitation matches its target: the target itself, or its solicited-node
-/// multicast address, which ends in the same 24 bits (RFC 4291, 2.7.1).
+/// Returns whether the destination of a solicitation matches its target. The destination must be the target itself, on
+/// the link, or the target's solicited-node multicast address, which ends in the same 24 bits (RFC 4291, 2.7.1).
 #[inline(always)]
 fn matches_target<S: Context>(context: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
     let (destination_words, target_words): ([u32; 4], [u32; 4]) =
@@ -310,7 +321,8 @@ fn matches_target<S: Context>(context: &S, destination: &[u8; 16], target: &[u8;
     solicited || (u128::from_ne_bytes(*destination) == u128::from_ne_bytes(*target) && is_on_link(context, destination))
 }
 
-/// Returns whether there are at most two options of eight bytes, each the pod's MAC address or a nonce.
+/// Returns whether the options of a message, from the offset `start` to the end of the frame, are at most two options
+/// of eight bytes. Each of them must have the pod's MAC address or a nonce.
 #[inline(always)]
 #[expect(clippy::many_single_char_names, reason = "the bytes of a MAC address")]
 fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> bool {
@@ -333,16 +345,17 @@ fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> 
     at >= context.length()
 }
 
-/// Takes a token for a message that is not too long (`fits`), and returns the verdict. Several CPUs may take the same
-/// token at the same time, so the limit is not exact.
+/// Returns the verdict on a message that passed the other checks. The message is allowed if it is not too long
+/// (`fits`), and if the endpoint's token bucket, which limits the rate of messages, has a token. Takes this token.
+/// Several CPUs may take the same token at the same time, so the limit is not exact.
 #[inline(always)]
 fn charge<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
     let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take_token(context, slot));
     if taken { Reason::NeighborDiscovery } else { Reason::NeighborLimit }
 }
 
-/// Adds tokens for the time since the last message, and takes one. Returns whether there was one. Tokens are in units
-/// of 1/`hz`: a packet costs `hz`.
+/// Adds tokens for the time since the last message, and takes one. Returns whether there was one. The bucket stores
+/// tokens in units of 1/`hz`, so that each jiffy adds a whole number of units. A message costs `hz` units.
 #[inline(always)]
 fn take_token<S: Context>(context: &S, slot: Slot<'_, NeighborBudget>) -> bool {
     let (now, hz) = (context.now(), context.hz());

@@ -5,18 +5,18 @@
 //!           VLAN     v4,v6  ports, ICMP   source    known?   policy      flow, counter, event
 //! ```
 //!
-//! `process` is the entry point at a pod's veth. It has the fast path, for plain packets: packets with only Ethernet,
-//! IP and transport headers. `slow_path` handles packets that are not plain. `recheck` is the entry point post-DNAT
-//! (after address translation), where packets from pods are evaluated again.
+//! `process` is the entry point at a pod's veth. It handles plain packets: packets with only Ethernet, IP and transport
+//! headers. For plain packets of known flows, this is the fast path. `slow_path` handles packets that are not plain.
+//! `recheck` is the entry point post-DNAT (after address translation), where packets from pods are evaluated again.
 //!
 //! The code is generic over `Context`, so that the same code runs in the kernel (`kernel`, on BPF maps) and in unit
 //! tests (`memory`, on hash maps). It does not allocate or lock, its loops are bounded, and it needs nothing newer than
 //! Linux 5.10.
 //!
-//! The modules are listed in layers, the lowest first, and use lower layers only. Some functions are separate BPF
-//! functions in the kernel, because the verifier checks such a function once, and not once for each caller. A trait in
-//! the module of such a function declares it, with a default body that calls the code directly. `kernel` overrides this
-//! body with a call of the BPF function.
+//! Below, the modules are listed in layers, the lowest layer first. A module uses only modules of lower layers. Some
+//! functions are global BPF functions, because the verifier checks such a function once, and not once for each caller.
+//! A trait in the module of such a function declares it, with a default body that calls the code directly. `kernel`
+//! overrides this body with a call of the BPF function.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -1,4 +1,4 @@
-//! The `Context` of unit tests: runs the packet programs on maps in memory.
+//! The `Context` of unit tests (packet, maps and clock): runs the packet programs on maps in memory.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
@@ -27,14 +27,14 @@ use crate::window::{Bytes, Window};
 /// Jiffies per second.
 pub const HZ: u32 = 250;
 
-/// All maps and the clock.
+/// All maps, the clock, and the settings of a test.
 #[derive(Debug)]
 pub struct Memory {
     /// `ENDPOINTS` and `ENDPOINTS_OVERFLOW`, by ifindex.
     pub endpoints: HashMap<u32, Endpoint>,
     /// `ALLOW`.
     pub allow: HashMap<AllowKey, AllowEntry>,
-    /// `TUNNELS`, by index.
+    /// `TUNNELS`, by the index of the word.
     pub tunnels: HashMap<u32, u64>,
     /// `PORTS`, by prefix length and key.
     pub ports: HashMap<(u32, PortKey), PortEntry>,
@@ -42,19 +42,20 @@ pub struct Memory {
     pub v4: Maps<[u8; 4]>,
     /// The maps for IPv6.
     pub v6: Maps<[u8; 16]>,
-    /// Jiffies.
+    /// The current time in jiffies.
     pub now: Cell<u32>,
-    /// The packet's source endpoint ID and recheck bit, before and after a run.
+    /// The `tc_index` of the packet, with the source endpoint ID and the recheck mark. A test sets it before a run, and
+    /// reads it after the run.
     pub source_endpoint: Cell<u32>,
     /// Whether new flows can be recorded; otherwise the tables are full.
     pub room: Cell<bool>,
     /// `SETTINGS`.
     pub settings: Cell<Settings>,
-    /// Whether nothing is enforced.
+    /// Whether nothing is enforced (`--observe`).
     pub observe: Cell<bool>,
     /// Whether the packets and bytes of flows are counted.
     pub count_traffic: Cell<bool>,
-    /// The number of segments of each packet (GSO).
+    /// The number of segments of each packet with segmentation offload (GSO).
     pub segments: Cell<u32>,
     /// Whether the ring buffer of events is more than half full.
     pub ring_half_full: Cell<bool>,
@@ -64,7 +65,7 @@ pub struct Memory {
     pub counted: RefCell<HashMap<(u32, Direction, Reason), u64>>,
     /// `EVENTS`.
     pub events: RefCell<Vec<FlowEvent>>,
-    /// The key of `DENIALS` and `ALLOWED_FLOWS`.
+    /// The random key of the hash by which flows are looked up in `DENIALS` and `ALLOWED_FLOWS`.
     pub event_key: [u32; EVENT_KEY_WORDS],
     denials: Vec<UnsafeCell<EventLimitSet>>,
     allowed_flows: Vec<UnsafeCell<EventLimitSet>>,
@@ -81,7 +82,7 @@ pub struct Maps<A> {
     pub frontends: HashMap<FrontendKey<A>, FrontendEntry>,
     /// `PREFIXES_*`, by prefix length and address.
     pub prefixes: HashMap<(u32, A), AddressEntry>,
-    /// `FLOWS_*`. Boxed, so that the address of an entry does not change.
+    /// `FLOWS_*`. Entries are boxed, so that pointers to them stay valid when the map grows.
     flows: RefCell<HashMap<FlowKey<A>, Box<UnsafeCell<FlowEntry>>>>,
     fragments: RefCell<HashMap<FragmentKey<A>, FragmentEntry>>,
 }
@@ -133,6 +134,7 @@ impl Default for Memory {
             event_key: std::array::from_fn(|word| u32::try_from(mix(word as u64 + 1) >> 32).unwrap_or_default()),
             denials: (0..4096).map(|_| UnsafeCell::default()).collect(),
             allowed_flows: (0..4096).map(|_| UnsafeCell::default()).collect(),
+            // Entries for the endpoint IDs up to 1024, with six budgets for each ID.
             budgets: (0..6150).map(|_| UnsafeCell::default()).collect(),
             neighbors: (0..1025).map(|_| UnsafeCell::default()).collect(),
         }
@@ -140,7 +142,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Runs the program of an interface on a frame.
+    /// Evaluates a frame at the interface of a pod, as `netpol_ingress` (without its recheck) and `netpol_egress` do.
     pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
         process(
             Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len(), post_dnat: false },
@@ -148,13 +150,13 @@ impl Memory {
         )
     }
 
-    /// Runs the post-DNAT program on a frame that the pod at an interface sent.
+    /// Rechecks (evaluates post-DNAT) a frame that the pod at the interface `ifindex` sent, as `netpol_recheck` does.
     pub fn run_post_dnat(&self, frame: &[u8], ifindex: u32) -> Reason {
         process_post_dnat(self.post_dnat_frame(frame, ifindex))
     }
 
-    /// Checks only the source address of a frame that the pod at an interface sent, post-DNAT. `None`: the source is
-    /// valid.
+    /// Checks only the source address of a frame that the pod at the interface `ifindex` sent, post-DNAT, as
+    /// `netpol_recheck` does first. `None`: the source address is valid.
     pub fn run_source(&self, frame: &[u8], ifindex: u32) -> Option<Reason> {
         process_source(self.post_dnat_frame(frame, ifindex))
     }
@@ -170,7 +172,7 @@ impl Memory {
         }
     }
 
-    /// Runs the program on a frame. Only the first `linear` bytes can be read directly.
+    /// Does the same as [`Self::run`], for a frame of which only the first `linear` bytes can be read directly.
     pub fn run_nonlinear(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
         process(
             Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: OTHER_INTERFACE, linear, post_dnat: false },
@@ -178,13 +180,13 @@ impl Memory {
         )
     }
 
-    /// Returns the number of packets without an event: in `EVENT_BUDGETS`, by index, and in all slots of `DENIALS` and
-    /// `ALLOWED_FLOWS`.
+    /// Returns the number of packets for which no event was sent, because of a limit: for each entry of
+    /// `EVENT_BUDGETS`, and the sum over all flows in `DENIALS` and `ALLOWED_FLOWS`.
     pub fn suppressed(&mut self) -> (Vec<u64>, u64) {
         let budgets = self.budgets.iter_mut().map(|budget| budget.get_mut().suppressed).collect();
         let sets = self.denials.iter_mut().chain(&mut self.allowed_flows);
-        let slots = sets.flat_map(|set| set.get_mut().ways);
-        (budgets, slots.map(|slot| u64::from(slot.suppressed)).sum())
+        let flows = sets.flat_map(|set| set.get_mut().ways);
+        (budgets, flows.map(|flow| u64::from(flow.suppressed)).sum())
     }
 
     /// Advances the clock by this number of seconds.
@@ -193,7 +195,7 @@ impl Memory {
     }
 }
 
-/// An interface without an endpoint.
+/// Index of an interface without an endpoint.
 const OTHER_INTERFACE: u32 = 4000;
 
 /// A frame at an interface, with access to the maps.
@@ -203,6 +205,7 @@ struct Frame<'a> {
     bytes: &'a [u8],
     ifindex: u32,
     ingress_ifindex: u32,
+    /// The number of bytes that can be read directly, as in the linear part of an skb.
     linear: usize,
     post_dnat: bool,
 }
@@ -222,13 +225,14 @@ impl NodeContext for Frame<'_> {
 
     fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
-        // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
+        // SAFETY: the set lives as long as `memory`, which is not shared between threads. While a packet is processed,
+        // only slots access the set.
         Some(unsafe { Slot::new(set.get()) })
     }
 
     fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         let set = self.memory.allowed_flows.get(index as usize % self.memory.allowed_flows.len())?;
-        // SAFETY: as above.
+        // SAFETY: as in `denials`.
         Some(unsafe { Slot::new(set.get()) })
     }
 
@@ -237,7 +241,7 @@ impl NodeContext for Frame<'_> {
     }
 
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
-        // SAFETY: as above.
+        // SAFETY: as in `denials`.
         self.memory.budgets.get(index as usize).map(|budget| unsafe { Slot::new(budget.get()) })
     }
 }
@@ -284,9 +288,9 @@ impl Context for Frame<'_> {
     }
 
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>> {
-        let slot = self.memory.neighbors.get(endpoint as usize)?;
-        // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
-        Some(unsafe { Slot::new(slot.get()) })
+        let budget = self.memory.neighbors.get(endpoint as usize)?;
+        // SAFETY: as in `denials`.
+        Some(unsafe { Slot::new(budget.get()) })
     }
 
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason) {
@@ -372,7 +376,7 @@ impl RecheckFunctions for Frame<'_> {}
 impl<A: InMemory> Family<A> for Frame<'_> {
     fn flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
         let entry = A::maps(self.memory).flows.borrow().get(key)?.get();
-        // SAFETY: boxed and never removed, and only accessed by slots while a packet is processed.
+        // SAFETY: the entry is boxed and never removed. While a packet is processed, only slots access it.
         Some(unsafe { Slot::new(entry) })
     }
 
@@ -381,8 +385,8 @@ impl<A: InMemory> Family<A> for Frame<'_> {
         let recorded = self.memory.room.get() && (replaces || !flows.contains_key(key));
         if recorded {
             let cell = flows.entry(*key).or_default();
-            // SAFETY: only slots access it at the same time, and a slot is not a reference. The entry is replaced in
-            // place, so that slots stay valid.
+            // SAFETY: only slots access the entry at the same time, and a slot is not a reference. The entry is
+            // overwritten in place, so that slots stay valid.
             unsafe { *cell.get() = *entry };
         }
         recorded
@@ -422,9 +426,10 @@ impl<A: InMemory> Tables<A> for Frame<'_> {
 
     fn port(&self, key: &PortKey) -> Option<PortEntry> {
         let port = u16::from_be_bytes(key.port);
-        let whole = u64::from(key.set.0) << 32 | u64::from(key.protocol) << 24 | u64::from(port);
+        let key_word = u64::from(key.set.0) << 32 | u64::from(key.protocol) << 24 | u64::from(port);
         (32..=PORT_PREFIX_EXACT).rev().find_map(|bits| {
-            let [.., upper, lower] = (whole & u64::MAX << (PORT_PREFIX_EXACT - bits)).to_be_bytes();
+            let [.., upper, lower] = (key_word & u64::MAX << (PORT_PREFIX_EXACT - bits)).to_be_bytes();
+            // A prefix of 32 bits has only the port set. Prefixes with a protocol have at least 48 bits.
             let protocol = if bits >= 48 { key.protocol } else { 0 };
             self.memory.ports.get(&(bits, PortKey { set: key.set, protocol, zero: 0, port: [upper, lower] })).copied()
         })

@@ -2,19 +2,21 @@
 
 use netpol_common::{Direction, Endpoint, NO_REASON, Reason, flow_state};
 
-/// What to report about the flow of an allowed packet, after its verdict. It is one byte, so that the verifier does not
-/// check the code that follows once for each combination.
+/// What to report about the flow of an allowed packet, after the packet's verdict. All values are bits of one byte,
+/// because [`Context::barrier_within`](crate::context::Context::barrier_within) can hide a byte from the verifier. With
+/// separate fields, the verifier would check the code that follows once for each combination of their values.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FlowReport(u8);
 
 /// The flow is new, and allowed flows are reported.
 const NEW: u8 = 1 << 0;
-/// The flow is to be evaluated by the policies in shadow mode.
+/// The flow is to be evaluated by the policies in shadow mode, which are evaluated and reported, but not enforced.
 const SHADOW: u8 = 1 << 1;
 /// The pod initiated the flow.
 const EGRESS: u8 = 1 << 2;
-/// The state bits of a flow that show whether the local node or the pod itself initiated it.
+/// The origin of an ingress flow: the state bits that show whether the local node initiated the flow, and whether the
+/// flow is hairpin traffic (from the pod to itself).
 const ORIGIN: u8 = flow_state::FROM_NODE | flow_state::HAIRPIN;
 
 const _: () = assert!(ORIGIN & (NEW | SHADOW | EGRESS) == 0);
@@ -23,8 +25,8 @@ impl FlowReport {
     /// Nothing to report.
     pub(crate) const NONE: Self = Self(0);
 
-    /// Returns what to report about a flow with this initiator and state. If policies in shadow mode isolate the
-    /// initiator's direction, they are to be evaluated.
+    /// Returns what to report about a flow with this initiator (direction of its first packet) and state. If policies
+    /// in shadow mode isolate the pod in this direction, they are to be evaluated.
     #[inline(always)]
     pub(crate) fn new(endpoint: &Endpoint, initiator: Direction, state: u8, is_new: bool) -> Self {
         let shadow = if endpoint.shadow_policy(initiator).isolated() { SHADOW } else { 0 };
@@ -50,13 +52,13 @@ impl FlowReport {
         self.0 & SHADOW != 0
     }
 
-    /// Returns the direction of the flow's initiator.
+    /// Returns the direction of the flow's first packet.
     #[inline(always)]
     pub(crate) const fn initiator(self) -> Direction {
         if self.0 & EGRESS == 0 { Direction::Ingress } else { Direction::Egress }
     }
 
-    /// Returns the state bits of the flow that show its origin.
+    /// Returns the [`ORIGIN`] bits of the flow's state.
     #[inline(always)]
     pub(crate) const fn origin(self) -> u8 {
         self.0 & ORIGIN
@@ -75,8 +77,8 @@ impl FlowReport {
     }
 }
 
-/// The verdict on a packet. It is one word, so that a BPF function can return it: the code of the reason, and above it
-/// what to report.
+/// The verdict on a packet, packed into one word, so that a BPF function can return it. The lowest byte is the code of
+/// the reason, and the next byte is the [`FlowReport`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PacketVerdict(u32);
@@ -94,7 +96,7 @@ impl PacketVerdict {
         Self(reason as u32 | (report.0 as u32) << 8)
     }
 
-    /// Packs an optional verdict into one word.
+    /// Packs an optional verdict into one word. [`NO_REASON`] stands for `None`.
     #[inline(always)]
     pub(crate) const fn pack(verdict: Option<Self>) -> u32 {
         match verdict {

@@ -1,5 +1,6 @@
-//! The entry point at a pod's veth, and the fast path: plain packets of known flows. Nearly all packets are of this
-//! kind.
+//! The entry point at a pod's veth, and the fast path, which handles plain packets of known flows. A plain packet has
+//! only an Ethernet, an IP and a TCP, UDP or SCTP header: no VLAN tags, IP options or extension headers, and no
+//! fragmentation. Nearly all packets are plain packets of known flows.
 //!
 //! If the flow of a plain packet is unknown, [`admit`] evaluates the policies. If the flow is stale (evaluated before
 //! the policies changed), [`is_still_allowed`] evaluates the policies again. All other packets take the slow path,
@@ -53,7 +54,7 @@ fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> PacketVerdic
 }
 
 /// Evaluates a plain IPv6 packet. The result is packed by [`PacketVerdict::pack`]; without a verdict, the packet takes
-/// the slow path. It is a separate function, because the caller's stack has no space for the key.
+/// the slow path. This code is not inlined, because the stack of the calling function has no space for the flow key.
 #[inline(never)]
 fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(context: S, endpoint: &Endpoint) -> u32 {
     let version = verdict::version(&context, endpoint);
@@ -67,7 +68,7 @@ const fn direction_of<const EGRESS: bool>() -> Direction {
     if EGRESS { Direction::Egress } else { Direction::Ingress }
 }
 
-/// Evaluates a plain packet. `None`: it takes the slow path.
+/// Evaluates a plain packet. `None`: the packet takes the slow path.
 #[inline(always)]
 fn process_plain<const EGRESS: bool, A, S>(
     context: S,
@@ -91,8 +92,8 @@ where
     // The `bits` argument of `process_plain_new`.
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
-        // Rare: the local node or the pod itself initiated the flow, or the source endpoint ID changed. Only a changed
-        // ID can be handled without the slow path.
+        // Rare: the local node or the pod itself initiated the flow, or the packet's source endpoint ID differs from
+        // the ID in the flow entry. Only a different ID can be handled without the slow path.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
             let allowed = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
             return allowed.then_some(PacketVerdict::of(Reason::Flow));
@@ -107,13 +108,14 @@ where
                 context.count(endpoint.id, direction, Reason::Flow);
                 return Some(PacketVerdict::of(Reason::Flow));
             }
-            // Read again, because the values above would take space on the stack of the fast path.
+            // The entry is read again, because keeping the values from above would take space on the stack of the fast
+            // path.
             let known = KnownFlow::read(slot);
             known.refresh_stale(slot, packet.protocol, now, hz);
             let stale = Stale { initiator: known.initiator, state: known.state_after(direction, packet.flags) };
             let reason = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
             if reason != Reason::Revoked || !known.may_belong_to_opposite_flow(direction, packet.protocol) {
-                // A flow that is still allowed may be denied by the policies in shadow mode.
+                // The policies in shadow mode may deny a flow that is still allowed. Then the flow is reported.
                 let report = if reason.allows() {
                     FlowReport::new(endpoint, stale.initiator, stale.state, false)
                 } else {
@@ -136,12 +138,13 @@ fn deny_spoofed<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> 
     PacketVerdict::of(conclude(&context, endpoint, Direction::Egress, reason))
 }
 
-/// Evaluates a plain packet to a pod if the packet's source endpoint ID differs from the ID that its flow has. Returns
-/// whether the packet is allowed. If not, the packet takes the slow path. Packets of stale flows take it, too.
+/// Evaluates a plain packet to a pod if the packet's source endpoint ID differs from the ID in the flow entry. Returns
+/// whether the packet is allowed. If not, the packet takes the slow path. Packets of stale flows take the slow path,
+/// too.
 ///
-/// The packet is allowed if its source address belongs to the endpoint with the packet's ID: a pod can be attached, or
-/// get a new ID, while its flows are open. It is also allowed if anti-spoofing is off for that endpoint, or if the flow
-/// accepts any remote endpoint.
+/// The packet is allowed if its source address belongs to the endpoint with the packet's ID: while the flows of the
+/// sending pod are open, this pod can become an endpoint or get a new ID. The packet is also allowed if anti-spoofing
+/// is off for the sending endpoint, or if the flow accepts replies from any endpoint ([`ANY_REMOTE`]).
 #[inline(never)]
 fn process_plain_with_new_remote<A, S>(
     context: S,

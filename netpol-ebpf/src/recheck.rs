@@ -1,4 +1,6 @@
-//! The entry points post-DNAT: packets from pods are rechecked with their new destination.
+//! The entry points for packets post-DNAT (after kube-proxy has translated the destination). A packet from a pod is
+//! evaluated again there, by its new destination: at the veth of a local pod, or on a device that leads out of the
+//! node.
 
 use netpol_common::{Direction, Endpoint, Reason};
 
@@ -10,7 +12,7 @@ use crate::report::{ReportFunctions, report};
 use crate::slow_path::{self, FrameFunctions};
 use crate::verdict;
 
-/// The function that is a separate BPF function in the kernel, and the functions of lower modules.
+/// The function of this module that is a separate BPF function in the kernel, and those of the modules that it uses.
 pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
     /// Returns whether a post-DNAT packet belongs to a flow that was allowed post-DNAT, see [`is_known_flow`]. Returns
     /// false for each packet that is not plain (only Ethernet, IP and transport headers).
@@ -20,11 +22,12 @@ pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
     }
 }
 
-/// Checks the source address of a packet that left its pod, post-DNAT. `None`: the address is valid, or need not be
-/// checked. Requires [`Context::is_post_dnat`].
+/// Checks, post-DNAT, the source address of a packet with a source endpoint ID (the ID of the pod that sent it).
+/// Returns `None` if the address is valid or need not be checked; otherwise the reason of the packet's verdict.
+/// Requires [`Context::is_post_dnat`].
 #[inline(always)]
 pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> {
-    // The slow path repeats this check, and denies and counts the packet.
+    // The slow path checks `is_unverified` again, and then denies and counts the packet.
     context.is_unverified().then(|| {
         let verdict = slow_path::evaluate_frame(context, Direction::Egress);
         report(context, Direction::Egress, verdict)
@@ -32,14 +35,16 @@ pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> 
 }
 
 /// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
-/// [`Context::is_post_dnat`]. Packets are marked for this if a policy isolates egress, or if a policy in shadow mode
-/// (only evaluated and reported) would isolate egress.
+/// [`Context::is_post_dnat`]. Packets are marked for this recheck if a policy isolates the pod for egress, or if a
+/// policy in shadow mode (only evaluated and reported) would isolate it.
 #[inline(always)]
 pub(crate) fn process_post_dnat<S: RecheckFunctions>(context: S) -> Reason {
     let verdict = match context.endpoint() {
+        // No enforced policy isolates the pod for egress. `report` evaluates the policies in shadow mode.
         Some(endpoint) if !endpoint.egress.isolated() => {
             PacketVerdict::with(Reason::NotIsolated, FlowReport::new(endpoint, Direction::Egress, 0, false))
         }
+        // `is_known_flow` needs a link header. A packet on a tunnel device has none, but has an `l3_type`.
         _ if context.l3_type().is_none() && context.is_known_flow() => PacketVerdict::of(Reason::Flow),
         _ => slow_path::evaluate_frame(context, Direction::Egress),
     };

@@ -1,6 +1,6 @@
-//! Events: denied packets, new flows that are allowed, and allowed flows that the policies in shadow mode would deny.
-//! An event includes the number of packets of its flow that caused no event since the flow's last event, see
-//! [`crate::event_limit`].
+//! Sends events to the agent: about denied packets, new flows that are allowed, and allowed flows that policies in
+//! shadow mode (evaluated, but not enforced) would deny. An event includes the number of packets of its flow that
+//! caused no event since the flow's last event, see [`crate::event_limit`].
 
 use netpol_common::{
     Direction, Endpoint, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, charged_budget, event_flags, protocol,
@@ -14,7 +14,8 @@ use crate::packet_verdict::{FlowReport, PacketVerdict};
 use crate::stale::{Reevaluation, Stale};
 use crate::verdict::{VerdictFunctions, barrier_within};
 
-/// The functions that are separate BPF functions in the kernel.
+/// The functions that are separate BPF functions in the kernel, so that the verifier checks them only once. The default
+/// bodies are for tests in memory.
 pub(crate) trait ReportFunctions:
     ParserFunctions + VerdictFunctions<[u8; 4]> + VerdictFunctions<[u8; 16]>
 {
@@ -28,15 +29,16 @@ pub(crate) trait ReportFunctions:
     fn report_flow(self, direction: Direction, verdict: PacketVerdict) {
         report_flow(self, direction, verdict);
     }
-    /// Decides whether a packet causes an event. The result is packed by [`limit_event`].
+    /// Decides whether a packet causes an event. [`REPORT`] describes the result.
     #[inline(always)]
     fn limit_event(self, hash: u64, budget: u32, kind: EventKind) -> u64 {
         limit_event(self, hash, budget, kind)
     }
 }
 
-/// Reports a packet if it is denied, or its flow if there is something to report, and returns the reason. This is a
-/// separate step, because the functions that evaluate have no stack space left.
+/// Reports a denied packet, or the flow of an allowed packet if there is something to report. Returns the reason of the
+/// verdict. Evaluating and reporting are separate steps, because the functions that evaluate have no stack space left
+/// for an event.
 #[inline(always)]
 pub(crate) fn report<S: ReportFunctions>(context: S, direction: Direction, verdict: PacketVerdict) -> Reason {
     let reason = verdict.reason();
@@ -48,7 +50,7 @@ pub(crate) fn report<S: ReportFunctions>(context: S, direction: Direction, verdi
     reason
 }
 
-/// The packet's part of an event.
+/// The fields of an event that are read from the packet.
 #[derive(Clone, Copy)]
 struct EventPacket<A> {
     family: u8,
@@ -59,11 +61,12 @@ struct EventPacket<A> {
     destination_port: [u8; 2],
     source: A,
     destination: A,
+    /// The offset of the IP header in the frame.
     start: u32,
 }
 
 impl EventPacket<[u8; 4]> {
-    /// A frame that is not IP, or that could not be parsed.
+    /// The fields for a frame that is not IP, or that could not be parsed.
     const FRAME: Self = Self {
         family: 0,
         protocol: 0,
@@ -77,8 +80,9 @@ impl EventPacket<[u8; 4]> {
 }
 
 impl<A: Parse> EventPacket<A> {
-    /// Parses the packet at an offset of the frame a second time. Few packets cause an event, and this keeps the data
-    /// for an event off the stack of the functions that evaluate.
+    /// Parses the packet with its IP header at an offset of the frame. The packet was already parsed when it was
+    /// evaluated, but its fields were not kept: few packets cause an event, and the functions that evaluate have no
+    /// stack space for these fields.
     #[inline(always)]
     fn read<S: ParserFunctions>(context: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
         let packet = A::parse(context, start, false)?;
@@ -95,6 +99,7 @@ impl<A: Parse> EventPacket<A> {
         })
     }
 
+    /// Reads the fields of a plain packet, which has only Ethernet, IP and transport headers.
     #[inline(always)]
     fn plain<S: Context>(context: &S, endpoint: &Endpoint, packet: &Plain<A>) -> Self {
         Self {
@@ -109,7 +114,8 @@ impl<A: Parse> EventPacket<A> {
         }
     }
 
-    /// Returns the pod's address for a packet that was masqueraded.
+    /// Returns the source address before masquerading: the pod's address if a packet from the pod has another source
+    /// address post-DNAT, and otherwise the source address in the packet.
     #[inline(always)]
     fn original_source<S: Context>(context: &S, endpoint: &Endpoint, source: A) -> A {
         if context.is_post_dnat() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
@@ -129,9 +135,10 @@ impl<A: Parse> EventPacket<A> {
         core::mem::swap(&mut self.source_port, &mut self.destination_port);
     }
 
-    /// Returns the ports that identify a flow for its limit. For a denied packet, these are both ports. For an allowed
-    /// flow, the source port is omitted, because clients use another one for each connection. For allowed ICMP, only
-    /// type and code are used, because clients use another identifier for each run of `ping`.
+    /// Returns the ports that identify a flow for the event limit. For a denied packet, these are both ports. For an
+    /// allowed flow, the source port is omitted, because clients use another one for each connection. For allowed ICMP,
+    /// only type and code (the source port) are used, because clients use another identifier (the destination port) for
+    /// each run of `ping`.
     #[inline(always)]
     fn limit_ports(&self, kind: EventKind) -> u32 {
         let (source, destination) = (self.source_port, self.destination_port);
@@ -143,7 +150,8 @@ impl<A: Parse> EventPacket<A> {
         })
     }
 
-    /// Returns the flow's keyed hash. A multicast or broadcast packet is the same flow at all pods.
+    /// Returns a keyed hash that identifies the flow for the event limit. The copies of a multicast or broadcast packet
+    /// that several pods receive belong to the same flow.
     #[inline(always)]
     fn hash<S: Context>(&self, context: &S, details: &EventDetails<'_>) -> u64 {
         let group = details.group && matches!(details.direction, Direction::Ingress);
@@ -167,14 +175,15 @@ impl<A: Parse> EventPacket<A> {
     }
 }
 
-/// The part of an event that does not depend on the packet. It is read once: for a second read, the compiler might keep
-/// an address inside the context, which the verifier rejects.
+/// The fields of an event that are not read from the packet's headers. They are read from the context only once: for a
+/// second read, the compiler might keep a pointer to a field of the context, which the verifier rejects.
 #[derive(Clone, Copy)]
 struct EventDetails<'a> {
     endpoint: Option<&'a Endpoint>,
     ifindex: u32,
-    /// The source endpoint ID.
-    source: u32,
+    /// The ID of the pod of this node that sent the packet, or 0.
+    source_endpoint: u32,
+    /// Whether the frame is multicast or broadcast.
     group: bool,
     direction: Direction,
     reason: Reason,
@@ -185,7 +194,8 @@ struct EventDetails<'a> {
 /// for each way of parsing. If the packet cannot be parsed, the enclosing function continues.
 macro_rules! with_packet {
     ($context:ident, $endpoint:ident, |$packet:ident| $body:expr) => {
-        // Nearly all packets are plain, and parsing a plain packet takes a third of the time.
+        // Nearly all packets are plain (only Ethernet, IP and transport headers), and parsing a plain packet takes a
+        // third of the time.
         if $context.l3_type().is_none() {
             if let Some(packet) = packet::parse_plain_v4(&$context) {
                 let $packet = EventPacket::plain(&$context, $endpoint, &packet);
@@ -212,17 +222,18 @@ macro_rules! with_packet {
     };
 }
 
-/// Reports a denied packet, at most once a second for its flow, and within the budget of the pod that sent it.
+/// Reports a denied packet, at most once a second for its flow, and within the budget from [`charged_budget`].
 #[inline(always)]
 pub(crate) fn report_denied<S: ReportFunctions>(context: S, direction: Direction, reason: Reason) {
-    // A bridge floods frames for MAC addresses that it has not learned yet. If other pods drop such a frame, this is
-    // not a policy denial.
+    // A bridge floods frames for MAC addresses that it has not learned yet. The programs of all other pods drop such a
+    // frame, but no policy denies it.
     if reason == Reason::OtherHost {
         return;
     }
-    let (ifindex, source, group) = (context.ifindex(), context.source_endpoint(), context.is_group());
+    let (ifindex, source_endpoint, group) = (context.ifindex(), context.source_endpoint(), context.is_group());
     let endpoint = context.endpoint();
-    let details = EventDetails { endpoint, ifindex, source, group, direction, reason, kind: EventKind::Denied };
+    let details =
+        EventDetails { endpoint, ifindex, source_endpoint, group, direction, reason, kind: EventKind::Denied };
     let Some(endpoint) = endpoint else { return send(context, details, &EventPacket::FRAME) };
     with_packet!(context, endpoint, |packet| send(context, details, &packet));
     send(context, details, &EventPacket::FRAME);
@@ -236,7 +247,8 @@ pub(crate) fn report_flow<S: ReportFunctions>(context: S, direction: Direction, 
     with_packet!(context, endpoint, |packet| report_flow_of(context, endpoint, direction, verdict, packet));
 }
 
-/// See [`report_flow`]. The event has the direction of the flow's initiator, even if the packet is a reply.
+/// Does what [`report_flow`] describes. Even if the packet is a reply, the event has the direction of the flow's first
+/// packet.
 #[inline(always)]
 fn report_flow_of<A, S>(
     context: S,
@@ -253,7 +265,7 @@ fn report_flow_of<A, S>(
     if shadow_reason.allows() && !report.is_new() {
         return;
     }
-    let source = match report.initiator() {
+    let source_endpoint = match report.initiator() {
         Direction::Egress => endpoint.id,
         Direction::Ingress if direction == Direction::Ingress => context.source_endpoint(),
         // The packet is a reply of this pod, and does not carry the ID of the initiator.
@@ -265,12 +277,13 @@ fn report_flow_of<A, S>(
     let reason = barrier_within(&context, if shadow_reason.allows() { verdict.reason() } else { shadow_reason });
     let kind = if reason.allows() { EventKind::Allowed } else { EventKind::Shadow };
     let (ifindex, group, direction) = (context.ifindex(), context.is_group(), report.initiator());
-    let details = EventDetails { endpoint: Some(endpoint), ifindex, source, group, direction, reason, kind };
+    let details = EventDetails { endpoint: Some(endpoint), ifindex, source_endpoint, group, direction, reason, kind };
     send(context, details, &packet);
 }
 
-/// Evaluates the flow by the policies in shadow mode, and returns the reason. A later fragment has no ports, so only
-/// the first fragment of its datagram is evaluated.
+/// Evaluates the flow as if policies in shadow mode were enforced, and returns the reason. If there is nothing to
+/// evaluate, returns a reason that allows the flow. A later fragment has no ports, so only the first fragment of its
+/// datagram is evaluated.
 #[inline(always)]
 fn evaluate_shadow<A, S>(context: S, direction: Direction, report: FlowReport, packet: &EventPacket<A>) -> Reason
 where
@@ -280,6 +293,7 @@ where
     if !report.needs_shadow() || packet.is_later_fragment {
         return Reason::NotIsolated;
     }
+    // The flow is evaluated in the same way as a stale flow (a flow that was evaluated before a change of policies).
     let stale = Stale { initiator: report.initiator(), state: report.origin() };
     let reevaluation = Reevaluation { direction, protocol: packet.protocol, stale, read_only: true };
     VerdictFunctions::<A>::evaluate_shadow(context, packet.start, packet.flow_ports(direction), reevaluation.pack())
@@ -289,9 +303,10 @@ where
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of the result")]
 fn send<A: Parse, S: ReportFunctions>(context: S, details: EventDetails<'_>, packet: &EventPacket<A>) {
-    let EventDetails { endpoint, ifindex, source, group, direction, reason, kind } = details;
+    let EventDetails { endpoint, ifindex, source_endpoint, group, direction, reason, kind } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);
-    let budget = charged_budget(id, source, direction, kind);
+    let budget = charged_budget(id, source_endpoint, direction, kind);
+    // The bit `REPORT`, and below it the number of suppressed packets.
     let limited = context.limit_event(packet.hash(&context, &details), budget, kind);
     if limited < REPORT {
         return;
@@ -309,7 +324,7 @@ fn send<A: Parse, S: ReportFunctions>(context: S, details: EventDetails<'_>, pac
         time_ns: context.boot_ns(),
         ifindex: IfIndex(ifindex),
         endpoint: id as u16,
-        source_endpoint: source as u16,
+        source_endpoint: source_endpoint as u16,
         rule_set,
         suppressed: limited as u32,
         length: context.length().saturating_sub(packet.start),

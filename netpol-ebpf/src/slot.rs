@@ -3,8 +3,8 @@
 use core::marker::PhantomData;
 
 /// A value inside a map. Each field is read and written separately, by volatile accesses. So a concurrent write of
-/// another CPU may be visible in some fields and not yet in others. Values read here are only used for timing, events,
-/// counters and flow state.
+/// another CPU may be visible in some fields and not yet in others. This is acceptable, because the values are used
+/// only for timing, events, counters and flow state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot<'a, T> {
     value: *mut T,

@@ -49,7 +49,7 @@ pub(crate) trait FrameFunctions: IpFunctions<[u8; 4]> + IpFunctions<[u8; 16]> {
     }
 }
 
-/// The offset of a frame's IP header, or the verdict if the frame has one already.
+/// The offset of a frame's IP header, or the verdict if the frame already has a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameResult {
     /// The frame already has a verdict.
@@ -166,7 +166,8 @@ where
         let ports = case.flow_ports();
         let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, case.flow_bits());
         if found & STALE != 0 {
-            // Not called in `lookup_flow`, because the two functions together need more stack than BPF has.
+            // The flow was evaluated with earlier policies. `lookup_flow` does not call `is_still_allowed` itself,
+            // because the two functions together need more stack than BPF has.
             let read_only = packet.fragment == Fragment::LATER;
             let reevaluation = Reevaluation { read_only, ..Reevaluation::unpack(found as u32) };
             if VerdictFunctions::<A>::is_still_allowed(context, start, ports, reevaluation.pack()) {
@@ -176,6 +177,7 @@ where
             } else if found & MAY_BELONG_TO_OPPOSITE_FLOW == 0 {
                 case.decide(Reason::Revoked);
             } else {
+                // The packet is evaluated like a packet without a flow, by the policies of its own direction.
                 case.set_source_check(found >> STALE_SOURCE_CHECK_SHIFT);
                 case.set_matches_revoked(found & MAY_START_OPPOSITE_FLOW != 0);
             }
@@ -211,8 +213,8 @@ fn hide_parse_path<A: PacketAddress, S: Context>(context: &S, packet: &mut Packe
     packet.protocol = context.barrier_within::<255>(packet.protocol);
 }
 
-/// Returns the verdict if it does not depend on the rules of policies. Otherwise, returns `None`; if the packet is a
-/// later fragment, it then has the protocol and ports of its first fragment.
+/// Returns the verdict if it does not depend on the rules of policies. Otherwise, returns `None`, and sets the protocol
+/// and ports of a later fragment to those of its first fragment.
 #[inline(always)]
 fn decide_without_policy<A, S>(
     context: &S,
@@ -242,6 +244,7 @@ where
     {
         return Some(barrier_within(context, reason));
     }
+    // The message from the pod is fragmented or cannot be parsed.
     if is_discovery && from_pod && endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Some(Reason::SpoofedNeighbor);
     }
@@ -277,7 +280,7 @@ where
     S: IpFunctions<A>,
 {
     let (bits, ports) = case.words();
-    let [start, protocol, _, role, ..] = bits.to_le_bytes();
+    let [start, protocol, _, role_bits, ..] = bits.to_le_bytes();
     // Never happens: the caller checked this.
     let Some(endpoint) = context.endpoint() else { return PacketVerdict::of(Reason::NoEndpoint) };
     let Some((source, destination)) = A::addresses(&context, u32::from(start)) else {
@@ -286,7 +289,7 @@ where
     let version = verdict::version(&context, endpoint);
     let post_dnat = context.is_post_dnat();
     let is_own = source.belongs_to(endpoint);
-    let from_unspecified = role & role::DISCOVERY != 0 && source.is_zero();
+    let from_unspecified = role_bits & role::DISCOVERY != 0 && source.is_zero();
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let mut key = A::flow_key(endpoint.ifindex.0, pod, remote, case.flow_ports(), protocol);
     // Post-DNAT, a source address other than the pod's is the result of masquerading.
@@ -300,13 +303,13 @@ where
     } else if let Some(reason) = case.decided() {
         PacketVerdict::of(reason)
     } else {
-        let [_, _, flags, role, ..] = opaque(bits).to_le_bytes();
+        let [_, _, flags, role_bits, ..] = opaque(bits).to_le_bytes();
         let [_, _, port_high, port_low, ..] = opaque(ports).to_le_bytes();
-        let source_check = SourceCheck(role >> role::SOURCE_CHECK_SHIFT & 3);
+        let source_check = SourceCheck(role_bits >> role::SOURCE_CHECK_SHIFT & 3);
         // A masqueraded packet initiates no flow, because its source port is not the pod's.
         let flow_start = FlowStart {
-            initiates: role & role::INITIATES != 0 && !masqueraded,
-            new_connection: role & role::NEW_CONNECTION != 0,
+            initiates: role_bits & role::INITIATES != 0 && !masqueraded,
+            new_connection: role_bits & role::NEW_CONNECTION != 0,
             flags: TcpFlags(flags),
             start: u32::from(start),
         };
@@ -314,14 +317,14 @@ where
             Attempt { port: [port_high, port_low], ..verdict::attempt(&context, direction, &key, source_check) };
         let verdict = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);
         // The first fragment is not known, so the ports are zero: the packet is only allowed if all ports are allowed.
-        if role & role::ORPHAN != 0 && verdict.reason() == Reason::NoRule {
+        if role_bits & role::ORPHAN != 0 && verdict.reason() == Reason::NoRule {
             PacketVerdict::of(Reason::OrphanFragment)
         } else {
             verdict
         }
     };
-    let [_, _, _, role, ..] = opaque(bits).to_le_bytes();
-    verdict::conclude_new(&context, endpoint, direction, verdict, role & role::MATCHES_REVOKED != 0)
+    let [_, _, _, role_bits, ..] = opaque(bits).to_le_bytes();
+    verdict::conclude_new(&context, endpoint, direction, verdict, role_bits & role::MATCHES_REVOKED != 0)
 }
 
 /// See [`IpFunctions::evaluate_quoted`]. An ICMP error is sent to the source of the quoted packet, so the quoted packet

@@ -8,7 +8,7 @@ use netpol_common::Direction;
 pub(crate) struct Stale {
     /// The direction of the flow's first packet: `Ingress` if the pod received it.
     pub(crate) initiator: Direction,
-    /// The flow's state after the current packet.
+    /// The flow's state (bits of [`flow_state`](netpol_common::flow_state)) after the current packet.
     pub(crate) state: u8,
 }
 

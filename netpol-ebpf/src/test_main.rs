@@ -1,8 +1,10 @@
 //! The BPF object of tests and benchmarks: the programs of `main.rs`, and the programs below for `BPF_PROG_TEST_RUN`.
-//! This command sets and returns `skb->mark`, but not `skb->tc_index`.
+//! With this command, a test can set `skb->mark` before the run and read it after the run. It cannot do so with
+//! `skb->tc_index`, where netpol stores the source endpoint ID and the recheck mark (bit 15: evaluate the packet again
+//! post-DNAT).
 //!
-//! * `netpol_marked`: does the same as `netpol_egress`, and then copies `tc_index` into the mark.
-//! * `netpol_ingress_marked`, `netpol_recheck_marked`: copy the mark into `tc_index`, and then do the same as
+//! * `netpol_marked`: does the same as `netpol_egress`, and then copies `tc_index` into `skb->mark`.
+//! * `netpol_ingress_marked`, `netpol_recheck_marked`: copy `skb->mark` into `tc_index`, and then do the same as
 //!   `netpol_ingress` and `netpol_recheck`.
 //! * `netpol_empty`: does nothing; the benchmark subtracts its time.
 
@@ -21,7 +23,7 @@ mod test_classifiers {
     use aya_ebpf::programs::TcContext;
     use netpol_ebpf::kernel::programs;
 
-    /// Evaluates packets from pods, and copies the source endpoint ID and the recheck bit into the mark.
+    /// Evaluates packets from pods, and then copies `tc_index` into `skb->mark`.
     #[classifier]
     fn netpol_marked(context: TcContext) -> i32 {
         let skb = context.skb.skb;
@@ -32,7 +34,7 @@ mod test_classifiers {
         verdict
     }
 
-    /// Evaluates packets to pods, with the mark as the source endpoint ID and recheck bit.
+    /// Evaluates packets to pods, with `skb->mark` as their `tc_index`.
     #[classifier]
     fn netpol_ingress_marked(context: TcContext) -> i32 {
         copy_mark_to_tc_index(&context);
@@ -40,7 +42,7 @@ mod test_classifiers {
         unsafe { programs::ingress(context.skb.skb) }
     }
 
-    /// Rechecks packets that leave this node, with the mark as the source endpoint ID and recheck bit.
+    /// Rechecks packets that leave this node, with `skb->mark` as their `tc_index`.
     #[classifier]
     fn netpol_recheck_marked(context: TcContext) -> i32 {
         copy_mark_to_tc_index(&context);
@@ -57,7 +59,8 @@ mod test_classifiers {
     #[inline(always)]
     fn copy_mark_to_tc_index(context: &TcContext) {
         let skb = context.skb.skb;
-        // SAFETY: the context is valid while the program runs. Volatile, so that the whole word is written.
+        // SAFETY: the context is valid while the program runs. Volatile, because the verifier
+        // accepts only a write of the whole word.
         unsafe { (&raw mut (*skb).tc_index).write_volatile((*skb).mark) };
     }
 }

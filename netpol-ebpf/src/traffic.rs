@@ -5,37 +5,39 @@ use netpol_common::{Direction, Endpoint, FlowEntry, FlowKey, Traffic, flow_state
 use crate::context::{Context, Family, PacketAddress};
 use crate::slot::{Slot, field};
 
-/// Returns whether the packet is counted in its flow. A post-DNAT packet was already counted pre-DNAT.
+/// Returns whether the packet is counted in its flow. A packet that is evaluated again post-DNAT was already counted
+/// pre-DNAT.
 #[inline(always)]
 fn is_counted<S: Context>(context: &S) -> bool {
     context.counts_traffic() && !context.is_post_dnat()
 }
 
-/// Returns what the packet adds to the traffic of its flow. `start` is the offset of its IP header.
+/// Returns the numbers that the packet adds to the traffic of its flow. `start` is the offset of the packet's IP
+/// header.
 #[inline(always)]
-fn of_packet<S: Context>(context: &S, start: u32) -> Traffic {
+fn traffic_of_packet<S: Context>(context: &S, start: u32) -> Traffic {
     let bytes = context.length().saturating_sub(start);
     Traffic { packets: u64::from(context.segments().max(1)), bytes: u64::from(bytes) }
 }
 
-/// Counts an allowed packet in its flow, if traffic is counted. Reads the initiator from the flow again: if the caller
-/// kept it for this call, it would take space on the stack.
+/// Counts an allowed packet in its flow (`slot`), if traffic is counted. Reads the flow's initiator again, although the
+/// caller has read it: if the caller kept the value for this call, it would take space on the stack.
 #[inline(always)]
 pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, direction: Direction, start: u32) {
     if is_counted(context) {
         let is_reply = slot.read(field!(FlowEntry, initiator)) != direction as u8;
         let traffic = if is_reply { slot.part(field!(FlowEntry, replies)) } else { slot.part(field!(FlowEntry, sent)) };
-        add(context, traffic, of_packet(context, start));
+        add(context, traffic, traffic_of_packet(context, start));
     }
 }
 
-/// Returns the traffic of a new flow: its first packet.
+/// Returns the traffic of a new flow, whose only packet so far is this one.
 #[inline(always)]
 pub(crate) fn of_first_packet<S: Context>(context: &S, start: u32) -> Traffic {
-    if is_counted(context) { of_packet(context, start) } else { Traffic::default() }
+    if is_counted(context) { traffic_of_packet(context, start) } else { Traffic::default() }
 }
 
-/// Adds a packet to the traffic of its flow.
+/// Adds a packet's traffic to the traffic of its flow in one direction, if traffic is counted.
 #[inline(always)]
 pub(crate) fn add<S: Context>(context: &S, traffic: Slot<'_, Traffic>, packet: Traffic) {
     if is_counted(context) {
@@ -44,7 +46,8 @@ pub(crate) fn add<S: Context>(context: &S, traffic: Slot<'_, Traffic>, packet: T
     }
 }
 
-/// Replaces the start and the traffic of an existing flow by those of a new connection.
+/// Replaces the start time and the traffic of an existing flow by those of a new connection with the same addresses and
+/// ports, if traffic is counted.
 #[inline(always)]
 pub(crate) fn restart<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, entry: &FlowEntry) {
     if is_counted(context) {
@@ -54,8 +57,8 @@ pub(crate) fn restart<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, entry:
     }
 }
 
-/// Marks a flow as revoked, if traffic is counted: the current policies do not allow the flow. All other bits stay: a
-/// denied packet does not change the timeout of its flow.
+/// Marks a flow as revoked (the current policies do not allow it), if traffic is counted. Does not change the other
+/// bits of the flow's state, because a denied packet must not change the timeout of its flow.
 #[inline(always)]
 pub(crate) fn mark_revoked<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>)
 where

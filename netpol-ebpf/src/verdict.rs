@@ -1,4 +1,5 @@
-//! Evaluates policy for new and stale flows, and records the result.
+//! Evaluates the policies for new flows and for stale flows (flows that were evaluated before the last change of
+//! policies), and records the result.
 
 use netpol_common::{
     Attempt, Direction, Endpoint, EndpointVersion, Evaluation, FlowEntry, FlowKey, NO_REASON, REASON_MASK, RECHECK,
@@ -16,9 +17,9 @@ use crate::traffic;
 
 /// The functions of one address family that are separate BPF functions in the kernel.
 pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
-    /// Evaluates a known flow again, in its initiator's direction, and returns whether it is still allowed. `start` is
-    /// the offset of the packet's IP header, `ports` are as in the flow's key, and `word` is packed by
-    /// [`Reevaluation`].
+    /// Evaluates a known flow again, in its initiator's direction (the direction of its first packet), and returns
+    /// whether it is still allowed. `start` is the offset of the packet's IP header, `ports` are those of the flow's
+    /// key, and `word` is a packed [`Reevaluation`].
     #[inline(always)]
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
         is_still_allowed::<A, Self>(self, start, ports, Reevaluation::unpack(word))
@@ -39,9 +40,9 @@ const OTHER_INTERFACE: u32 = u32::MAX;
 /// before reading any other field of the endpoint, because the agent writes the version last. So if the policy changes
 /// during the evaluation, the flow is recorded with the old version, and is evaluated again.
 ///
-/// If nothing is enforced ([`Context::observes`]), the flows of denied packets are recorded, too. All flows then have
-/// versions with the bit [`OBSERVED_VERSION`]. So they are evaluated again when an agent that enforces policies
-/// replaces the programs.
+/// If nothing is enforced ([`Context::observes`], the agent's option `--observe`), the flows of denied packets are
+/// recorded, too. All flows then have versions with the bit [`OBSERVED_VERSION`]. So they are evaluated again when an
+/// agent that enforces policies replaces the programs.
 #[inline(always)]
 pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointVersion {
     let version = current_version(endpoint);
@@ -51,13 +52,13 @@ pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointV
 /// The bit of the versions of flows that is set if nothing is enforced. No endpoint has such a high version.
 const OBSERVED_VERSION: u32 = 1 << 31;
 
-/// Reads the version. The compiler cannot move later reads of other fields before this read.
+/// Reads the endpoint's version. The compiler cannot move later reads of other fields before this read.
 #[inline(always)]
 fn current_version(endpoint: &Endpoint) -> EndpointVersion {
     // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
     let version = unsafe { (&raw const endpoint.version).read_volatile() };
     #[cfg(target_arch = "bpf")]
-    // SAFETY: there are no instructions. It keeps the compiler from reading other fields first.
+    // SAFETY: there are no instructions. The empty `asm!` keeps the compiler from reading other fields first.
     unsafe {
         core::arch::asm!("", options(nostack, preserves_flags));
     }
@@ -87,17 +88,17 @@ pub(crate) fn barrier_within<S: Context>(context: &S, reason: Reason) -> Reason 
     unsafe { Reason::from_code_unchecked(code) }
 }
 
-/// Hides an optional reason from the verifier in the same way.
+/// Hides an optional reason from the verifier, as [`barrier_within`] does.
 #[inline(always)]
 pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reason>) -> Option<Reason> {
     let code = reason.map_or(NO_REASON, |reason| reason as u8);
     let code = barrier::within::<{ REASON_MASK as i32 }>(code, context.length());
-    // SAFETY: it is the code of the same reason.
+    // SAFETY: if it is not `NO_REASON`, it is the code of the same reason.
     (code != NO_REASON).then(|| unsafe { Reason::from_code_unchecked(code) })
 }
 
-/// Returns the final verdict after [`admit`], and counts the packet. A packet with the addresses and ports of a revoked
-/// flow (`matches_revoked`) gets the reason `Revoked` instead of `NoRule`.
+/// Returns the final verdict on a packet whose verdict [`admit`] returned, and counts the packet. If the packet has the
+/// addresses and ports of a revoked flow (`matches_revoked`), the reason `NoRule` becomes `Revoked`.
 #[inline(always)]
 pub(crate) fn conclude_new<S: Context>(
     context: &S,
@@ -111,11 +112,11 @@ pub(crate) fn conclude_new<S: Context>(
     PacketVerdict::with(conclude(context, endpoint, direction, reason), verdict.report())
 }
 
-/// Returns the final verdict, and counts the packet.
+/// Returns the final reason of a verdict, and counts the packet.
 #[inline(always)]
 pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
     let reason = barrier_within(context, reason);
-    let reason = after_dnat(context, reason);
+    let reason = final_reason(context, reason);
     // An allowed packet was already counted pre-DNAT; it is not counted again post-DNAT.
     if !reason.allows() || !context.is_post_dnat() {
         context.count(endpoint.id, direction, reason);
@@ -126,19 +127,19 @@ pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: 
 /// Whether and how a packet starts a flow.
 #[derive(Clone, Copy)]
 pub(crate) struct FlowStart {
-    /// Whether it can initiate a flow.
+    /// Whether the packet can initiate a flow.
     pub(crate) initiates: bool,
-    /// Whether it starts a connection, by SYN or INIT. Such a packet is always evaluated. That costs no more than a
-    /// flow lookup, and a connection that reuses a port gets a new verdict.
+    /// Whether the packet starts a connection, by SYN or INIT. Such a packet is always evaluated, even if it matches a
+    /// known flow. That costs no more than a flow lookup, and a connection that reuses a port gets a new verdict.
     pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
     /// The offset of the IP header.
     pub(crate) start: u32,
 }
 
-/// Evaluates a packet that belongs to no known flow, and records the flow that it initiates. If nothing is enforced,
-/// the flow of a denied packet is recorded, too. Its next packets and the replies pass anyway, and are then not
-/// reported as denied again.
+/// Evaluates a packet that belongs to no known flow or starts a connection, and records the flow that it initiates. If
+/// nothing is enforced, the flow of a denied packet is recorded, too. Its next packets and the replies pass anyway, and
+/// are then not reported as denied again.
 #[inline(always)]
 pub(crate) fn admit<A, S>(
     context: &S,
@@ -163,7 +164,7 @@ where
             return PacketVerdict::of(if is_reply { Reason::Flow } else { reason });
         }
     }
-    // A reply through a Service starts no flow.
+    // At ingress, `recheck` means that the packet is a reply through a Service, which starts no flow.
     if attempt.direction == Direction::Ingress && evaluation.recheck {
         return PacketVerdict::of(reason);
     }
@@ -177,7 +178,8 @@ where
             sent: traffic::of_first_packet(context, flow_start.start),
             ..new_entry(version, context.now(), attempt.direction, state)
         };
-        // A packet that starts a connection may be forged, or its receiver may ignore it, so an existing flow is kept.
+        // A packet that starts a connection (SYN or INIT) may be forged, or its receiver may ignore it. So it does not
+        // overwrite an existing flow.
         recorded = if context.insert_flow(endpoint, key, &entry, !flow_start.new_connection) {
             Recorded::New
         } else if flow_start.new_connection {
@@ -192,7 +194,7 @@ where
     if !reason.allows() {
         return PacketVerdict::of(reason);
     }
-    // Post-DNAT, the flow was already reported.
+    // A packet that is post-DNAT was already evaluated pre-DNAT, and its flow was reported then.
     let new = matches!(recorded, Recorded::New) && !context.is_post_dnat() && context.records_allowed();
     let report = FlowReport::new(endpoint, attempt.direction, origin_state(endpoint, attempt), new);
     PacketVerdict::with(reason, FlowReport::from_byte(context.barrier_within::<255>(report.byte())))
@@ -201,19 +203,20 @@ where
 /// Whether a flow was recorded.
 #[derive(Clone, Copy)]
 enum Recorded {
-    /// It could not be recorded.
+    /// No flow was recorded.
     No,
-    /// It is a new flow.
+    /// A new flow was recorded.
     New,
-    /// The packet repeats the start of a known flow.
+    /// The packet repeats the start of a flow that was already recorded.
     Known,
 }
 
-/// Updates the existing flow that has the addresses and ports of an allowed packet that starts a connection. Returns
-/// `No` if there is no such flow. A TCP endpoint ignores a SYN in an open connection (RFC 5961, 4), so a flow that has
-/// not timed out keeps parts of its state.
+/// Updates an existing flow after an allowed SYN or INIT with its addresses and ports. Returns `No` if there is no such
+/// flow. The host of a TCP connection ignores a SYN while the connection is open (RFC 5961, 4), so a flow that has not
+/// timed out keeps parts of its state.
 ///
-/// After a reply, a SYN usually starts a new connection with the same ports. Without a reply, it is the same SYN again.
+/// If the flow has had a reply, the SYN usually starts a new connection with the same ports: the result is `New`.
+/// Without a reply, it is usually a retransmission of the first SYN: the result is `Known`.
 #[inline(always)]
 fn update_existing<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> Recorded
 where
@@ -231,7 +234,8 @@ where
                 recorded = Recorded::Known;
             }
         } else if known.version == entry.version {
-            // The flow is allowed in its initiator's direction, so its initiator is not changed.
+            // The SYN is from the other side. The flow is still allowed in its initiator's direction, so its initiator
+            // does not change.
             slot.write(field!(FlowEntry, last_used), entry.last_used);
             slot.write(field!(FlowEntry, state), known.state | flow_state::REPLIED);
             traffic::add(context, slot.part(field!(FlowEntry, replies)), entry.sent);
@@ -288,8 +292,8 @@ where
     let evaluation = Evaluation { recheck: evaluation.recheck || through_service, ..evaluation };
     let state = stale.state & !(flow_state::RECHECK | flow_state::REVOKED)
         | recheck_flag(&context, stale.initiator, protocol, &evaluation);
-    // Written in place, which keeps the traffic of the flow. If the flow was evicted meanwhile, its next packet is
-    // evaluated as a new flow.
+    // Updates the entry in place, which keeps the flow's traffic counters. If the flow was evicted meanwhile, its next
+    // packet is evaluated as a new flow.
     if let Some(slot) = context.flow(endpoint, &key) {
         let evaluated = KnownFlow { version, last_used: context.now(), initiator: stale.initiator, state };
         // A packet from the pod does not carry the ID of the remote endpoint; the next packet to the pod does.
@@ -299,12 +303,12 @@ where
     allowed
 }
 
-/// Evaluates an allowed flow, in its initiator's direction, by the policy that includes policies in shadow mode.
-/// Returns the reason, and counts the flow if it would be denied. Neither the verdict nor the flow changes.
+/// Evaluates an allowed flow, in its initiator's direction, as if policies in shadow mode were enforced. Returns the
+/// reason, and counts the flow if it would be denied. Neither the verdict nor the flow changes.
 ///
 /// A flow to a Service is evaluated pre-DNAT and post-DNAT, as it would be if the policies were enforced: if it would
-/// be allowed pre-DNAT, its packet is marked for a recheck. Only the first packet is marked, so a later change of the
-/// backend is not evaluated.
+/// be allowed pre-DNAT, its packet is marked for a recheck (a second evaluation, post-DNAT). Only the first packet of
+/// the flow is marked, so a later change of the backend is not evaluated.
 #[inline(always)]
 pub(crate) fn evaluate_shadow<A, S>(context: S, start: u32, ports: u32, reevaluation: Reevaluation) -> Reason
 where
@@ -319,7 +323,7 @@ where
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
     let attempt = original_attempt(endpoint, &key, stale, context.is_post_dnat());
     let evaluation = evaluate_policy(&context, endpoint, endpoint.shadow_policy(stale.initiator), &attempt);
-    let reason = after_dnat(&context, barrier_within(&context, evaluation.reason));
+    let reason = final_reason(&context, barrier_within(&context, evaluation.reason));
     if !reason.allows() {
         context.count_shadow_denied(endpoint.id, stale.initiator);
     } else if direction == Direction::Egress && stale.initiator == Direction::Egress && !context.is_post_dnat() {
@@ -328,9 +332,9 @@ where
     reason
 }
 
-/// Returns `BackendDenied` instead of `NoRule` for a packet that is post-DNAT.
+/// Returns `BackendDenied` instead of `NoRule` if the packet is post-DNAT. Returns other reasons unchanged.
 #[inline(always)]
-fn after_dnat<S: Context>(context: &S, reason: Reason) -> Reason {
+fn final_reason<S: Context>(context: &S, reason: Reason) -> Reason {
     if context.is_post_dnat() && reason == Reason::NoRule { Reason::BackendDenied } else { reason }
 }
 
@@ -343,19 +347,20 @@ pub(crate) fn mark_for_recheck<S: Context>(context: &S, endpoint: &Endpoint, dir
     }
 }
 
-/// Returns the state bit `RECHECK` if all packets of a flow are rechecked post-DNAT, and 0 otherwise. All datagrams to
-/// a Service are rechecked: their conntrack entry can time out before their flow does, and the next datagram may go to
-/// a backend that the agent has not received yet.
+/// Returns the state bit `RECHECK` if all packets of a flow must be rechecked post-DNAT, and 0 otherwise. All packets
+/// of a flow to a Service are rechecked unless the protocol is TCP: the conntrack entry can time out before the flow
+/// does, and then the next packet may go to a backend that the agent has not received yet.
 #[inline(always)]
 fn recheck_flag<S: Context>(context: &S, direction: Direction, protocol: u8, evaluation: &Evaluation) -> u8 {
-    let may_change = matches!(evaluation.reason, Reason::Service);
-    let datagram =
-        direction == Direction::Egress && may_change && context.barrier_within::<255>(protocol) != protocol::TCP;
-    context.barrier_within::<255>(if evaluation.recheck || datagram { flow_state::RECHECK } else { 0 })
+    let to_service = matches!(evaluation.reason, Reason::Service);
+    let may_change_backend =
+        direction == Direction::Egress && to_service && context.barrier_within::<255>(protocol) != protocol::TCP;
+    context.barrier_within::<255>(if evaluation.recheck || may_change_backend { flow_state::RECHECK } else { 0 })
 }
 
-/// Returns whether a packet to a pod matches a flow but comes from another sender that is masqueraded as the local
-/// node. This is possible, because conntrack may reuse a port before a datagram flow times out here.
+/// Returns whether a packet to a pod has the addresses and ports of a known flow, but comes from another sender than
+/// the flow. This is possible: the node masquerades several senders with its own address, and conntrack may reuse a
+/// port before the flow with this port times out here.
 #[inline(always)]
 pub(crate) fn is_other_sender<S: Context>(context: &S, endpoint: &Endpoint, protocol: u8, state: u8) -> bool {
     let (state, protocol) = (context.barrier_within::<255>(state), context.barrier_within::<255>(protocol));
@@ -378,10 +383,10 @@ fn is_simultaneous_open<A, S: Context + Family<A>>(
 ) -> bool {
     let Some(slot) = context.flow(endpoint, key) else { return false };
     let known = KnownFlow::read(slot);
-    let touched = flow_state::REPLIED | flow_state::INITIATOR_FIN | flow_state::RESET;
+    let after_first_syn = flow_state::REPLIED | flow_state::INITIATOR_FIN | flow_state::RESET;
     known.version == version
         && known.initiator != direction
-        && known.state & touched == 0
+        && known.state & after_first_syn == 0
         && known.is_alive(key.protocol, context.now(), context.hz())
 }
 
@@ -403,7 +408,7 @@ pub(crate) fn attempt<A: PacketAddress, S: Context>(
 }
 
 /// Returns how to check the source address of a packet to a pod. A packet that came directly from the veth of its
-/// source endpoint was checked there, and only the node has translated it since.
+/// source endpoint was checked at that veth, and only the node has translated the packet since.
 #[inline(always)]
 pub(crate) fn check_source<A: PacketAddress, S: Context>(context: &S, remote: &A) -> SourceCheck {
     let (source_endpoint, ingress_ifindex) = (context.source_endpoint(), context.ingress_ifindex());
@@ -436,7 +441,7 @@ fn remote_endpoint<S: Context>(context: &S, direction: Direction) -> u16 {
     }
 }
 
-/// Returns the attempt that initiated a known flow.
+/// Returns the attempt that initiated a known flow, to evaluate it again.
 #[inline(always)]
 fn original_attempt<A: PacketAddress>(
     endpoint: &Endpoint,

@@ -1,8 +1,10 @@
-//! Views of bytes that are known to be readable, at offsets that the compiler checks.
+//! Views of bytes that are known to be readable. Offsets are constants, and the compiler checks that all bytes are
+//! inside the view.
 
 use core::marker::PhantomData;
 
-/// `N` bytes of the frame, copied. Aligned, because the verifier requires it for words on the stack.
+/// `N` bytes of the frame, copied to the stack. They are aligned, because the verifier requires this for reading words
+/// from the stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bytes<const N: usize>(pub [u8; N]);
@@ -78,8 +80,9 @@ impl<'a, const N: usize> Window<'a, N> {
     }
 }
 
-/// Loads that are one instruction each. The compiler assumes that the bytes are unaligned, and would load them one by
-/// one. The verifier allows unaligned access if the machine does (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
+/// Loads of several bytes with one instruction, in inline assembly. The compiler assumes that the bytes are unaligned,
+/// and would load them one by one. The verifier allows unaligned access if the machine does
+/// (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
 #[cfg(target_arch = "bpf")]
 mod loads {
     use core::arch::asm;
@@ -113,7 +116,7 @@ mod loads {
     /// The bytes must be readable.
     #[inline(always)]
     pub(super) unsafe fn load_u128<const O: usize>(bytes: *const u8) -> [u8; 16] {
-        // Four loads, because the keys that they are copied into have this alignment.
+        // Four loads of four bytes, because the map keys to which the bytes are copied are aligned to four bytes.
         // SAFETY: the caller guarantees it.
         let words = unsafe {
             let rest = bytes.add(O);

@@ -1,5 +1,8 @@
 //! Tests deny events: which budget (rate limit of a pod) an event is charged to, and that every denied packet is
 //! counted. [`Memory`] runs the packet programs on maps in memory, with a clock that the test sets.
+//!
+//! Each flow causes at most one event a second. For this limit, a denied flow has a slot in the map `DENIALS`, in the
+//! set of four slots that the hash of the flow selects. A flow can lose its slot to another flow of the same set.
 
 use std::collections::HashSet;
 
@@ -20,13 +23,14 @@ const MULTICAST: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 0xfb];
 /// traffic is denied.
 fn memory_with_pods() -> Memory {
     let mut memory = Memory::default();
-    let nothing = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
+    // The rule set has no entries, so it allows nothing.
+    let deny_all = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
     for id in 1..=200 {
         let endpoint = Endpoint {
             ifindex: IfIndex(id),
             version: EndpointVersion(1),
-            ingress: nothing,
-            egress: nothing,
+            ingress: deny_all,
+            egress: deny_all,
             id,
             address_v4: address(id),
             address_v6: address_v6(id),
@@ -59,16 +63,16 @@ fn udp_v6(from: u128, to: u128) -> Vec<u8> {
     frame
 }
 
-/// Sends a packet from a pod. Each value of `flow` is another flow.
+/// Sends a packet from a pod. The packet is denied. Each value of `flow` is another flow.
 fn send(memory: &Memory, id: u32, flow: u32) {
     let [_, high, low, port] = flow.to_be_bytes();
     let to = [192, 168, high, low];
-    let denied = memory.run(Egress, &udp(HOST, address(id), to, [1000, port.into()]), id, 0);
-    assert_eq!(denied, Reason::NoRule);
+    let reason = memory.run(Egress, &udp(HOST, address(id), to, [1000, port.into()]), id, 0);
+    assert_eq!(reason, Reason::NoRule);
 }
 
-/// Sends a packet to a pod. Its source is another pod of the node, or outside the node if `source_endpoint` is 0. Each
-/// value of `flow` is another flow.
+/// Sends a packet to a pod. The packet is denied. Its source is the pod with the ID `source_endpoint`, or outside the
+/// node if `source_endpoint` is 0. Each value of `flow` is another flow.
 fn receive(memory: &Memory, id: u32, source_endpoint: u32, flow: u32) {
     let [a, b, c, d] = flow.to_be_bytes();
     let from = if source_endpoint == 0 { [172, 16 + (b & 15), c, d] } else { address(source_endpoint) };
@@ -78,11 +82,12 @@ fn receive(memory: &Memory, id: u32, source_endpoint: u32, flow: u32) {
     memory.source_endpoint.set(0);
 }
 
+/// Returns the number of events that were charged to a budget.
 fn count_of(events: &[FlowEvent], budget: u32) -> usize {
     events.iter().filter(|event| event.budget() == budget).count()
 }
 
-/// Checks that each packet is reported, or counted for the next report, or counted in its budget.
+/// Checks that each packet caused an event, or is counted in an event, in the slot of its flow, or in its budget.
 fn check_all_counted(memory: &mut Memory, packets: u64) {
     let events = memory.events.borrow().clone();
     let with_events: u64 = events.iter().map(|event| 1 + u64::from(event.suppressed)).sum();
@@ -95,7 +100,7 @@ fn a_flood_of_one_pod_does_not_suppress_events_of_another_pod() {
     let mut memory = memory_with_pods();
     let (mut packets, mut flow) = (0, 0);
     // Five seconds, in steps of a jiffy (4 ms). In each second, 100,000 packets of pod 1 and 50 packets of pod 2 are
-    // denied.
+    // denied. Each packet is a new flow, so only the budgets limit the events.
     for jiffy in 0..1250 {
         for _ in 0..400 {
             flow += 1;
@@ -148,7 +153,7 @@ fn twenty_floods_do_not_suppress_events_of_other_pods() {
         for id in 1..=20 {
             send(&memory, id, round * 20 + id);
         }
-        // The same flow each time.
+        // Each of the other pods sends the same flow in all rounds.
         for id in 21..=200 {
             send(&memory, id, 7);
         }
@@ -158,18 +163,19 @@ fn twenty_floods_do_not_suppress_events_of_other_pods() {
     for id in 1..=20 {
         assert_eq!(count_of(&events, event_budget(id, Egress, EventKind::Denied)) as u64, EVENT_BURST);
     }
-    let quiet: Vec<usize> =
+    let events_of_others: Vec<usize> =
         (21..=200).map(|id| count_of(&events, event_budget(id, Egress, EventKind::Denied))).collect();
-    assert!(quiet.iter().all(|events| *events >= 1), "{quiet:?}");
+    assert!(events_of_others.iter().all(|events| *events >= 1), "{events_of_others:?}");
     // The floods take at most 20 × `EVENT_BURST` = 4,000 of 16,384 slots, so few of the other flows lose their slot and
     // are reported once more.
-    assert!(quiet.iter().sum::<usize>() < 190, "{quiet:?}");
+    assert!(events_of_others.iter().sum::<usize>() < 190, "{events_of_others:?}");
     check_all_counted(&mut memory, packets);
 }
 
 #[test]
 fn flows_in_the_same_set_are_limited_separately() {
-    // If both flows shared one slot, each packet would take the slot from the other flow and cause an event.
+    // Pairs of flows. If the two flows of a pair shared one slot, each packet would take the slot from the other flow
+    // and cause an event.
     let mut event_counts = HashSet::new();
     for other in 1..100 {
         let memory = memory_with_pods();
@@ -180,7 +186,7 @@ fn flows_in_the_same_set_are_limited_separately() {
         event_counts.insert(memory.events.borrow().len());
     }
     assert_eq!(event_counts, HashSet::from([2]));
-    // 4,000 flows of 200 pods, with ten packets each.
+    // 4,000 flows: 20 flows of each pod, with ten packets each.
     let memory = memory_with_pods();
     for _ in 0..10 {
         for id in 1..=200 {
@@ -225,12 +231,13 @@ fn crafted_packets_cannot_take_the_slot_of_another_flow() {
             assert_eq!(memory.run(Egress, &udp_v6(source, destination), 1, 0), Reason::NoRule);
         }
         assert_eq!(memory.events.borrow().len(), 2, "key {key}");
+        // Restores the budget of the pod, so that the budget never limits the events.
         memory.wait(5);
     }
 }
 
 #[test]
-fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
+fn the_copies_of_a_multicast_packet_at_all_receiving_pods_are_one_flow() {
     let mut memory = memory_with_pods();
     for _ in 0..3 {
         for id in 2..=200 {
@@ -250,6 +257,7 @@ fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
 #[test]
 fn events_for_frames_without_an_ip_header_or_endpoint_are_limited() {
     let mut memory = memory_with_pods();
+    // A frame of LLDP has no IP header, and interface 999 has no endpoint.
     let lldp = [&HOST[..], &[2; 6], &[0x88, 0xcc, 0, 0]].concat();
     for _ in 0..100 {
         assert_eq!(memory.run(Egress, &lldp, 1, 0), Reason::NotIp);

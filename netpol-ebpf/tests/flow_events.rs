@@ -1,6 +1,6 @@
-//! Tests the events of allowed flows, the events of policies in shadow mode (only evaluated and reported), and
-//! observing (nothing is enforced). [`Memory`] runs the packet programs on maps in memory, with a clock that the test
-//! sets.
+//! Tests the events of allowed flows, the events of policies in shadow mode (only evaluated and reported), and the
+//! events of an agent with `--observe` (it reports denied packets, but lets them pass). [`Memory`] runs the packet
+//! programs on maps in memory, with a clock that the test sets.
 
 mod common;
 
@@ -25,9 +25,11 @@ fn reporting_memory() -> Memory {
     memory
 }
 
+/// Returns an Ethernet frame with an IPv4 packet. `fragment` is 0, or contains the flag [`MORE_FRAGMENTS`] or
+/// the fragment's offset in units of 8 bytes.
 fn frame(from: [u8; 4], to: [u8; 4], protocol: u8, fragment: u16, transport: &[u8]) -> Vec<u8> {
-    let total = u16::try_from(20 + transport.len()).expect("a short packet");
-    let mut frame = [&[2; 12][..], &[8, 0, 0x45, 0], &total.to_be_bytes(), &[0, 1]].concat();
+    let total_length = u16::try_from(20 + transport.len()).expect("a short packet");
+    let mut frame = [&[2; 12][..], &[8, 0, 0x45, 0], &total_length.to_be_bytes(), &[0, 1]].concat();
     frame.extend([&fragment.to_be_bytes()[..], &[64, protocol, 0, 0], &from, &to, transport].concat());
     frame
 }
@@ -47,7 +49,9 @@ fn request(memory: &Memory, flags: u8) -> Reason {
     connect(memory, flags, 1000, 80)
 }
 
+/// Runs a TCP packet from `CLIENT` to the pod, with these ports. The packet is not from a pod of this node.
 fn connect(memory: &Memory, flags: u8, from: u16, to: u16) -> Reason {
+    // The packet has no source endpoint ID.
     memory.source_endpoint.set(0);
     memory.run(Ingress, &frame(CLIENT, POD, protocol::TCP, 0, &tcp(flags, [from, to])), VETH, OTHER_INTERFACE)
 }
@@ -57,17 +61,19 @@ fn reply(memory: &Memory, flags: u8) -> Reason {
     memory.run(Egress, &frame(POD, CLIENT, protocol::TCP, 0, &tcp(flags, [80, 1000])), VETH, 0)
 }
 
-/// Runs a datagram from the pod, and returns the reason and the source endpoint ID with the recheck bit.
+/// Runs a datagram from the pod. Returns the reason, and what the program stores in the packet: the source endpoint ID
+/// (1) and, for a packet that has to be evaluated again post-DNAT, the bit [`RECHECK`].
 fn send(memory: &Memory, to: [u8; 4], port: u16) -> (Reason, u32) {
     let reason = memory.run(Egress, &frame(POD, to, protocol::UDP, 0, &udp([1000, port])), VETH, 0);
     (reason, memory.source_endpoint.get())
 }
 
+/// Returns the events since the last call.
 fn events(memory: &Memory) -> Vec<FlowEvent> {
     std::mem::take(&mut *memory.events.borrow_mut())
 }
 
-/// Returns kind, direction, reason and destination port of each event.
+/// Returns kind, direction, reason and destination port of each event since the last call.
 fn summary(memory: &Memory) -> Vec<(EventKind, Direction, Reason, u16)> {
     let summary = |event: FlowEvent| {
         let direction = if event.direction == 0 { Ingress } else { Egress };
@@ -77,6 +83,7 @@ fn summary(memory: &Memory) -> Vec<(EventKind, Direction, Reason, u16)> {
     events(memory).into_iter().map(summary).collect()
 }
 
+/// Returns the number of the pod's flows that the policies in shadow mode would deny. The pod's endpoint ID is 1.
 fn shadow_denied(memory: &Memory, direction: Direction) -> u64 {
     memory.shadow_denied.borrow().get(&(1, direction)).copied().unwrap_or_default()
 }
@@ -125,8 +132,8 @@ fn connections_of_one_client_to_one_port_have_one_event_a_second() {
         assert!(connect(&memory, SYN, 1000, 81 + second).allows(), "another port of the pod");
         memory.wait(1);
     }
-    let found = events(&memory);
-    let suppressed: Vec<_> = found.iter().map(|event| event.suppressed).collect();
+    // Two events in each second: the first connection to port 80, and the connection to another port.
+    let suppressed: Vec<_> = events(&memory).iter().map(|event| event.suppressed).collect();
     assert_eq!(suppressed, [0, 0, 99, 0, 99, 0]);
     assert_eq!(memory.suppressed().1, 99, "counted for the next event");
 }
@@ -145,7 +152,7 @@ fn pings_from_one_client_have_one_event_a_second() {
 }
 
 #[test]
-fn an_allowed_flow_between_pods_of_this_node_is_charged_to_its_initiator() {
+fn an_allowed_flow_between_pods_of_this_node_is_charged_to_the_event_budget_of_its_initiator() {
     let mut memory = reporting_memory();
     let client = Endpoint { ifindex: IfIndex(OTHER_INTERFACE), id: 2, address_v4: CLIENT, ..memory.endpoints[&VETH] };
     memory.endpoints.insert(OTHER_INTERFACE, client);
@@ -200,7 +207,8 @@ fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
     assert_eq!(connect(&memory, ACK, 1001, 81), Reason::Flow);
     assert_eq!(summary(&memory), [(EventKind::Shadow, Ingress, Reason::NoRule, 81)]);
     assert_eq!(shadow_denied(&memory, Ingress), 2);
-    // Flows of the other direction, and flows that the policies in shadow mode allow, have no such event.
+    // Flows of the other direction, and flows that the policies in shadow mode allow, have no such event. Events of
+    // allowed flows are disabled.
     memory.settings.set(Settings::default());
     assert_eq!(send(&memory, CLIENT, 53).0, Reason::NotIsolated);
     memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
@@ -228,13 +236,14 @@ fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
     memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(2) }, everything);
     assert_eq!(send(&memory, SERVICE, 3), (Reason::NotIsolated, 1), "without shadow mode");
     change_endpoint(&mut memory, |endpoint| endpoint.shadow_egress = DENIES);
+    // The pod's endpoint ID, with the bit for the recheck post-DNAT.
     let marked = 1 | RECHECK;
     for (port, expected) in [(1, marked), (2, marked), (3, 1)] {
         assert_eq!(send(&memory, SERVICE, port).1, expected, "port {port}");
         assert_eq!(send(&memory, SERVICE, port), (Reason::Flow, 1), "only the first packet is marked");
     }
     assert_eq!(summary(&memory), [(EventKind::Shadow, Egress, Reason::NoAllowedBackend, 3)]);
-    // Post-DNAT: to an allowed backend, to another destination, and with a masqueraded source.
+    // Post-DNAT: to an allowed backend, to a denied destination, and to the allowed backend with a masqueraded source.
     let post_dnat = |from, to| {
         memory.source_endpoint.set(marked);
         let reason = memory.run_post_dnat(&frame(from, to, protocol::UDP, 0, &udp([1000, 53])), VETH);
@@ -266,10 +275,10 @@ fn shadow_mode_evaluates_a_datagram_by_its_first_fragment() {
 }
 
 #[test]
-fn observing_reports_a_flow_once_and_enforcing_then_denies_it() {
+fn with_observe_a_denied_flow_is_reported_once_and_is_denied_when_policies_are_enforced() {
     let mut memory = reporting_memory();
     memory.observe.set(true);
-    // Both directions are isolated: without a flow, the replies would be denied, too.
+    // Policies isolate the pod in both directions. Replies have the reason `flow`, because the denied flow is recorded.
     change_endpoint(&mut memory, |endpoint| (endpoint.ingress, endpoint.egress) = (DENIES, DENIES));
     assert_eq!(request(&memory, SYN), Reason::NoRule);
     for _ in 0..2 {
@@ -277,17 +286,19 @@ fn observing_reports_a_flow_once_and_enforcing_then_denies_it() {
     }
     let [event] = events(&memory)[..] else { panic!("one event") };
     assert_eq!((event.flags, event.reason), (event_flags::OBSERVED, Reason::NoRule as u8));
-    // After a change of the policy, replies are evaluated as revoked, too, until the initiator's next packet.
+    // After a change of policies, replies and the initiator's next packet have the reason `revoked`, but pass. The
+    // initiator's packet records the flow again.
+    // Here, only the endpoint's version changes.
     change_endpoint(&mut memory, |_| {});
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));
-    // An agent that enforces the same policies replaces the programs.
+    // An agent without `--observe` replaces the programs, and enforces the same policies.
     events(&memory);
     memory.wait(1);
     memory.observe.set(false);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert!(events(&memory).iter().all(|event| event.flags == 0 && event.reason == Reason::Revoked as u8));
-    // An agent that only observes replaces the programs again.
+    // An agent with `--observe` replaces the programs again.
     memory.observe.set(true);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Flow, Reason::Flow), "already reported");
 }

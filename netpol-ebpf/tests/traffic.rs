@@ -24,6 +24,7 @@ fn new_memory(count_traffic: bool) -> Memory {
     memory
 }
 
+/// Returns an Ethernet frame with an IPv4 packet. `vlan`: a VLAN tag, or nothing.
 fn frame(vlan: &[u8], from: [u8; 4], to: [u8; 4], protocol: u8, transport: &[u8]) -> Vec<u8> {
     let total = u16::try_from(20 + transport.len()).expect("a short packet");
     let mut frame = [&[2; 12][..], vlan, &[8, 0, 0x45, 0], &total.to_be_bytes(), &[0, 1]].concat();
@@ -31,6 +32,7 @@ fn frame(vlan: &[u8], from: [u8; 4], to: [u8; 4], protocol: u8, transport: &[u8]
     frame
 }
 
+/// Returns a TCP segment. `ports`: source and destination.
 fn tcp(flags: u8, ports: [u16; 2], payload: usize) -> Vec<u8> {
     let mut segment = ports.map(u16::to_be_bytes).concat();
     segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
@@ -38,6 +40,7 @@ fn tcp(flags: u8, ports: [u16; 2], payload: usize) -> Vec<u8> {
     segment
 }
 
+/// Returns a UDP datagram. `ports`: source and destination.
 fn datagram(ports: [u16; 2], payload: usize) -> Vec<u8> {
     let mut datagram = [ports[0].to_be_bytes(), ports[1].to_be_bytes(), [0, 16], [0; 2]].concat();
     datagram.resize(8 + payload, 0);
@@ -59,6 +62,7 @@ fn reply(memory: &Memory, flags: u8, payload: usize) -> Reason {
     memory.run(Egress, &frame(&[], POD, CLIENT, protocol::TCP, &tcp(flags, [80, 1000], payload)), VETH, 0)
 }
 
+/// Returns the entry of a flow between the pod and the client.
 fn flow(memory: &Memory, protocol: u8, pod_port: u16, remote_port: u16) -> FlowEntry {
     let key = FlowKey {
         ifindex: IfIndex(VETH),
@@ -72,6 +76,7 @@ fn flow(memory: &Memory, protocol: u8, pod_port: u16, remote_port: u16) -> FlowE
     memory.v4.flow(&key).expect("the flow was not recorded")
 }
 
+/// Returns the entry of the flow to which [`request`] and [`reply`] belong.
 fn connection(memory: &Memory) -> FlowEntry {
     flow(memory, protocol::TCP, 80, 1000)
 }
@@ -112,18 +117,20 @@ fn packets_and_bytes_are_counted_for_each_direction() {
 fn each_segment_of_a_packet_with_segmentation_offload_counts() {
     let memory = new_memory(true);
     request(&memory, SYN, 0);
+    // The next packet counts as 3 packets. Its bytes are counted once, with one header.
     memory.segments.set(3);
     request(&memory, ACK, 3000);
     assert_eq!(counts(&connection(&memory))[0], (4, 2 * TCP_HEADERS + 3000));
 }
 
 #[test]
-fn a_denied_packet_only_marks_its_flow_as_revoked() {
+fn a_denied_packet_changes_its_flow_only_by_marking_it_as_revoked() {
     for observe in [false, true] {
         let mut memory = new_memory(true);
         request(&memory, SYN, 0);
         let before = connection(&memory);
         change_endpoint(&mut memory, |endpoint| endpoint.ingress = DENIES);
+        // With `--observe`, nothing is enforced. Then the flow is not marked as revoked either.
         memory.observe.set(observe);
         // Neither REPLIED nor RESET is stored, so the timeout stays that of a flow without replies.
         for flags in [SYN_ACK, RST] {
@@ -152,6 +159,7 @@ fn a_change_of_policy_keeps_the_counts_and_denied_packets_are_not_counted() {
     reply(&memory, SYN_ACK, 0);
     let started = connection(&memory).started;
     memory.wait(5);
+    // First, the rules allow all ports to all addresses. Then they allow nothing.
     for ingress in [DirectionPolicy { any: PortSetId::ALL, ..DENIES }, DENIES] {
         change_endpoint(&mut memory, |endpoint| endpoint.ingress = ingress);
         let expected = if ingress == DENIES { Reason::Revoked } else { Reason::Flow };
@@ -184,6 +192,7 @@ fn a_new_connection_with_the_same_ports_starts_at_zero() {
 #[test]
 fn a_packet_is_not_counted_again_post_dnat() {
     let mut memory = new_memory(true);
+    // A policy isolates the pod for egress, and allows everything.
     memory.endpoints.get_mut(&VETH).expect("the pod's endpoint").egress =
         DirectionPolicy { any: PortSetId::ALL, ..DENIES };
     let packet = frame(&[], POD, CLIENT, protocol::UDP, &datagram([5000, 53], 12));

@@ -17,7 +17,7 @@ pub struct Limits {
     pub all: u64,
 }
 
-/// One mebibyte in bytes, the unit of the options.
+/// One mebibyte in bytes, the unit of the options `--max-manifest-file` and `--max-manifests`.
 pub const MIB: u64 = 1 << 20;
 
 /// The default limits. The objects of about 10,000 pods, as `kubectl get -o yaml` writes them, take 80 MiB.
@@ -29,10 +29,10 @@ impl Default for Limits {
     }
 }
 
-/// Why a file was not read.
+/// Why a file was not read. The text of an error follows the name of the file.
 #[derive(Debug, Error)]
 pub enum ReadError {
-    /// The file is not regular: reading it may block, never end, or have side effects.
+    /// The file is not a regular file: reading it may block, never end, or have side effects.
     #[error("is {0}; only regular files are read")]
     NotRegular(&'static str),
     /// The file is larger than the limit for one file.

@@ -1,4 +1,4 @@
-//! The clsact qdisc: lists its filters, and removes it if it is empty.
+//! The clsact qdisc: lists the filters of the qdisc, and removes a qdisc without filters.
 
 use std::collections::BTreeSet;
 
@@ -17,9 +17,9 @@ const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
 /// A hook of an interface at which filters run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// Incoming packets.
+    /// Packets that the interface receives.
     Ingress = 0,
-    /// Outgoing packets.
+    /// Packets that the interface sends.
     Egress = 1,
 }
 
@@ -35,8 +35,8 @@ pub struct BpfFilter {
 }
 
 impl Netlink {
-    /// Removes the clsact qdisc of an interface unless it has filters. Returns whether it was removed or missing. A missing qdisc
-    /// is not an error.
+    /// Removes the clsact qdisc of an interface unless the qdisc has filters. Returns whether the qdisc was removed, by this
+    /// function or by another process.
     ///
     /// # Errors
     /// If the kernel rejects the request.
@@ -94,7 +94,8 @@ impl Netlink {
         Ok(filters)
     }
 
-    /// Returns whether each of these hooks of an interface has a filter with this priority and handle.
+    /// Returns whether each of these hooks of an interface has a filter with this priority and handle (the number of
+    /// the filter).
     ///
     /// # Errors
     /// If filters cannot be listed.
@@ -116,7 +117,7 @@ impl Netlink {
         Ok(hooks.iter().all(|hook| found.contains(&HOOKS[*hook as usize])))
     }
 
-    /// Calls `each` for each clsact filter of an interface.
+    /// Calls `each` for each clsact filter of an interface. Without a clsact qdisc, there are no filters.
     fn for_each_filter(&mut self, index: i32, mut each: impl FnMut(TcMessage)) -> Result<(), NetlinkError> {
         for minor in HOOKS {
             let mut request = TcMessage::with_index(index);

@@ -10,16 +10,17 @@ use super::{CacheUse, InterfaceReader, InterfaceSnapshot, KnownVeths, NetlinkErr
 use crate::worker::{Died, Outcomes, Worker};
 
 /// Runs readings of the interfaces, one after the other. Requests during a reading lead to one more reading, because
-/// the running one may have missed the change.
+/// the running one may have missed the change that caused the request.
 #[derive(Debug)]
 pub struct InterfaceWatcher {
     worker: Worker<Reading>,
     snapshots: Outcomes<Result<InterfaceSnapshot, NetlinkError>>,
-    /// The requested reading, if any.
+    /// Whether the requested reading may use cached data; `None` if no reading is requested.
     requested: Option<CacheUse>,
     /// What the kernel has reported since the last reading began.
     changed: Changed,
-    /// Veths for which addresses in the peer's namespace have changed since the last reading began.
+    /// Veths for which addresses have changed since the last reading began, in the network namespace of the veth's
+    /// other end (its peer).
     changed_peers: BTreeSet<IfIndex>,
     /// Whether a reading is running.
     running: bool,
@@ -71,13 +72,15 @@ impl InterfaceWatcher {
         }
     }
 
-    /// Starts a requested reading, unless one is running. Calls `known` only if it starts a reading.
+    /// Starts a requested reading, unless one is running. `known` returns which data of the veths need not, or must, be
+    /// read again. It is called only if a reading starts.
     pub fn start_requested(&mut self, known: impl FnOnce() -> KnownVeths) {
         if !self.running
             && let Some(cache_use) = self.requested.take()
         {
             let mut known = known();
             let changed_peers = std::mem::take(&mut self.changed_peers);
+            // Addresses of veths that are not in `complete` are read again.
             known.complete.retain(|ifindex| !changed_peers.contains(ifindex));
             let changed = std::mem::take(&mut self.changed);
             self.worker.send(Reading { known, changed, cache_use });

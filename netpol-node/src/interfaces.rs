@@ -1,4 +1,5 @@
-//! Reads all veths, the addresses in their peers' namespaces, and this node's addresses, in one pass.
+//! Reads all veths, the addresses in the network namespaces of their peers (their other ends, usually in pods), and
+//! this node's addresses, in one pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,21 +12,21 @@ use super::link_cache::LinkCache;
 use super::monitor::Changed;
 use super::{Device, Netlink, NetlinkError, TunnelEndpoints, Veth};
 
-/// The peer of a veth, in the pod's namespace.
+/// The peer (other end) of a veth, in the pod's network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodEnd {
     /// The addresses of the peer.
     pub addresses: Vec<IpAddr>,
-    /// The other addresses of the namespace, on interfaces that are not the peer of a veth, such as a pod's address
-    /// that was moved to `lo`. Without 127.0.0.0/8, `::1` and `fe80::/10`. If several veths lead to the namespace, only
-    /// the first of them lists these addresses.
+    /// The addresses of the namespace's other interfaces, which are not the peer of any veth of this node. An example
+    /// is a pod's address that was moved to `lo`. Addresses in 127.0.0.0/8, `::1` and `fe80::/10` are omitted. If
+    /// several veths lead to the namespace, only the first of them lists these addresses.
     pub other_addresses: Vec<IpAddr>,
     /// The Ethernet address of the peer; `None` if unknown.
     pub mac: Option<[u8; 6]>,
 }
 
 impl PodEnd {
-    /// Creates a peer with these addresses.
+    /// Creates a peer that has these addresses.
     pub const fn at(addresses: Vec<IpAddr>) -> Self {
         Self { addresses, other_addresses: Vec::new(), mac: None }
     }
@@ -36,11 +37,11 @@ impl PodEnd {
 pub struct InterfaceSnapshot {
     /// Veths with a peer in another namespace, each with its peer.
     pub veths: BTreeMap<IfIndex, (Veth, PodEnd)>,
-    /// All addresses of this namespace, which are the local node's addresses. Without duplicates.
+    /// The local node's addresses: all addresses of this namespace, except loopback addresses. Without duplicates.
     pub local_addresses: Vec<IpAddr>,
     /// Interfaces with an address in a network of more than one host. The gateway address of a single pod (/32, /128)
-    /// does not count. In a node that is itself a container (kind), an uplink is a veth. This set distinguishes it from
-    /// the veths of pods.
+    /// does not count. If the node is itself a container (kind), its uplink is a veth, too. This set distinguishes the
+    /// uplink from the veths of pods.
     pub uplinks: BTreeSet<IfIndex>,
     /// Interfaces that routes use: the node's own devices, and veths of pods that have their own route.
     pub routed: BTreeMap<IfIndex, Device>,
@@ -48,12 +49,12 @@ pub struct InterfaceSnapshot {
     pub tunnels: TunnelEndpoints,
 }
 
-/// Which data of the veths need not, or must, be read again.
+/// For which veths cached data is sufficient, and for which veths the MAC address may be read.
 #[derive(Clone, Debug, Default)]
 pub struct KnownVeths {
-    /// Veths with cached addresses that need not be read in this reading.
+    /// Veths for which the cached addresses of the peer are sufficient.
     pub complete: BTreeSet<IfIndex>,
-    /// Veths for which the MAC address is to be read, because it is unknown or may change.
+    /// Veths for which the MAC address of the peer is read if it is unknown, or if everything is read.
     pub read_mac: BTreeSet<IfIndex>,
 }
 
@@ -64,8 +65,8 @@ pub struct InterfaceReader {
     links: LinkCache,
     cache: BTreeMap<IfIndex, (Veth, PodEnd)>,
     routed: BTreeSet<IfIndex>,
-    /// Whether the last reading succeeded. If not, the next one reads everything, because the changes of a failed
-    /// reading are lost.
+    /// Whether the last reading succeeded. If not, the next one reads everything, because the changes that were passed
+    /// to a failed reading are lost.
     is_valid: bool,
 }
 
@@ -89,12 +90,13 @@ impl InterfaceReader {
     }
 
     /// Reads what has changed since the last reading: links, this namespace's addresses, and the addresses in the
-    /// namespaces of peers. Reads everything if the cache is bypassed.
+    /// namespaces of peers. Reads everything if `cache_use` is [`CacheUse::Bypassed`], if messages of the kernel were
+    /// lost ([`Changed::anything`]), or if the last reading failed.
     ///
-    /// Addresses in the namespaces of peers may change without a message. They are read if the veth is new, if it is
-    /// not `complete`, or if the cache is bypassed.
+    /// The kernel sends no message when an address in the namespace of a peer changes. So these addresses are also read
+    /// if the veth is new, or is not in [`KnownVeths::complete`].
     ///
-    /// Routes are read only if the cache is bypassed. Between such readings, [`Monitor`](super::Monitor) reports new
+    /// Routes are read only when everything is read. Between such readings, [`Monitor`](super::Monitor) reports new
     /// routes.
     ///
     /// # Errors
@@ -198,8 +200,9 @@ impl InterfaceReader {
     }
 }
 
-/// Returns whether this interface address belongs to a network of more than one host. With the ptp plugin a pod's
-/// gateway address is a `/32` or `/128`, and every interface has a link-local address; neither connects to other hosts.
+/// Returns whether this interface address belongs to a network of more than one host. With the CNI plugin ptp, the
+/// gateway address of a pod is a `/32` or `/128`, which is a network of one host. Link-local addresses do not count,
+/// because every interface has one.
 fn has_room_for_other_hosts(net: &IpNet) -> bool {
     let link_local = match net.addr() {
         IpAddr::V4(_) => false,

@@ -1,4 +1,5 @@
-//! The interfaces and addresses of this namespace. After a change, only what the kernel reported is read again.
+//! The interfaces and addresses of this network namespace (the node's). After a change, only what the kernel reported
+//! is read again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +10,7 @@ use super::monitor::Changed;
 use super::netlink::Link;
 use super::{Netlink, NetlinkError};
 
-/// Caches the interfaces and addresses of this namespace.
+/// Caches the interfaces and addresses of this network namespace.
 #[derive(Debug, Default)]
 pub(super) struct LinkCache {
     /// All interfaces.
@@ -32,14 +33,14 @@ impl LinkCache {
     /// Reads what has changed.
     ///
     /// # Errors
-    /// If a link or addresses cannot be read. Then everything must be read again.
+    /// If a link or addresses cannot be read. Then call [`Self::read_all`].
     pub(super) fn read_changes(&mut self, netlink: &mut Netlink, changed: &Changed) -> Result<(), NetlinkError> {
         for ifindex in &changed.gone {
             self.links.remove(ifindex);
             self.addresses.remove(&ifindex.0);
         }
-        // If the peer of a veth moves to another namespace, the kernel reports that the peer was removed, and nothing
-        // about the veth. Without a report, no peer has moved.
+        // If the peer (the other end) of a veth moves to another namespace, the kernel reports that the peer was
+        // removed, and nothing about the veth. Without any report about interfaces, no peer has moved.
         let may_have_moved = |link: &Link| link.has_local_peer && changed.has_interfaces();
         let with_local_peer = self.links.iter().filter(|(_, link)| may_have_moved(link)).map(|(ifindex, _)| *ifindex);
         let links: BTreeSet<IfIndex> = with_local_peer.chain(changed.links.iter().copied()).collect();

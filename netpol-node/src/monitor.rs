@@ -1,4 +1,4 @@
-//! Reports changes of this namespace's links, addresses, routes and filters.
+//! Reports changes of links (network interfaces), addresses, routes and TC filters of this network namespace.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,8 +15,8 @@ use tokio::io::unix::AsyncFd;
 use super::NetlinkError;
 use super::routes::devices_of;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`,
-/// `RTNLGRP_IPV6_ROUTE`. Source: `include/uapi/linux/rtnetlink.h`.
+/// Multicast groups of rtnetlink: `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`,
+/// `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`. Source: `include/uapi/linux/rtnetlink.h`.
 const GROUPS: [u32; 6] = [1, 4, 5, 7, 9, 11];
 /// `RTM_NEWLINK`, `RTM_DELLINK`.
 const NEW_LINK: u16 = 16;
@@ -27,23 +27,23 @@ const ADDRESSES: RangeInclusive<u16> = 20..=21;
 const ROUTES: RangeInclusive<u16> = 24..=25;
 /// `RTM_NEWQDISC` is the first message type of traffic control, `RTM_GETCHAIN` the last.
 const TRAFFIC_CONTROL: RangeInclusive<u16> = 36..=102;
-/// `RTM_DELQDISC`, `RTM_DELTFILTER`.
+/// `RTM_DELQDISC`, `RTM_DELTFILTER`: programs may have been detached.
 const DETACHED: [u16; 2] = [37, 45];
 
 /// What has changed since the last call of [`Monitor::changed`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
-    /// Addresses of this namespace changed.
+    /// Addresses of this namespace were added or removed.
     pub addresses: bool,
-    /// Filters or qdiscs were removed, except those of removed interfaces.
+    /// TC filters or qdiscs were removed, except those of removed interfaces.
     pub filters: bool,
-    /// Interfaces of new routes.
+    /// Interfaces that new routes use.
     pub routed: BTreeSet<IfIndex>,
     /// Interfaces that were removed.
     pub gone: BTreeSet<IfIndex>,
     /// Interfaces that appeared or changed.
     pub links: BTreeSet<IfIndex>,
-    /// Messages were lost, so anything may have changed.
+    /// Anything may have changed: messages were lost, or a message is unknown.
     pub anything: bool,
 }
 
@@ -68,6 +68,7 @@ impl Changed {
     fn add(&mut self, datagram: &[u8]) {
         match datagram.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
             Some(kind) if DETACHED.contains(&kind) => self.filters = true,
+            // Other changes of filters and qdiscs are not reported.
             Some(kind) if TRAFFIC_CONTROL.contains(&kind) => {}
             // Only new routes are used. The next full reading finds removed routes.
             Some(kind) if ROUTES.contains(&kind) => {
@@ -97,8 +98,8 @@ fn family_and_link(datagram: &[u8]) -> Option<(u8, IfIndex)> {
     Some((*datagram.get(16)?, IfIndex(u32::from_ne_bytes(index))))
 }
 
-/// Reports changes of links and addresses of this namespace, new routes, and removed filters. The caller reads what has
-/// changed, and everything if messages were lost.
+/// Reports changes of links and addresses of this namespace, new routes, and removed filters. The caller then reads the
+/// current state of what has changed, or of everything if messages were lost.
 #[derive(Debug)]
 pub struct Monitor {
     socket: AsyncFd<Socket>,
@@ -121,7 +122,7 @@ impl Monitor {
         Ok(Self { socket: socket.map_err(|error| NetlinkError::Open(error.into()))? })
     }
 
-    /// Waits for a change, and merges all queued changes.
+    /// Waits for a change. Returns all changes so far, merged.
     ///
     /// # Errors
     /// If the socket fails permanently.
@@ -132,8 +133,8 @@ impl Monitor {
         let mut buffer = [0_u8; 4096];
         let mut changed = Changed::default();
         loop {
-            // SAFETY: the buffer is a local variable of the given length. A longer message is truncated; the rest is
-            // not needed.
+            // SAFETY: the buffer is a local variable of the given length. The kernel truncates a longer message; the
+            // rest is not needed.
             let read = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
             if read < 0 {
                 let error = io::Error::last_os_error();

@@ -1,4 +1,5 @@
-//! Reads links and addresses of this namespace and of the pods' namespaces by netlink, without entering any of them.
+//! Reads links (network interfaces) and addresses by netlink: those of this network namespace, where the socket was
+//! opened, and those of the pods' network namespaces, without entering them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,7 +28,7 @@ pub enum NetlinkError {
     /// The socket could not be opened.
     #[error("cannot open a netlink socket: {0}; the agent needs the host's network namespace and CAP_NET_ADMIN")]
     Open(#[source] io::Error),
-    /// Sending or receiving failed.
+    /// Sending or receiving failed, or the kernel rejected the request.
     #[error("cannot {request} over netlink: {source}")]
     Io {
         /// The request.
@@ -52,42 +53,42 @@ pub enum NetlinkError {
     },
 }
 
-/// A veth with its peer in another namespace.
+/// A veth whose other end (peer) is in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Veth {
-    /// Its index in this namespace.
+    /// The index of the veth in this namespace.
     pub ifindex: IfIndex,
-    /// Its name in this namespace.
+    /// The name of the veth in this namespace.
     pub name: String,
-    /// The ID of the peer's namespace, as seen from this namespace.
+    /// The ID of the peer's namespace (nsid): this namespace's ID for it.
     pub namespace: i32,
     /// The index of the peer in its namespace.
     pub peer: u32,
     /// The bridge that the veth is connected to.
     pub bridge: Option<IfIndex>,
-    /// Number of packets that the veth has received and sent.
+    /// Number of packets that the veth has received and sent, in total.
     pub packets: u64,
 }
 
 /// What is read about an interface of this namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// The interface as a veth, if its peer is in another namespace.
+    /// The interface as a veth; `None` if it is not a veth, or its peer is in this namespace.
     pub veth: Option<Veth>,
-    /// Whether it is a veth with a peer in this namespace.
+    /// Whether the interface is a veth with a peer in this namespace.
     pub has_local_peer: bool,
-    /// The interface as a device; `None` for loopback.
+    /// The interface's name and link type; `None` for loopback.
     pub device: Option<Device>,
-    /// The tunnel endpoints that the interface opens.
+    /// The tunnel endpoints that the interface opens: ports or protocols at which the kernel decapsulates packets.
     pub tunnels: TunnelEndpoints,
 }
 
 /// The name and the link type of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Whether its packets have no link-layer header, as on most tunnels.
+    /// Whether the interface's packets have no link-layer header, as on most tunnels.
     pub has_no_link_header: bool,
 }
 
@@ -96,11 +97,11 @@ pub struct Device {
 pub(super) enum Completeness {
     /// The dump has all entries.
     Complete,
-    /// Entries changed during the dump, and may be missing (`NLM_F_DUMP_INTR`).
+    /// Entries changed during the dump, so entries may be missing (`NLM_F_DUMP_INTR`).
     Interrupted,
 }
 
-/// Sends requests and waits for replies.
+/// A socket of rtnetlink: sends requests and waits for replies.
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
@@ -121,7 +122,7 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Returns all interfaces.
+    /// Returns all interfaces of this namespace.
     ///
     /// # Errors
     /// If the dump fails.
@@ -135,9 +136,9 @@ impl Netlink {
         Ok(links)
     }
 
-    /// Returns one interface, or `None` if it does not exist. This is cheaper than a dump of all interfaces: a dump
-    /// takes 2 ms for 130 interfaces, and longer if `rtnl_lock` is contended, because the kernel takes this lock
-    /// several times.
+    /// Returns one interface of this namespace, or `None` if it does not exist. This is cheaper than a dump of all
+    /// interfaces: a dump takes 2 ms for 130 interfaces, and longer if `rtnl_lock` is contended, because the kernel
+    /// takes this lock several times.
     ///
     /// # Errors
     /// If the kernel rejects the request for another reason.
@@ -158,8 +159,8 @@ impl Netlink {
         }
     }
 
-    /// Returns the Ethernet address of an interface in the namespace with this ID. `IFLA_TARGET_NETNSID` (Linux 4.19)
-    /// needs neither setns nor a path of the namespace.
+    /// Returns the Ethernet address of an interface in the namespace with this ID (nsid). The request selects the
+    /// namespace by `IFLA_TARGET_NETNSID` (Linux 4.19), so neither setns nor a path of the namespace is needed.
     ///
     /// # Errors
     /// If the kernel rejects the request, for example because the interface or its namespace was just removed.
@@ -198,8 +199,8 @@ impl Netlink {
         Ok(packets)
     }
 
-    /// Returns the addresses, with prefix lengths, of each interface of this namespace, or of the namespace with this
-    /// ID. Keys are interface indices.
+    /// Returns the addresses of each interface, with prefix lengths, by interface index. `namespace` is the ID of a
+    /// namespace (nsid); `None` is this namespace.
     ///
     /// # Errors
     /// If the dump fails, for example because the namespace was just removed.
@@ -218,6 +219,7 @@ impl Netlink {
         Ok(addresses)
     }
 
+    /// Sends a dump request, and passes all entries to `each` when a dump is complete.
     pub(super) fn dump(
         &mut self,
         request: &'static str,
@@ -237,8 +239,8 @@ impl Netlink {
         Err(NetlinkError::Changing { request })
     }
 
-    /// Sends a request, and passes the replies to `each` until the kernel is done. Returns whether the dump is
-    /// complete.
+    /// Sends a request, and passes each reply to `each` until the kernel has sent the last one. Returns whether the
+    /// replies are complete: a dump may be interrupted.
     pub(super) fn send_request(
         &mut self,
         request: &'static str,
@@ -285,8 +287,8 @@ impl Netlink {
     }
 }
 
-/// Returns the Ethernet address in an attribute. `None`: the attribute is another one, or the link is not of type
-/// Ethernet.
+/// Returns the Ethernet address in an attribute. `None`: the attribute is not a link-layer address, or does not have
+/// the six bytes of an Ethernet address.
 fn ethernet_address(attribute: &LinkAttribute) -> Option<[u8; 6]> {
     match attribute {
         LinkAttribute::Address(address) => address.as_slice().try_into().ok(),
@@ -301,7 +303,7 @@ fn link(message: &LinkMessage) -> Link {
 }
 
 fn device(link: &LinkMessage) -> Option<Device> {
-    let named = link.attributes.iter().find_map(|attribute| match attribute {
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     });
@@ -317,7 +319,7 @@ fn device(link: &LinkMessage) -> Option<Device> {
             | LinkLayerType::Ppp
             | LinkLayerType::Rawip
     );
-    named.filter(|_| !is_loopback).map(|name| Device { name, has_no_link_header })
+    name.filter(|_| !is_loopback).map(|name| Device { name, has_no_link_header })
 }
 
 fn is_veth(link: &LinkMessage) -> bool {
@@ -346,7 +348,8 @@ fn veth(link: &LinkMessage) -> Option<Veth> {
     is_veth(link).then_some(Veth { ifindex: IfIndex(link.header.index), name, namespace, peer, bridge, packets })
 }
 
-/// Returns the interface's own address. On point-to-point links, `IFA_ADDRESS` is the peer's address.
+/// Returns the interface's own address: `IFA_LOCAL`, or `IFA_ADDRESS` if there is no `IFA_LOCAL`. On point-to-point
+/// links, `IFA_ADDRESS` is the address of the other end.
 fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     let mut address = None;
     for attribute in &message.attributes {

@@ -1,8 +1,8 @@
 //! Reports changes of IPv6 addresses in the network namespaces of pods (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
 //!
-//! The kernel sends these messages only to a process with `CAP_NET_BROADCAST` (`do_one_broadcast`,
-//! `net/netlink/af_netlink.c`). Without this capability there are no messages, and the next periodic reading of
-//! interfaces finds the change.
+//! The kernel sends messages about other network namespaces only to a process with `CAP_NET_BROADCAST`
+//! (`do_one_broadcast`, `net/netlink/af_netlink.c`). Without this capability there are no messages, and the next
+//! periodic reading of interfaces finds the change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,8 +23,8 @@ const SOL_NETLINK: libc::c_int = 270;
 /// Minimum interval between events of one namespace, for pods that change their addresses all the time.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reports changed IPv6 addresses in network namespaces that have an ID in this namespace. The namespaces of veth peers
-/// have an ID.
+/// Reports changed IPv6 addresses in network namespaces that have an ID (nsid) in the agent's network namespace. The
+/// kernel gives an ID to the namespace at the other end of each veth.
 #[derive(Debug)]
 pub struct PodAddressMonitor {
     socket: AsyncFd<Socket>,
@@ -74,7 +74,7 @@ impl PodAddressMonitor {
     }
 
     /// Waits until addresses have changed, and returns the IDs of the namespaces, each at most once a second. If
-    /// messages are lost, the next periodic reading finds the changes. Cancel safe.
+    /// messages are lost, the next periodic reading of interfaces finds the changes. Cancel safe.
     ///
     /// # Errors
     /// If the socket fails permanently.
@@ -108,7 +108,7 @@ impl PodAddressMonitor {
     }
 }
 
-/// Receives one message, and returns the ID of the namespace that it is about. `None`: this namespace.
+/// Receives one message, and returns the ID of the namespace that it is about. `None`: the agent's own namespace.
 fn receive(fd: libc::c_int) -> Result<Option<i32>, Errno> {
     // The content of the message is not needed: addresses are read again.
     let mut head = [0_u8; 16];

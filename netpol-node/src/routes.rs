@@ -30,7 +30,7 @@ impl Netlink {
     }
 }
 
-/// Returns the devices of a route. Routes for link-local addresses are ignored, since every interface has one.
+/// Returns the devices of a route. Routes for link-local addresses are ignored, since every interface has such a route.
 pub(super) fn devices_of(route: &RouteMessage) -> Vec<IfIndex> {
     let mut devices = Vec::new();
     if route.header.kind != RouteType::Unicast {

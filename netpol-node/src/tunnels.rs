@@ -84,7 +84,7 @@ impl TunnelEndpoints {
 }
 
 /// Returns the tunnel endpoints of a device of this node. Devices that are down count, too, because they may come up at
-/// any time. ESP is not included, because it decapsulates nothing without a key.
+/// any time. ESP (`IPsec`) is not included, because it decapsulates nothing without a key.
 pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
     let mut found = TunnelEndpoints::default();
     let mut name = "";
@@ -131,8 +131,8 @@ fn add_of_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
         | InfoKind::Ip6ErSpan => {
             found.protocols.insert(protocol::GRE);
         }
-        // Only generic netlink reports the port, together with the keys. The agent does not read the keys; it assumes
-        // the usual ports.
+        // Only generic netlink reports the port, in a message that also contains the keys. The agent does not read
+        // keys, so it assumes the usual ports.
         InfoKind::Wireguard => found.ports.extend(port::WIREGUARD),
         InfoKind::Gtp => found.ports.extend([port::GTP, port::GTP_V0]),
         InfoKind::Amt => {

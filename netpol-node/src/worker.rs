@@ -1,5 +1,6 @@
-//! Threads for work that must not block the main loop: everything that takes `rtnl_lock`, the kernel's lock for all
-//! network devices. Any process on the machine may hold it for tens of milliseconds.
+//! Threads for work that must not block the agent's main loop. Examples are compiling policies, and everything that
+//! takes `rtnl_lock`, the kernel's lock for all network devices: any process on the machine may hold this lock for tens
+//! of milliseconds.
 
 use std::io;
 use std::sync::mpsc;
@@ -37,11 +38,11 @@ impl<J: Send + 'static> Worker<J> {
         mut work: impl FnMut(J) -> O + Send + 'static,
     ) -> io::Result<(Self, Outcomes<O>)> {
         let (jobs, received_jobs) = mpsc::channel();
-        let (report, results) = channel::unbounded_channel();
+        let (sender, results) = channel::unbounded_channel();
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             for job in received_jobs {
                 // The receiver may be dropped already, when the agent exits.
-                drop(report.send(work(job)));
+                drop(sender.send(work(job)));
             }
         })?;
         Ok((Self { jobs }, Outcomes { activity, results }))
@@ -87,13 +88,15 @@ mod tests {
     #[tokio::test]
     async fn a_dead_thread_is_reported_after_its_last_result() {
         let (worker, mut outcomes) =
-            Worker::start("halve", "halves", |number: u32| 8 / number).expect("cannot start the thread");
+            Worker::start("divide", "divides", |number: u32| 8 / number).expect("cannot start the thread");
+        // The job 0 panics, and ends the thread.
         for number in [2, 0, 4] {
             worker.send(number);
         }
         assert_eq!(outcomes.next().await.expect("the job before the panic"), 4);
         let died = outcomes.next().await.expect_err("the thread panicked").to_string();
-        assert!(died.contains("the thread that halves has died"), "{died}");
+        assert!(died.contains("the thread that divides has died"), "{died}");
+        // A job for a dead thread is ignored, without a panic.
         worker.send(1);
     }
 }

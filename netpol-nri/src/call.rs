@@ -10,7 +10,7 @@ use crate::messages::{
 };
 use crate::{Runtime, Sandbox};
 
-/// The events that the plugin subscribes to.
+/// The events that the plugin subscribes to: a bit mask, see [`RUN_POD_SANDBOX`].
 pub(crate) const SUBSCRIPTION: i32 = 1 << (RUN_POD_SANDBOX - 1)
     | 1 << (STOP_POD_SANDBOX - 1)
     | 1 << (REMOVE_POD_SANDBOX - 1)
@@ -19,19 +19,23 @@ pub(crate) const SUBSCRIPTION: i32 = 1 << (RUN_POD_SANDBOX - 1)
 /// A parsed request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Call {
+    /// The first request on a connection: it describes the runtime.
     Configure(Runtime),
-    /// A part of the lists of sandboxes and containers.
+    /// A part of the lists of sandboxes and containers that existed when the plugin connected.
     Synchronize(Part),
+    /// The network of this sandbox is ready, and its pod is about to start.
     Run(Sandbox),
     /// A container of this sandbox is about to be created.
     Create(Sandbox),
+    /// This sandbox was stopped or removed.
     Stop(Sandbox),
+    /// The runtime ends.
     Shutdown,
     /// An event that the plugin has not subscribed to.
     Other,
 }
 
-/// A part of the lists of sandboxes and containers.
+/// A part of the lists of sandboxes and containers. A runtime sends long lists in several parts.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) sandboxes: Vec<Sandbox>,
@@ -44,8 +48,8 @@ pub(crate) struct Part {
 impl Call {
     /// Parses a request.
     ///
-    /// Runtimes send pod events in one of two ways: by the method `StateChange`, or by a method for each event. Most
-    /// versions use `StateChange`; newer versions use it for plugins of API v1alpha1, such as this one
+    /// A runtime sends pod events in one of two ways: by the method `StateChange`, or by a method for each event. Most
+    /// versions of NRI use `StateChange`. Newer versions use it only for plugins of API v1alpha1, such as this one
     /// (`pkg/adaptation/v1alpha1-bridge.go` of NRI).
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! One connection to the runtime, from registration to end.
+//! One connection to the container runtime, from registration to end. It consists of a socket with two ttrpc
+//! connections: the plugin is the client of one of them, and the server of the other.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
@@ -23,11 +24,11 @@ use crate::transport::{Incoming, Transport};
 use crate::ttrpc::{self, Message};
 use crate::{Error, Handler, Options, Sandbox, Start};
 
-/// Maximum number of unfinished calls of the handler. At this limit, no request is read until a call finishes.
+/// Maximum number of unfinished calls of [`Handler`]. At this limit, no request is read until a call finishes.
 const MAX_CALLS: usize = 64;
-/// Maximum number of sandboxes in a list. The runtime sends the list in parts of up to 4 MiB.
+/// Maximum number of sandboxes in the runtime's list. The runtime sends the list in parts of up to 4 MiB.
 const MAX_SANDBOXES: usize = 1 << 14;
-/// ID of the only request that the plugin sends.
+/// ID of the only request that the plugin sends: its registration.
 const REGISTRATION: u32 = 1;
 
 /// How a connection ended after the runtime had accepted the plugin.
@@ -56,7 +57,7 @@ pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<
         handler,
         options,
         started: Instant::now(),
-        state: CompletedSteps::default(),
+        completed: CompletedSteps::default(),
         shutting_down: false,
         request_timeout: None,
         last_stream: 0,
@@ -87,16 +88,20 @@ struct Connection<'a, H> {
     handler: Arc<H>,
     options: &'a Options,
     started: Instant,
-    state: CompletedSteps,
+    completed: CompletedSteps,
     /// Whether the runtime has announced that it shuts down.
     shutting_down: bool,
+    /// The runtime's timeout for all requests, see [`crate::Runtime::request_timeout`].
     request_timeout: Option<Duration>,
+    /// ID of the last request from the runtime.
     last_stream: u32,
     /// The parts of the list of sandboxes that have arrived.
     listed: Vec<Sandbox>,
     /// IDs of the sandboxes with containers, from the parts that have arrived.
     with_containers: HashSet<String>,
+    /// The unfinished calls of the handler.
     calls: JoinSet<Result<(), Status>>,
+    /// The calls without a response, by the ID of their task.
     unanswered: HashMap<Id, UnansweredCall>,
 }
 
@@ -153,7 +158,7 @@ impl<H: Handler> Connection<'_, H> {
 
     /// Returns what the runtime must do next, and the time limit for this step from the start of the connection.
     fn next_step(&self) -> Option<(&'static str, Duration)> {
-        match self.state {
+        match self.completed {
             CompletedSteps { registered: false, .. } | CompletedSteps { configured: false, .. } => {
                 Some(("register and configure the plugin", self.options.registration_timeout))
             }
@@ -195,7 +200,7 @@ impl<H: Handler> Connection<'_, H> {
         match response.status {
             Some(Status { code, message }) if code != 0 => Err(Error::Refused { code, message }),
             _ => {
-                self.state.registered = true;
+                self.completed.registered = true;
                 Ok(())
             }
         }
@@ -211,7 +216,7 @@ impl<H: Handler> Connection<'_, H> {
             }
             ttrpc::REQUEST => Err(Status::invalid("the ID of a request must be odd, and larger than those before")),
             ttrpc::DATA => Err(Status::invalid("no method of the plugin has a stream of messages")),
-            // ttrpc's server ignores other types.
+            // As ttrpc's own server does, ignore messages of other types.
             _ => return Ok(()),
         };
         let timeout = call.as_ref().map_or(0, |request| request.timeout_nano);
@@ -228,7 +233,7 @@ impl<H: Handler> Connection<'_, H> {
                 self.handler.connected(runtime);
                 let response = ConfigureResponse { events: SUBSCRIPTION };
                 self.answer(stream, Ok(response.encode_to_vec().into())).await?;
-                self.state.configured = true;
+                self.completed.configured = true;
             }
             Call::Synchronize(Part { sandboxes, sandboxes_of_containers, more }) => {
                 self.listed.extend(sandboxes);
@@ -288,11 +293,12 @@ impl<H: Handler> Connection<'_, H> {
             Err(error) => (error.id(), Err(Status::internal("the plugin failed"))),
         };
         let is_ok = result.is_ok();
-        // The responses to these calls have no fields, or only fields with default values.
+        // The responses to these calls have no fields, or only fields with default values. If the response cannot be
+        // sent, the call stays in `unanswered`.
         self.answer(self.unanswered[&id].stream, result.map(|()| Bytes::new())).await?;
         match self.unanswered.remove(&id).map(|answered| answered.kind) {
             Some(CallKind::Synchronize) if !is_ok => return Err(Error::Synchronize),
-            Some(CallKind::Synchronize) => self.state.synchronized = true,
+            Some(CallKind::Synchronize) => self.completed.synchronized = true,
             Some(CallKind::Start(..) | CallKind::Stop) | None => {}
         }
         Ok(())

@@ -32,13 +32,13 @@ pub enum Error {
     /// The runtime did not complete a step in time.
     #[error("the container runtime did not {step} within {limit:?}")]
     Timeout {
-        /// The step.
+        /// The step, such as `register and configure the plugin`.
         step: &'static str,
         /// The limit.
         limit: Duration,
     },
-    /// [`crate::Handler::synchronize`] did not finish in time. The plugin closes the connection: the runtime would keep
-    /// it, but would not report starts.
+    /// [`crate::Handler::synchronize`] did not finish in time. So the plugin closes the connection. Otherwise, the
+    /// runtime would keep the connection, but would not report the start of any pod.
     #[error("the list of sandboxes was not handled in time")]
     Synchronize,
     /// The runtime's list of sandboxes is too long.

@@ -1,4 +1,4 @@
-//! The trait that a user of this crate implements.
+//! The trait [`Handler`], which a user of this crate implements.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use crate::Sandbox;
 /// The container runtime, as it describes itself when the plugin connects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Runtime {
-    /// Its name, such as `containerd`. containerd 2 has the name `v2`, the last element of its Go module's path.
+    /// The name, such as `containerd`. containerd 2 reports the name `v2`, the last element of its Go module's path.
     pub name: String,
-    /// Its version.
+    /// The version of the runtime.
     pub version: String,
-    /// How long it waits for an answer before it disconnects the plugin. `None`: the runtime is an older version that
-    /// does not report this. NRI's default is 2 s.
+    /// How long the runtime waits for a response before it disconnects the plugin. `None`: the runtime is an older
+    /// version that does not report this. NRI's default is 2 s.
     pub request_timeout: Option<Duration>,
 }
 
-/// What the runtime starts.
+/// What the runtime starts, and the call of [`Handler`] for this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// The sandbox: [`Handler::run`].
+    /// A sandbox: [`Handler::run`].
     Sandbox,
-    /// One of its containers: [`Handler::create`].
+    /// A container of a sandbox: [`Handler::create`].
     Container,
 }
 
 /// Receives the events that the runtime reports.
 ///
-/// Calls for several sandboxes run at the same time, as tasks. A call that is not finished shortly after its deadline
-/// is dropped: it must be cancel-safe.
+/// Each call runs as a task, so calls for several sandboxes can run at the same time. If a call is not finished shortly
+/// after its deadline, its future is dropped. So the methods must be cancel-safe.
 pub trait Handler: Send + Sync + 'static {
     /// Receives the description of the runtime. The list of its sandboxes follows.
     fn connected(&self, _runtime: Runtime) {}
@@ -45,8 +45,8 @@ pub trait Handler: Send + Sync + 'static {
     /// this call returns.
     ///
     /// `deadline` is the time until the runtime needs the response, minus a reserve. If this call does not return
-    /// shortly after the deadline, the plugin refuses the start. containerd calls plugins for one event at a time:
-    /// until this call returns, no other pod on the node starts or stops.
+    /// shortly after the deadline, the plugin refuses the start. containerd calls plugins for one event at a time, so
+    /// no other pod on the node starts or stops until this call returns.
     ///
     /// # Errors
     /// An error refuses the start: the runtime removes the sandbox, which calls [`Handler::stop`], and the kubelet
@@ -54,7 +54,7 @@ pub trait Handler: Send + Sync + 'static {
     fn run(&self, sandbox: Sandbox, deadline: Duration) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Handles the creation of a container in a sandbox. The container does not start until this call returns. The
-    /// runtime calls it for each container, including init containers and containers that are created again.
+    /// runtime requests this for each container, including init containers and containers that are created again.
     ///
     /// `deadline` is as for [`Handler::run`].
     ///
@@ -64,11 +64,12 @@ pub trait Handler: Send + Sync + 'static {
         std::future::ready(Ok(()))
     }
 
-    /// Handles the end of a sandbox. The runtime calls it when a sandbox stops, and again when the sandbox is removed.
-    /// It may also call it for a sandbox that was never reported, or while [`Handler::run`] is not finished.
+    /// Handles the end of a sandbox. The runtime reports the end when a sandbox stops, and again when the sandbox is
+    /// removed. It may also report the end of a sandbox whose start it never reported, or for which [`Handler::run`]
+    /// is not finished.
     fn stop(&self, sandbox: Sandbox) -> impl Future<Output = ()> + Send;
 
-    /// Reports a start without a response: the connection ended before the call for this start was finished. The
-    /// runtime starts the containers anyway.
+    /// Receives a start to which the plugin sent no response, because the connection ended before the call for this
+    /// start was finished. The runtime starts the containers anyway.
     fn unanswered(&self, _sandbox: Sandbox, _start: Start) {}
 }

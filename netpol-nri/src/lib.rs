@@ -2,9 +2,9 @@
 //!
 //! [NRI](https://github.com/containerd/nri) is the plugin interface of containerd and CRI-O. After the network of a
 //! pod's sandbox is set up, and before the pod's first container is created, the runtime calls `RunPodSandbox` of each
-//! plugin, in the order of their indexes, and waits for the answer. A plugin that answers with an error refuses the
-//! start; the kubelet tries again later. A plugin that does not answer in time is disconnected, and **the pod starts
-//! anyway**.
+//! plugin and waits for the answer. It calls the plugins in the order of their indexes (99 in the example). A plugin
+//! that answers with an error refuses the start; the kubelet tries again later. The runtime disconnects a plugin that
+//! does not answer in time, and **the pod starts anyway**.
 //!
 //! ```no_run
 //! # use std::{path::Path, sync::Arc, time::Duration};
@@ -30,8 +30,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! How a request is handled: [`connect`] reads `mux` frames from the socket, `ttrpc` messages from the frames, and a
-//! `call` from each message. It runs the [`Handler`] for the call, and writes the result back.
+//! How [`connect`] handles a request of the runtime: it reads frames from the socket (module `mux`), messages from the
+//! frames (`ttrpc`), and a call from each message (`call`). It runs the [`Handler`] for the call, and writes the result
+//! back.
 
 mod call;
 mod connection;

@@ -1,18 +1,20 @@
-//! The protobuf messages that the plugin sends and receives, with the fields that it uses.
+//! The protobuf messages between this NRI plugin and the container runtime, with the fields that the plugin uses. prost
+//! skips all other fields.
 //!
-//! prost skips all other fields. Names and numbers: `Request`, `Response` and `Status` of
+//! Source of the names and numbers: `Request`, `Response` and `Status` of
 //! <https://github.com/containerd/ttrpc>; all others of `pkg/api/api.proto` in <https://github.com/containerd/nri>,
 //! package `nri.pkg.api.v1alpha1`.
 
 use bytes::Bytes;
 use prost::Message;
 
-/// The service that the plugin serves.
+/// The ttrpc service that the plugin serves: the runtime calls it.
 pub(crate) const PLUGIN_SERVICE: &str = "nri.pkg.api.v1alpha1.Plugin";
-/// The service that the runtime serves.
+/// The ttrpc service that the runtime serves: the plugin calls it.
 pub(crate) const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
 
-/// Values of the enum `Event`. Bit `event - 1` of a mask subscribes to an event.
+/// The events that the plugin uses: values of the enum `Event`. To subscribe to an event, the plugin sets the bit
+/// `event - 1` in [`ConfigureResponse::events`].
 pub(crate) const RUN_POD_SANDBOX: i32 = 1;
 pub(crate) const STOP_POD_SANDBOX: i32 = 2;
 pub(crate) const REMOVE_POD_SANDBOX: i32 = 3;
@@ -62,14 +64,15 @@ pub(crate) struct ConfigureRequest {
     pub(crate) runtime_name: String,
     #[prost(string, tag = "3")]
     pub(crate) runtime_version: String,
-    /// In milliseconds. 0: the runtime is an older version that does not report this.
+    /// The time limit for a response of the plugin, in milliseconds. 0: the runtime is an older version that does not
+    /// report the limit.
     #[prost(int64, tag = "5")]
     pub(crate) request_timeout: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ConfigureResponse {
-    /// A mask of events. 0 subscribes to all.
+    /// A bit mask of the events to which the plugin subscribes. 0 subscribes to all events.
     #[prost(int32, tag = "2")]
     pub(crate) events: i32,
 }
@@ -80,6 +83,7 @@ pub(crate) struct SynchronizeRequest {
     pub(crate) pods: Vec<PodSandbox>,
     #[prost(message, repeated, tag = "2")]
     pub(crate) containers: Vec<Container>,
+    /// Whether the list continues in another request.
     #[prost(bool, tag = "3")]
     pub(crate) more: bool,
 }
@@ -100,6 +104,7 @@ pub(crate) struct PodSandboxRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct StateChangeEvent {
+    /// A value of the enum `Event`.
     #[prost(int32, tag = "1")]
     pub(crate) event: i32,
     #[prost(message, optional, tag = "2")]
@@ -118,7 +123,7 @@ pub(crate) struct PodSandbox {
     pub(crate) namespace: String,
     #[prost(message, optional, tag = "8")]
     pub(crate) linux: Option<LinuxPodSandbox>,
-    /// Since NRI 0.9.
+    /// The addresses of the pod. Empty before NRI 0.9.
     #[prost(string, repeated, tag = "10")]
     pub(crate) ips: Vec<String>,
 }
@@ -138,6 +143,7 @@ pub(crate) struct LinuxPodSandbox {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LinuxNamespace {
+    /// The field `type`, such as `network`.
     #[prost(string, tag = "1")]
     pub(crate) kind: String,
     #[prost(string, tag = "2")]

@@ -1,4 +1,4 @@
-//! Frames, which carry several connections over one socket.
+//! Frames, which carry several ttrpc connections over the one socket between the NRI plugin and the container runtime.
 //!
 //! A frame consists of the connection ID and the payload length, each 4 bytes in network byte order, and the payload.
 //! Connections are not opened or closed; each is a stream of bytes that may be split into frames at any byte. Source of
@@ -9,19 +9,19 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crate::Error;
 use crate::ttrpc;
 
-/// The plugin serves `Plugin` on this connection.
+/// The connection on which the plugin is the server: it serves NRI's ttrpc service `Plugin`.
 pub(crate) const PLUGIN_CONNECTION: u32 = 1;
-/// The runtime serves `Runtime` on this connection.
+/// The connection on which the runtime is the server: it serves NRI's ttrpc service `Runtime`.
 pub(crate) const RUNTIME_CONNECTION: u32 = 2;
 
 const HEADER: usize = 8;
-/// The runtime never sends a longer payload: `maxPayloadSize`.
+/// The runtime never sends a longer payload: `maxPayloadSize` in `mux.go`.
 const MAX_PAYLOAD: usize = ttrpc::HEADER + ttrpc::MAX_PAYLOAD;
-/// Maximum payload of a sent frame. The runtime reads each frame at once, into a buffer of 4096 bytes (Go's `bufio`),
-/// and closes the connection if the frame does not fit (`ENOMEM` in `conn.Read`).
+/// Maximum payload of a frame that the plugin sends. The runtime reads each payload at once, into a buffer of 4096
+/// bytes (Go's `bufio`), and closes the connection if the payload does not fit (`ENOMEM` in `conn.Read`).
 const MAX_SENT_PAYLOAD: usize = 4096;
 
-/// A part of a connection's bytes.
+/// A frame: a part of the bytes of one connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) connection: u32,
@@ -42,7 +42,7 @@ pub(crate) fn parse(buffer: &mut BytesMut) -> Result<Option<Frame>, Error> {
     Ok(Some(Frame { connection, payload: buffer.split_to(length).freeze() }))
 }
 
-/// Appends the bytes of a connection to `frames`.
+/// Splits bytes of a connection into frames, and appends the frames to `frames`.
 pub(crate) fn write(connection: u32, bytes: &[u8], frames: &mut BytesMut) {
     for payload in bytes.chunks(MAX_SENT_PAYLOAD) {
         frames.put_u32(connection);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn sent_frames_fit_the_runtimes_buffer() {
+    fn payloads_of_sent_frames_fit_into_the_runtimes_buffer() {
         let bytes = vec![7; MAX_SENT_PAYLOAD + 1];
         let mut frames = BytesMut::new();
         write(RUNTIME_CONNECTION, &bytes, &mut frames);

@@ -1,10 +1,10 @@
-//! How a plugin registers.
+//! Options with which an NRI plugin registers at a container runtime.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// Identity of the plugin, and time limits for the runtime.
+/// Name and index of the plugin, and time limits for the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub(crate) name: String,
@@ -12,8 +12,8 @@ pub struct Options {
     /// How long the runtime may take to register and configure the plugin. The runtime accepts plugins one at a time,
     /// and waits 5 s for a plugin that does not register.
     pub registration_timeout: Duration,
-    /// How long the runtime may take to list its sandboxes, counted from the start of the connection. Before it sends
-    /// the list, containerd waits for pod starts that are in progress, including their CNI plugins.
+    /// How long the runtime may take to list its sandboxes, counted from the start of the connection. containerd first
+    /// waits for pod starts that are in progress, including their CNI plugins, and then sends the list.
     pub synchronization_timeout: Duration,
 }
 

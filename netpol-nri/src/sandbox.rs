@@ -29,7 +29,7 @@ pub struct Sandbox {
 impl From<PodSandbox> for Sandbox {
     fn from(pod: PodSandbox) -> Self {
         let namespaces = pod.linux.map(|linux| linux.namespaces).unwrap_or_default();
-        // The types are those of the OCI runtime specification.
+        // The kinds are the namespace types of the OCI runtime specification.
         let host_network = !namespaces.is_empty() && namespaces.iter().all(|namespace| namespace.kind != "network");
         let network =
             namespaces.into_iter().find(|namespace| namespace.kind == "network" && !namespace.path.is_empty());

@@ -1,4 +1,4 @@
-//! Time limits of calls.
+//! Time limits of the runtime's calls to the plugin.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use crate::messages::Status;
 
 /// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum reserve: the limits are shorter than the runtime's timeout by up to this time. On a loaded node, the plugin
+/// Maximum time by which the limits are shorter than the runtime's timeout (the reserve). On a loaded node, the plugin
 /// may wait hundreds of milliseconds for the CPU.
 const MAX_RESERVE: Duration = Duration::from_secs(1);
 
-/// Time limits of one call. They end before the runtime's timeout, so that a call that takes too long is answered with
-/// an error. After its timeout, the runtime disconnects the plugin, and the pod starts.
+/// Time limits of one call. They end before the runtime's timeout, so that the plugin can respond with an error if a
+/// call takes too long. Without a response in time, the runtime disconnects the plugin, and the pod starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeLimits {
     /// Time within which the handler should return.
     pub(crate) handler: Duration,
-    /// Time after which the handler is cancelled and an error is sent.
+    /// Time after which the handler is cancelled, and the plugin responds with an error.
     pub(crate) answer: Duration,
 }
 
@@ -28,7 +28,7 @@ impl TimeLimits {
     pub(crate) fn new(request_nanoseconds: i64, configured: Option<Duration>) -> Self {
         let timeout = match request_nanoseconds {
             0 => configured.unwrap_or(DEFAULT_TIMEOUT),
-            // A negative timeout means that the time is over.
+            // A negative timeout means that the time is already over.
             nanoseconds => Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)),
         };
         let reserve = (timeout / 4).min(MAX_RESERVE);
@@ -52,8 +52,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limits_are_the_requests_timeout_minus_a_reserve() {
+    fn the_limits_are_the_timeout_of_the_request_minus_a_reserve() {
         const SECOND: i64 = 1_000_000_000;
+        // `request` is in nanoseconds, all other times are in milliseconds.
         for (request, configured, handler, answer) in [
             (2 * SECOND, Some(2000), 1500, 1750),
             (SECOND, Some(2000), 750, 875),

@@ -1,5 +1,5 @@
-//! Measures the time to compile one change, and the number of writes that the change causes, in small and large
-//! clusters: `cargo bench -p netpol-policy`.
+//! Measures the time to compile one change, and the number of map writes that the change causes, in small and large
+//! clusters: `cargo bench -p netpol-policy`. Also measures the time to explain a flow.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use netpol_policy::model::{Mode, Object, ObjectKey, Pod, Protocol};
 use netpol_policy::reference::Packet;
 use netpol_policy::testing::{cluster, cluster_with_services, local_node};
 
-/// About how often each kind of change is measured.
-const TIMES: usize = 200;
+/// About how many objects are changed for each row of the output.
+const SAMPLES: usize = 200;
 
 fn main() {
     println!("{:<48} {:>10} {:>10} {:>8}", "pods / policies: change", "median µs", "90 % µs", "writes");
@@ -23,14 +23,14 @@ fn main() {
         let started = Instant::now();
         let writes = engine.apply(Event::Reset(objects.clone())).len();
         let label = |what: &str| format!("{pods} / {policies}: {what}");
-        print_row(&label("everything at once"), &mut [started.elapsed()], writes);
-        let sample = |count: usize, keep: fn(&Object) -> bool| {
-            let chosen: Vec<_> = objects.iter().filter(move |object| keep(object)).cloned().collect();
-            let step = (chosen.len() / count).max(1);
+        print_row(&label("all objects at once"), &mut [started.elapsed()], writes);
+        let sample = |keep: fn(&Object) -> bool| {
+            let chosen: Vec<_> = objects.iter().filter(|object| keep(object)).cloned().collect();
+            let step = (chosen.len() / SAMPLES).max(1);
             chosen.into_iter().step_by(step).collect::<Vec<_>>()
         };
-        let some_pods = sample(TIMES, |object| matches!(object, Object::Pod(_)));
-        let some_policies = sample(TIMES, |object| matches!(object, Object::Policy(_)));
+        let some_pods = sample(|object| matches!(object, Object::Pod(_)));
+        let some_policies = sample(|object| matches!(object, Object::Policy(_)));
         measure_delete_and_apply(&mut engine, &label("a pod"), &some_pods);
         measure_relabel(&mut engine, &label("a pod's labels"), &some_pods);
         measure_delete_and_apply(&mut engine, &label("a policy"), &some_policies);
@@ -39,14 +39,14 @@ fn main() {
     measure_explanations(10_000, 1_000);
 }
 
-/// Measures how long it takes to explain flows to the pods of the local node. The flows come from a pod and from
-/// outside, and are allowed or denied.
+/// Measures how long it takes to explain flows to the pods of the local node: in one row flows from a pod, in another
+/// row flows from outside the cluster. Policies allow some of these flows.
 fn measure_explanations(pods: usize, policies: usize) {
     let state = ClusterState::from_objects(cluster(pods, policies));
     let node = local_node();
     let local: Vec<&Pod> = state.pods.values().filter(|pod| pod.node.as_ref() == Some(&node)).collect();
-    let inside = local[0].addresses[0];
-    for (label, remote) in [("a pod", inside), ("outside", IpAddr::from([198, 51, 100, 1]))] {
+    let pod_address = local[0].addresses[0];
+    for (label, remote) in [("a pod", pod_address), ("outside", IpAddr::from([198, 51, 100, 1]))] {
         let mut times = Vec::new();
         for pod in local.iter().cycle().skip(1).take(1_000) {
             let packet = Packet {
@@ -59,14 +59,16 @@ fn measure_explanations(pods: usize, policies: usize) {
                 is_hairpin: false,
                 post_dnat: false,
             };
+            // The result is used, so that the compiler does not remove the call.
             measure(&mut times, || usize::from(explain_flow(&state, &packet, Mode::Enforce).ingress.is_none()));
         }
+        // An explanation writes nothing.
         print_row(&format!("{pods} / {policies}: explain a flow from {label}"), &mut times, 0);
     }
 }
 
-/// Measures changes in a cluster with Services. Each Service has an equal share of the pods as backends, and one more
-/// Service has a thousand backends.
+/// Measures changes in a cluster with Services. Each Service has an equal share of the pods as backends. One additional
+/// Service, `big`, has a thousand of these pods as backends.
 fn measure_services(pods: usize, services: usize) {
     let mut objects = cluster_with_services(pods, services);
     let label = |what: &str| format!("{pods} / {services} Services: {what}");
@@ -75,13 +77,14 @@ fn measure_services(pods: usize, services: usize) {
     let mut engine = Engine::new(NodeScope::Node(local_node()), FirstIds::default());
     let started = Instant::now();
     let writes = engine.apply(Event::Reset(objects.clone())).len();
-    print_row(&label("everything at once"), &mut [started.elapsed()], writes);
+    print_row(&label("all objects at once"), &mut [started.elapsed()], writes);
     let sample = |keep: fn(&Object) -> bool| {
         let chosen: Vec<_> = objects.iter().filter(|object| keep(object)).cloned().collect();
-        // The step is odd, so that not all chosen pods are on the local node.
-        let step = (chosen.len() / TIMES) | 1;
+        // Pods are on 100 nodes in turn. The step is odd, so that the chosen pods are not all on the local node.
+        let step = (chosen.len() / SAMPLES) | 1;
         chosen.into_iter().step_by(step).collect::<Vec<_>>()
     };
+    // "Slice" stands for EndpointSlice. The slice of the Service `big` has 1,000 endpoints.
     measure_slices(&mut engine, &label("a slice"), &sample(|object| matches!(object, Object::Slice(_))));
     measure_slices(&mut engine, &label("a slice of 1000"), &big[1..]);
     measure_delete_and_apply(&mut engine, &label("a Service"), &sample(|object| matches!(object, Object::Service(_))));
@@ -91,7 +94,7 @@ fn measure_services(pods: usize, services: usize) {
     measure_delete_and_apply(&mut engine, &label("a policy"), &sample(|object| matches!(object, Object::Policy(_))));
 }
 
-/// Returns a Service with this many backends, and its slice.
+/// Returns the Service `big` and its `EndpointSlice`. The backends are the first `count` pods of `objects`.
 fn large_service(objects: &[Object], count: usize) -> [Object; 2] {
     let pods = cluster_with_services(count, 1);
     let rename = |object: &Object| match object.clone() {
@@ -111,7 +114,7 @@ fn large_service(objects: &[Object], count: usize) -> [Object; 2] {
     found.try_into().expect("expected one Service and one slice")
 }
 
-/// Measures the removal of an endpoint of each slice, and then its addition.
+/// Measures the removal of one endpoint from each slice, and then the addition of this endpoint.
 fn measure_slices(engine: &mut Engine, label: &str, slices: &[Object]) {
     let (mut remove, mut add, mut writes) = (Vec::new(), Vec::new(), (0, 0));
     for object in slices {
@@ -125,7 +128,7 @@ fn measure_slices(engine: &mut Engine, label: &str, slices: &[Object]) {
     print_row(&format!("{label} gains one"), &mut add, writes.1 / slices.len());
 }
 
-/// Measures the deletion of each object, and then its addition.
+/// Measures the deletion of each object, and then the addition of the same object.
 fn measure_delete_and_apply(engine: &mut Engine, label: &str, objects: &[Object]) {
     let (mut delete, mut apply, mut writes) = (Vec::new(), Vec::new(), (0, 0));
     for object in objects {
@@ -137,7 +140,7 @@ fn measure_delete_and_apply(engine: &mut Engine, label: &str, objects: &[Object]
     print_row(&format!("{label} added"), &mut apply, writes.1 / objects.len());
 }
 
-/// Measures a change of each pod's labels.
+/// Measures a change of each pod's labels. The change back to the old labels is not measured.
 fn measure_relabel(engine: &mut Engine, label: &str, objects: &[Object]) {
     let (mut times, mut writes) = (Vec::new(), 0);
     for object in objects {
@@ -150,7 +153,7 @@ fn measure_relabel(engine: &mut Engine, label: &str, objects: &[Object]) {
     print_row(label, &mut times, writes / objects.len());
 }
 
-/// Appends the time that `work` takes to `times`. Returns the result of `work`: a number of writes.
+/// Appends the time of one call of `work` to `times`. Returns the result of `work`: a number of writes.
 fn measure(times: &mut Vec<Duration>, work: impl FnOnce() -> usize) -> usize {
     let started = Instant::now();
     let writes = work();
@@ -158,6 +161,7 @@ fn measure(times: &mut Vec<Duration>, work: impl FnOnce() -> usize) -> usize {
     writes
 }
 
+/// Prints the median and the 90th percentile of the times, and the mean number of writes of one change.
 fn print_row(label: &str, times: &mut [Duration], writes: usize) {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e6;

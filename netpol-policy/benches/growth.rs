@@ -1,9 +1,16 @@
 //! Growth of compile time with the number of policies, rules, blocks and ports: `cargo bench -p netpol-policy --bench
 //! growth`.
 //!
-//! The shapes in [`SHAPES`] are kinds of policies. Each is compiled in three ways: in one reset, as one batch of
-//! events, and as single events. If a way takes longer than [`TIME_LIMIT`], it is not measured at larger sizes. The
-//! batch and the single events are measured only together.
+//! Each kind of policies in [`SHAPES`] is compiled in three ways: in one reset (all objects at once, as when the agent
+//! starts), in one batch of events, and in single events. If a way takes longer than [`TIME_LIMIT`], it is not measured
+//! at larger sizes. The batch and the single events have one limit together: if one of them takes too long, both are
+//! not measured any more.
+//!
+//! The columns of the output:
+//! * `reset ms`, `batch ms`: the time of the reset and of the batch.
+//! * `singly ms`, `slowest ms`, `writes`: the time of all single events together, the time of the slowest one, and the
+//!   number of changes of map entries that all of them cause.
+//! * `change ms`: after the reset, the time to add a port range to the last policy.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +24,7 @@ use netpol_policy::model::{
 
 /// The numbers of policies, or of blocks in one policy, that are measured.
 const SIZES: [usize; 6] = [250, 500, 1_000, 2_000, 4_000, 8_000];
-/// If a way of compiling takes longer than this, it is not measured at larger sizes.
+/// If a way of compiling takes longer than this, this way is not measured at larger sizes.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// The name of a kind of policies, and a function that returns a given number of such policies.
@@ -28,8 +35,8 @@ const SHAPES: [Shape; 9] = [
     ("one port each", |count| policies(count, |i| Rule { peers: Peers::Any, ports: Ports::Of(vec![port(i)]) })),
     ("one selector and one port each", |count| policies(count, |i| rule(pods_of_app(&format!("app-{i}")), port(i)))),
     ("the same selector, one port each", |count| policies(count, |i| rule(pods_of_app("front"), port(i)))),
-    ("selectors that match one pod, one port each", |count| policies(count, |i| rule(with_label(i), port(i)))),
-    ("one nested block each", |count| policies(count, |i| rule(block(nested(i), &[]), port(i)))),
+    ("selectors that match one pod, one port each", |count| policies(count, |i| rule(pods_with_label(i), port(i)))),
+    ("one nested block each", |count| policies(count, |i| rule(block(nested_cidr(i), &[]), port(i)))),
     ("everything except one block each", |count| policies(count, |i| rule(block("0.0.0.0/0", &[&subnet(i)]), port(0)))),
     ("one named port each", |count| policies(count, |i| rule(pods_of_app("front"), named_port(i)))),
     ("as many blocks and half as many port ranges in one rule", |count| {
@@ -50,11 +57,11 @@ fn main() {
             "{:>8} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10}",
             "size", "reset ms", "batch ms", "singly ms", "slowest ms", "writes", "change ms"
         );
-        let mut within_limit = [true; 2];
+        let (mut measures_reset, mut measures_events) = (true, true);
         for size in SIZES {
             let policies = shape(size);
-            let reset = within_limit[0].then(|| measure_reset(&policies));
-            let (batch, singly) = if within_limit[1] {
+            let reset = measures_reset.then(|| measure_reset(&policies));
+            let (batch, singly) = if measures_events {
                 (Some(measure_batch(&policies)), Some(measure_single_events(&policies)))
             } else {
                 (None, None)
@@ -70,13 +77,13 @@ fn main() {
                 singly.map_or("-".to_owned(), |singly| singly.writes.to_string()),
                 text(reset.map(|(_, change)| change)),
             );
-            within_limit[0] &= reset.is_some_and(|(time, change)| time.max(change) < TIME_LIMIT);
-            within_limit[1] &= batch.zip(singly).is_some_and(|(batch, singly)| batch.max(singly.total) < TIME_LIMIT);
+            measures_reset &= reset.is_some_and(|(time, change)| time.max(change) < TIME_LIMIT);
+            measures_events &= batch.zip(singly).is_some_and(|(batch, singly)| batch.max(singly.total) < TIME_LIMIT);
         }
     }
 }
 
-/// Measures a reset with all policies, and then the addition of a port to the last policy.
+/// Measures a reset with all policies, and then the addition of a port range to the last policy.
 fn measure_reset(policies: &[Policy]) -> (Duration, Duration) {
     let mut engine = Engine::new(NodeScope::Node("node".into()), FirstIds::default());
     let objects = pods().into_iter().chain(policies.iter().cloned().map(Object::Policy)).collect();
@@ -100,7 +107,7 @@ fn engine_with_pods() -> Engine {
     engine
 }
 
-/// Measures all policies in one batch, with an engine that already has the pods.
+/// Measures the addition of all policies in one batch, with an engine that already has the pods.
 fn measure_batch(policies: &[Policy]) -> Duration {
     let mut engine = engine_with_pods();
     let events = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy))).collect::<Vec<_>>();
@@ -109,6 +116,7 @@ fn measure_batch(policies: &[Policy]) -> Duration {
     started.elapsed()
 }
 
+/// The times of all single events together and of the slowest one, and the number of changes of map entries.
 #[derive(Clone, Copy)]
 struct SingleEvents {
     total: Duration,
@@ -132,8 +140,8 @@ fn measure_single_events(policies: &[Policy]) -> SingleEvents {
     singly
 }
 
-/// Returns two pods: one of the local node, which all policies select, and one of another node, which peers of some
-/// policies match.
+/// Returns two pods: `server` of the local node, which all policies select, and `front` of another node, which peers of
+/// some policies match.
 fn pods() -> Vec<Object> {
     let pod = |name: &str, node: &str, address: [u8; 4], labels: Labels| {
         Object::Pod(Pod {
@@ -146,7 +154,7 @@ fn pods() -> Vec<Object> {
             labels,
             addresses: vec![address.into()],
             ports: (0..SIZES[5] / 2)
-                .map(|i| NamedPort { name: name_of(i), protocol: Protocol::Tcp, port: port_number(i) })
+                .map(|i| NamedPort { name: port_name(i), protocol: Protocol::Tcp, port: port_number(i) })
                 .collect(),
             uid: None,
             workload: None,
@@ -161,6 +169,7 @@ fn pods() -> Vec<Object> {
     ]
 }
 
+/// Returns policies that select pod `server`. Policy `i` has the ingress rule `rule(i)`.
 fn policies(count: usize, rule: impl FnOnce(usize) -> Rule + Clone) -> Vec<Policy> {
     let policy = |i: usize| Policy {
         key: PolicyKey::new("shop", format!("policy-{i}")),
@@ -191,12 +200,12 @@ fn port_range(i: usize) -> PortMatch {
     PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(first, first + 2) }
 }
 
-fn name_of(i: usize) -> Arc<str> {
+fn port_name(i: usize) -> Arc<str> {
     format!("port-{i}").into()
 }
 
 fn named_port(i: usize) -> PortMatch {
-    PortMatch { protocol: Protocol::Tcp, port: PortRange::Named(name_of(i)) }
+    PortMatch { protocol: Protocol::Tcp, port: PortRange::Named(port_name(i)) }
 }
 
 fn pods_of_app(name: &str) -> Peer {
@@ -204,7 +213,8 @@ fn pods_of_app(name: &str) -> Peer {
     Peer::Pods { namespaces: None, pods }
 }
 
-fn with_label(i: usize) -> Peer {
+/// Returns a peer that matches pods with label `i`. Only pod `front` has these labels.
+fn pods_with_label(i: usize) -> Peer {
     let pods = Selector { requirements: vec![Requirement::Exists(format!("l-{i}").into())], invalid: false };
     Peer::Pods { namespaces: None, pods }
 }
@@ -214,8 +224,8 @@ fn subnet(i: usize) -> String {
     format!("10.{}.{}.0/24", i / 256, i % 256)
 }
 
-/// Returns block `i`. The blocks form chains of twelve, and each block of a chain contains the next one.
-fn nested(i: usize) -> String {
+/// Returns CIDR `i`. The CIDRs form chains of twelve, and each CIDR of a chain contains the next one.
+fn nested_cidr(i: usize) -> String {
     let (chain, depth) = (i / 12, i % 12);
     let length = 12 + depth;
     let first =

@@ -63,6 +63,7 @@ pub struct ClusterState {
     pods_by_address: Index<IpAddr, PodKey>,
     /// For each address, the finished and host-network pods that list it. Selectors do not match them.
     unselectable_by_address: Index<IpAddr, PodKey>,
+    /// The frontends of Services and hostPorts.
     frontends: Frontends,
 }
 
@@ -262,6 +263,7 @@ mod tests {
 
     use super::*;
 
+    /// Returns a pod with the address `10.0.0.<address>`.
     fn pod(name: &str, address: u8, created: i64, deleting: bool, finished: bool) -> Object {
         Object::Pod(Pod {
             key: PodKey::new("shop", name),
@@ -279,6 +281,7 @@ mod tests {
         })
     }
 
+    /// Generates events of few pods and addresses, so that several pods list the same address.
     fn event() -> impl Strategy<Value = Event> {
         let pods = ("[a-c]", 0..3_u8, 0..3_i64, any::<bool>(), any::<bool>());
         prop_oneof![
@@ -296,6 +299,7 @@ mod tests {
             for event in events {
                 cluster_state.apply(event);
             }
+            // The same objects in another order.
             let rebuilt = ClusterState::from_objects(cluster_state.pods.values().rev().cloned().map(Object::Pod));
             prop_assert_eq!(&cluster_state, &rebuilt);
             let objects = cluster_state.pods.values().cloned().map(Object::Pod).collect();

@@ -55,8 +55,8 @@ fn slices_of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>)
     groups.into_iter().enumerate().map(slice).collect()
 }
 
-/// Returns the target ports of a Service on a pod. If a port of the Service has a target name that the pod does not
-/// have, this port is left out.
+/// Returns the target ports of a Service on a pod. If a target port is a name that no port of the pod has, the
+/// result does not contain this port.
 fn target_ports(service: &Service, pod: &Pod) -> Vec<SlicePort> {
     let target = |port: &crate::model::ServicePort| {
         let number = match &port.target {
@@ -82,6 +82,8 @@ mod tests {
     use crate::manifest;
     use crate::reference::{End, connection};
 
+    /// The backends of the Service are the pods `db-0`, `db-1`, `db-2` (at ports other than `sql`) and `host`. The
+    /// other pods have other labels, another namespace, phase Failed or no address.
     const SHOP: &str = "
 {apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: db},
   ports: [{name: sql, port: 80, targetPort: sql}, {name: ui, port: 81, targetPort: 8081}, {name: same, port: 82}]}}
@@ -150,8 +152,9 @@ mod tests {
         for (from, to) in [("selector: {app: db},", ""), ("clusterIP: 10.96.0.1", "clusterIP: None")] {
             assert_eq!(endpoint_slices(&objects(&SHOP.replace(from, to))), [], "{to}");
         }
-        let named = SHOP.replace("spec: {clusterIP", "spec: {type: ExternalName, externalName: a.example, clusterIP");
-        assert_eq!(endpoint_slices(&objects(&named)), []);
+        let external_name =
+            SHOP.replace("spec: {clusterIP", "spec: {type: ExternalName, externalName: a.example, clusterIP");
+        assert_eq!(endpoint_slices(&objects(&external_name)), []);
     }
 
     #[test]
@@ -164,7 +167,7 @@ mod tests {
         let cluster_state = ClusterState::from_objects(objects.iter().cloned().chain(slices));
         let from = End::Pod(crate::model::PodKey::new("shop", "other"));
         let to = End::Service(ServiceKey::new("shop", "db"));
-        let found = connection(&cluster_state, &from, &to, protocol::TCP, 80).expect("ends with addresses");
+        let found = connection(&cluster_state, &from, &to, protocol::TCP, 80).expect("the connection is not possible");
         let allowed: Vec<bool> = found.backends.iter().map(crate::reference::BackendConnection::allowed).collect();
         assert_eq!(allowed, [true, false]);
     }

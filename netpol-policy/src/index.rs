@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::RangeBounds;
 
-/// Maps each key to a sorted set of values, which most often has only one value. Keys without values are not stored,
-/// so two indexes with the same content compare as equal.
+/// Maps each key to a set of values. A set is a sorted vector, because most sets have only one value. Keys without
+/// values are not stored, so two indexes with the same content compare as equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Index<K, V> {
     entries: BTreeMap<K, Vec<V>>,
@@ -17,7 +17,7 @@ impl<K, V> Default for Index<K, V> {
 }
 
 impl<K: Ord, V: Ord> Index<K, V> {
-    /// Adds a value unless it exists.
+    /// Adds a value to a key, unless the key has it already.
     pub(crate) fn insert(&mut self, key: K, value: V) {
         let values = self.entries.entry(key).or_insert_with(|| Vec::with_capacity(1));
         if let Err(position) = values.binary_search(&value) {
@@ -25,7 +25,7 @@ impl<K: Ord, V: Ord> Index<K, V> {
         }
     }
 
-    /// Removes a value if it exists.
+    /// Removes a value from a key, if the key has it.
     pub(crate) fn remove(&mut self, key: &K, value: &V) {
         let Some(values) = self.entries.get_mut(key) else { return };
         if let Ok(position) = values.binary_search(value) {

@@ -1,8 +1,9 @@
-//! Compares the compiled tables with the reference after each change of random sequences of events.
+//! Compares the compiled tables with the reference (a direct implementation of the API documentation) after each change
+//! of random sequences of events.
 //!
-//! `NETPOL_CASES` sets the number of sequences.
+//! The environment variable `NETPOL_CASES` sets the number of sequences.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netpol_common::{Evaluation, Reason, RuleSetId};
@@ -27,8 +28,8 @@ fn scope() -> NodeScope {
 /// A verdict, and whether the packet is evaluated again post-DNAT.
 type Verdict = (Reason, bool);
 
-/// For each pod, two verdicts on each probe: by the policies that are enforced, and as if policies in shadow mode were
-/// enforced (`None`: no such policy isolates the pod).
+/// For each pod, two verdicts on each probe (a packet that is evaluated at each pod): by the policies that are
+/// enforced, and as if policies in shadow mode were enforced (`None`: no such policy isolates the pod).
 type Verdicts = BTreeMap<PodKey, Vec<(Verdict, Option<Verdict>)>>;
 
 fn verdicts_of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
@@ -60,6 +61,7 @@ fn verdicts_of_reference(cluster_state: &ClusterState, probes: &[Probe]) -> Verd
 fn assert_same(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> TestCaseResult {
     let (found, reference) =
         (verdicts_of_tables(tables, cluster_state, probes), verdicts_of_reference(cluster_state, probes));
+    // Both have verdicts for the same pods.
     prop_assert_eq!(found.keys().collect::<Vec<_>>(), reference.keys().collect::<Vec<_>>());
     for (pod, verdicts) in &found {
         for (probe, found) in probes.iter().zip(verdicts) {
@@ -82,7 +84,8 @@ fn apply_and_check_each_change(
 ) -> Result<Tables, TestCaseError> {
     let (before, after) = (verdicts_of_reference(old_state, probes), verdicts_of_reference(new_state, probes));
     // A change of a pod takes effect in two steps: for the pod as a local pod, and for its address as a remote address.
-    // So verdicts on hairpin traffic of the pod are not checked.
+    // Between the steps, a verdict on hairpin traffic of the pod can be neither the old nor the new one. So these
+    // verdicts are not checked.
     let may_be_hairpin = |pod: &PodKey, probe: &Probe| {
         let states = [old_state, new_state];
         let [old, new] = states.map(|cluster_state| cluster_state.pods.get(pod));
@@ -104,18 +107,18 @@ fn apply_and_check_each_change(
             });
         through_service || [old, new].into_iter().flatten().any(|pod| pod.addresses.contains(&probe.remote))
     };
-    let mut reevaluated: BTreeMap<PodKey, bool> = BTreeMap::new();
+    let mut reevaluated: BTreeSet<PodKey> = BTreeSet::new();
     for change in changes {
         match change {
             Change::PutEndpoint(pod, _) | Change::DeleteEndpoint(pod) => {
-                reevaluated.insert(pod.clone(), true);
+                reevaluated.insert(pod.clone());
             }
             Change::Reevaluate(rule_sets) => {
                 for (pod, policy) in tables.endpoints() {
                     let uses = |rule_set: RuleSetId| rule_sets.contains(&rule_set);
                     let policies = [policy.ingress, policy.egress, policy.shadow_ingress, policy.shadow_egress];
                     if policies.iter().any(|policy| uses(policy.rule_set)) {
-                        reevaluated.insert(pod.clone(), true);
+                        reevaluated.insert(pod.clone());
                     }
                 }
             }
@@ -147,8 +150,8 @@ fn apply_and_check_each_change(
             }
         }
     }
-    // A flow that is evaluated again gets the verdict of the tables. `expected` states where this allows more than the
-    // reference.
+    // The new verdicts are those of the tables, not of the reference: a flow that is evaluated again gets the verdict
+    // of the tables. The documentation of `expected` states in which case the tables allow more than the reference.
     let now = verdicts_of_tables(&tables, new_state, probes);
     for (pod, verdicts) in &now {
         let Some(old) = before.get(pod) else { continue };
@@ -161,7 +164,7 @@ fn apply_and_check_each_change(
         });
         if let Some(index) = narrowed {
             prop_assert!(
-                reevaluated.contains_key(pod),
+                reevaluated.contains(pod),
                 "{pod} may no longer send or receive {:?}, but its flows are not re-evaluated: {changes:#?}",
                 probes[index]
             );
@@ -184,7 +187,8 @@ proptest! {
             let old = engine.cluster_state().clone();
             let is_single_change = match &event {
                 Event::Reset(_) | Event::LocalAddresses(_) => false,
-                // A change of both labels and modes is two changes.
+                // An event that changes both the labels and the modes of a namespace counts as two changes. Then
+                // `in_safe_order` returns `None`.
                 Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)) => {
                     engine.in_safe_order(vec![event.clone()]).is_some()
                 }

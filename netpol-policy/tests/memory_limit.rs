@@ -1,5 +1,6 @@
-//! Tests of the memory limit for policies. Namespaces share the memory fairly. A rule that is left out only makes the
-//! policy stricter, and is used again when there is room. sNN in the name of a test is an item of docs/semantics.md.
+//! Tests of the memory limit for policies. Namespaces share the memory fairly. If policies need more, parts of them are
+//! left out: blocks, ports or map entries. A part that is left out only makes the policy stricter. It is used again
+//! when there is room. sNN in the name of a test is an item of docs/semantics.md.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,6 +16,7 @@ use netpol_policy::testing::{event, expected, probes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+/// Returns an engine of the node `node-1`. `limit`: bytes of memory for policies.
 fn engine(limit: u64) -> Engine {
     Engine::new(NodeScope::Node("node-1".into()), FirstIds::default()).with_policy_memory(Some(limit))
 }
@@ -25,6 +27,7 @@ fn objects(yaml: &str) -> Vec<Object> {
     parsed.objects.into_iter().map(|located| located.object).collect()
 }
 
+/// Returns a pod of the engine's node. Its label `app` is its name.
 fn pod(namespace: &str, name: &str, address: &str) -> String {
     format!(
         "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}, \
@@ -69,10 +72,12 @@ fn reason(engine: &Engine, pod: (&str, &str), remote: IpAddr) -> Reason {
     engine.evaluate(&packet).expect("the pod is on this node").reason
 }
 
+/// Returns whether the pod's endpoint is marked as incomplete, because parts of its policies are left out.
 fn is_incomplete(engine: &Engine, namespace: &str, name: &str) -> bool {
     engine.endpoint(&PodKey::new(namespace, name)).expect("the pod is on this node").incomplete
 }
 
+/// Returns what is left out of each policy.
 fn omitted(engine: &Engine) -> BTreeMap<String, Omitted> {
     engine.omitted().into_iter().map(|(policy, omitted)| (policy.to_string(), omitted)).collect()
 }
@@ -117,6 +122,7 @@ fn blocks_are_left_out_only_from_the_policy_with_too_many_blocks() {
     // Blocks are used in the order of the policy. Blocks beyond the namespace's share match nothing.
     assert_eq!(reason(&engine, ("a", "big"), address(0)), Reason::Rule);
     assert_eq!(reason(&engine, ("a", "big"), address(4 * 19_999)), Reason::NoRule);
+    // An address between the first two blocks.
     assert_eq!(reason(&engine, ("a", "big"), address(2)), Reason::NoRule);
     // The verdicts of other pods do not change.
     assert_eq!(reason(&engine, ("a", "small"), [192, 0, 2, 7].into()), Reason::Rule);
@@ -270,11 +276,13 @@ fn policies_added_one_by_one_stay_within_the_limit() {
     };
     for index in 0..30 {
         engine.apply_all(objects(&policy_for_peer(index, 80 + 3 * index)).into_iter().map(Event::Apply));
+        // The first three policies fit into the limit, but not 26 or more. The number between them that still fits does
+        // not matter.
         if !(3..25).contains(&index) {
             check(&engine, index < 3);
         }
     }
-    // Policies are changed in place if there is room.
+    // Changes of policies change rule sets in place, too, if there is room.
     for index in 0..30 {
         engine.apply_all(objects(&policy_for_peer(index, 78 + 3 * index)).into_iter().map(Event::Apply));
         check(&engine, false);
@@ -286,8 +294,8 @@ fn policies_added_one_by_one_stay_within_the_limit() {
     assert_eq!(reason(&engine, ("a", "web"), [10, 1, 0, 29].into()), Reason::Rule);
 }
 
-/// An `ALLOW` entry that does not fit at first is written when there is room. Then Services with backends of its class
-/// are allowed, too.
+/// The policy `first` uses most of the memory. So the policy `web` gets no `ALLOW` entry for the class of the Service's
+/// backend. When `first` is deleted, this entry is written. Then the Service must be allowed, too.
 #[test]
 fn a_service_is_allowed_when_there_is_room_for_its_backends() {
     let port = |number: u32| format!("{{protocol: TCP, port: {number}}}");
@@ -327,6 +335,7 @@ fn a_service_is_allowed_when_there_is_room_for_its_backends() {
     assert_eq!(verdict(&engine), (Reason::Service, false), "{:?}", omitted(&engine));
 }
 
+/// Returns the number of random cases.
 fn cases() -> u32 {
     std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48)
 }

@@ -1,4 +1,4 @@
-//! Sources of API objects. A source first sends all objects as a reset, and then each change.
+//! Sources of API objects. A source first sends all objects as one [`Event::Reset`], and then sends each change.
 
 pub mod dir;
 pub mod kube;
@@ -36,7 +36,8 @@ pub struct Batch {
     pub received: Instant,
 }
 
-/// A query to a source for the state of a subject. The state at the time of the query may be newer than the last event.
+/// A query to a source for the state of a subject, such as a policy: the agent then waits until this state is enforced.
+/// The state at the time of the query may be newer than the last event.
 #[derive(Debug)]
 pub struct SourceQuery {
     /// The subject.
@@ -51,14 +52,14 @@ pub struct SourceQuery {
 pub enum Subject {
     /// One object.
     Object(ObjectKey),
-    /// All objects. Always exists.
+    /// All objects. This subject always exists.
     Everything,
 }
 
 /// The state of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubjectState {
-    /// Whether it exists.
+    /// Whether the subject exists.
     pub exists: bool,
     /// The number of the batch that includes this state, or of a later batch.
     pub generation: Generation,
@@ -67,11 +68,11 @@ pub struct SubjectState {
 /// A running source.
 #[derive(Debug)]
 pub struct Feed {
-    /// Its batches; the first is a reset with all objects.
+    /// The batches of the source. The first batch has one [`Event::Reset`] with all objects.
     pub batches: mpsc::Receiver<Batch>,
     /// Sends queries to the source.
     pub queries: mpsc::Sender<SourceQuery>,
-    /// Its state, for readiness and metrics.
+    /// The state of the source, for readiness and metrics.
     pub state: SourceState,
 }
 
@@ -80,7 +81,8 @@ pub struct Feed {
 pub enum ObjectSource {
     /// `dir:PATH`: manifests in a directory tree, watched.
     Dir(PathBuf),
-    /// `kube`: the API server of this cluster; `kube:PATH`: the one in this kubeconfig.
+    /// `kube`: the API server of the cluster in which this process runs; `kube:PATH`: the API server in this
+    /// kubeconfig.
     Kube(Option<PathBuf>),
 }
 
@@ -112,7 +114,8 @@ pub enum SourceError {
 }
 
 impl ObjectSource {
-    /// Starts the source in its own task. The first batch has all objects. `limits` apply to files.
+    /// Starts the source in its own task. The first batch has all objects. `limits`: the maximum sizes of manifest
+    /// files.
     ///
     /// # Errors
     /// If the directory cannot be listed or watched, or the credentials cannot be read. Invalid objects are only

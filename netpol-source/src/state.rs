@@ -1,10 +1,10 @@
-//! The state of a source, for `/readyz` and metrics.
+//! The state of a source (API server or directory of manifests), for `/readyz` and metrics.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// The state of each kind. The source updates it.
+/// The state of each kind of objects. The source updates this state.
 #[derive(Clone, Debug, Default)]
 pub struct SourceState(Arc<Mutex<BTreeMap<&'static str, KindState>>>);
 
@@ -13,17 +13,17 @@ pub struct SourceState(Arc<Mutex<BTreeMap<&'static str, KindState>>>);
 pub struct KindState {
     /// Whether the full list was received at least once.
     pub listed: bool,
-    /// Whether the agent has all current objects of the API server.
+    /// Whether the agent has all current objects of this kind.
     pub in_sync: bool,
     /// Number of objects.
     pub objects: usize,
     /// Number of full lists after the first.
     pub relists: u64,
-    /// Failures by reason: an HTTP status, `connection`, `timeout`, `invalid-response`.
+    /// Number of failed requests by reason: an HTTP status, `connection`, `timeout`, `invalid-response`.
     pub errors: BTreeMap<String, u64>,
     /// When data of this kind, including bookmarks, was last received.
     pub last_received: Option<Instant>,
-    /// The current error.
+    /// Why objects of this kind cannot be read at the moment; `None` if they can.
     pub current_error: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl SourceState {
         self.lock().clone()
     }
 
-    /// Describes what the first batch waits for; `None` once all kinds are listed.
+    /// Describes what the source's first batch of changes waits for; `None` once all kinds are listed.
     pub fn waiting(&self) -> Option<String> {
         let kinds = self.lock();
         let missing: Vec<&str> = kinds.iter().filter(|(_, kind)| !kind.listed).map(|(name, _)| *name).collect();

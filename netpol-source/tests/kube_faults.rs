@@ -1,4 +1,5 @@
-//! Tests the kube source with an API server that fails in many ways.
+//! Tests the kube source (it lists and watches the API server) with a server that fails in many ways. A version is a
+//! `resourceVersion`.
 
 mod kube_cluster;
 
@@ -13,6 +14,7 @@ async fn cluster() -> Cluster {
     cluster_of(Options::default()).await
 }
 
+/// Starts a server with the pods `web` and `db` and the policy `all`, and a source that watches them.
 async fn cluster_of(options: Options) -> Cluster {
     let fill = |server: &ApiServer| {
         server.apply(pod("web", "web", "10.1.0.1")).expect("cannot create the pod");
@@ -25,7 +27,7 @@ async fn cluster_of(options: Options) -> Cluster {
 }
 
 #[tokio::test]
-async fn a_watch_event_that_is_cut_off_is_received_again_without_a_resync() -> Result<()> {
+async fn after_a_broken_watch_the_missed_event_is_received_without_a_resync() -> Result<()> {
     let mut cluster = cluster().await;
     for (index, fault) in
         [WatchFault::CutInTheMiddle, WatchFault::Garbage, WatchFault::Cut, WatchFault::End].into_iter().enumerate()
@@ -49,21 +51,23 @@ async fn a_silent_watch_over_http_1_is_detected() -> Result<()> {
     Ok(())
 }
 
-/// kube-apiserver sends no bookmark while the version stays the same. So a watch without any data is normal.
+/// kube-apiserver sends no bookmark while the version stays the same. So a watch without any data is normal. A dead
+/// connection is detected by HTTP/2 pings.
 #[tokio::test]
 async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_seconds() -> Result<()> {
     let mut cluster = cluster().await;
     let watches = cluster.requests_with("watch=1");
     sleep(short_times().idle_timeout * 2).await;
     assert_eq!(cluster.requests_with("watch=1"), watches, "an idle watch was replaced");
-    let errors = |cluster: &Cluster| cluster.feed.state.kinds().values().filter(|kind| !kind.errors.is_empty()).count();
-    assert_eq!(errors(&cluster), 0);
+    let kinds_with_errors =
+        |cluster: &Cluster| cluster.feed.state.kinds().values().filter(|kind| !kind.errors.is_empty()).count();
+    assert_eq!(kinds_with_errors(&cluster), 0);
 
-    // The kernel acknowledges the data that it receives, but the server does not respond.
+    // The server's kernel acknowledges the data that it receives, but the server does not respond.
     cluster.server.network(Network::BlackHole);
     let started = Instant::now();
-    let kinds = cluster.feed.state.kinds().len();
-    cluster.wait_until("all kinds report an error", || errors(&cluster) == kinds).await;
+    let kind_count = cluster.feed.state.kinds().len();
+    cluster.wait_until("all kinds report an error", || kinds_with_errors(&cluster) == kind_count).await;
     println!("detected after {:.1} s", started.elapsed().as_secs_f64());
     assert!(started.elapsed() < Duration::from_secs(30), "it took {:?}", started.elapsed());
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
@@ -74,15 +78,17 @@ async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_secon
 
 #[tokio::test]
 async fn after_an_expired_version_the_source_lists_again_and_sends_only_the_difference() -> Result<()> {
-    // Over HTTP/1.1, the source detects a watch that hangs after a short timeout.
+    // The watch of pods hangs, so it misses two changes. Over HTTP/1.1, the source detects this by the idle timeout.
     let mut cluster = cluster_of(Options { http2: false, ..Options::default() }).await;
     cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.delete(Resource::Pods, "shop", "db");
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
+    // The next watch cannot start from the old version: status 410.
     cluster.server.compact();
     cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Error(410));
     let batch = cluster.next_batch().await;
     assert_eq!((keys(&batch), batch.after_resync), (vec!["+Pod shop/new".to_owned(), "-Pod shop/db".to_owned()], true));
+    // If nothing has changed, the second list causes no batch.
     let gone = Fault::new(Effect::status(410)).verb(Verb::Watch).resource(Resource::Pods).times(1);
     cluster.server.inject(gone);
     cluster.server.disconnect();
@@ -129,7 +135,9 @@ async fn a_restored_backup_with_older_versions_is_detected() -> Result<()> {
     Ok(())
 }
 
-/// A watch from the last known version would continue without error, and would not report earlier differences.
+/// After the restore and nine more changes, the server's version is higher than the last version that the source knows.
+/// So a watch from this version would start without error, but would not report the objects that the restore removed.
+/// After a long outage, the source lists all objects instead.
 #[tokio::test]
 async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage() -> Result<()> {
     let server = server(Options::default(), |server| {
@@ -164,6 +172,7 @@ async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage()
 #[tokio::test]
 async fn a_list_that_fails_midway_deletes_no_objects() -> Result<()> {
     let mut cluster = cluster().await;
+    // The list is a streaming list: a watch that first sends all objects.
     let cut = Fault::new(Effect::cut_in_the_middle()).verb(Verb::Watch).resource(Resource::Pods).times(3);
     cluster.server.inject(cut);
     cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Error(410));
@@ -218,8 +227,8 @@ async fn a_request_to_a_busy_server_is_retried_after_the_requested_time() -> Res
 
 #[tokio::test]
 async fn a_missing_permission_is_named_and_the_source_continues_when_it_is_granted() -> Result<()> {
-    let rules = || Rules::all().without(Resource::NetworkPolicies, None);
-    let server = server(Options { rules: rules(), ..Options::default() }, |server| {
+    let without_policies = || Rules::all().without(Resource::NetworkPolicies, None);
+    let server = server(Options { rules: without_policies(), ..Options::default() }, |server| {
         server.apply(policy("all")).expect("cannot create the policy");
     });
     let mut cluster = Cluster::watch(server, short_times());
@@ -237,7 +246,7 @@ async fn a_missing_permission_is_named_and_the_source_continues_when_it_is_grant
     cluster.server.set_rules(Rules::all());
     cluster.wait_in_sync().await;
     // If the permission is removed again, the other kinds are not affected.
-    cluster.server.set_rules(rules());
+    cluster.server.set_rules(without_policies());
     cluster.server.end_forbidden_watches();
     cluster
         .wait_until("the failure is reported", || cluster.feed.state.kinds()["networkpolicies"].current_error.is_some())
@@ -248,8 +257,8 @@ async fn a_missing_permission_is_named_and_the_source_continues_when_it_is_grant
     Ok(())
 }
 
-/// The agent was upgraded without its `ClusterRole`. Without Services and slices, it could not evaluate traffic to
-/// Services.
+/// The agent was upgraded, but its `ClusterRole` was not. The older role does not permit reading Services and
+/// `EndpointSlices`. Without these objects, the agent could not evaluate traffic to Services.
 #[tokio::test]
 async fn the_role_of_an_older_version_is_not_sufficient_and_missing_rules_are_named() -> Result<()> {
     let read = &["get", "list", "watch"];

@@ -1,4 +1,5 @@
-//! Tests the kube source with an API server without faults, with and without optional features.
+//! Tests the kube source, which lists and watches the objects of an API server. In these tests, the server responds to
+//! every request, but some servers cannot stream lists.
 
 mod kube_cluster;
 
@@ -26,6 +27,7 @@ async fn the_first_batch_has_all_objects_and_later_ones_have_changes() -> Result
     cluster.server.delete(Resource::Pods, "shop", "web");
     assert_eq!(keys(&cluster.next_batch().await), ["-Pod shop/web"]);
     assert_eq!(cluster.batches.last().map(|batch| batch.generation.0), Some(3));
+    // The source streams the lists of its six resources, and reads no list in pages.
     assert!(cluster.requests_with("sendInitialEvents=true") >= 6 && cluster.requests_with("/pods?limit") == 0);
     Ok(())
 }
@@ -49,6 +51,7 @@ async fn changes_of_services_and_their_slices_are_sent() -> Result<()> {
         server.apply(slice("web-x1", "web", &["10.1.0.1"])).expect("cannot create the slice");
     })
     .await;
+    // Each test server has the Service `web`.
     assert_eq!((cluster.state.services.len(), cluster.state.slices.len()), (1, 1));
     cluster.server.apply(slice("web-x2", "web", &["10.1.0.2", "10.1.0.3"]))?;
     assert_eq!(keys(&cluster.next_batch().await), ["+EndpointSlice shop/web-x2"]);
@@ -83,21 +86,22 @@ async fn lists_are_read_in_pages_if_the_server_cannot_stream_them() -> Result<()
             }
         })
         .await;
-        assert_eq!(cluster.requests_with("continue="), 2, "eight pods in pages of three");
+        assert_eq!(cluster.requests_with("continue="), 2, "eight pods must be read in pages of three");
         cluster.server.apply(policy("late"))?;
         assert_eq!(keys(&cluster.next_batch().await), ["+NetworkPolicy shop/late"]);
         assert!(!cluster.batches.iter().any(|batch| batch.after_resync));
-        expect_that_no_streaming_list_is_tried_again(&mut cluster).await?;
+        expect_no_more_streaming_lists(&mut cluster).await?;
     }
     Ok(())
 }
 
 /// Forces the source to list all objects again, and checks that it does not request a streaming list.
-async fn expect_that_no_streaming_list_is_tried_again(cluster: &mut Cluster) -> Result<()> {
+async fn expect_no_more_streaming_lists(cluster: &mut Cluster) -> Result<()> {
     cluster.server.compact();
     cluster.server.disconnect();
     cluster.server.apply(policy("later"))?;
     cluster.wait_in_sync().await;
+    // At the start, the source requested one streaming list for each of its six resources.
     assert_eq!(cluster.requests_with("sendInitialEvents=true"), 6, "the source must not request streaming lists again");
     Ok(())
 }
@@ -108,6 +112,7 @@ async fn expect_that_no_streaming_list_is_tried_again(cluster: &mut Cluster) -> 
 #[tokio::test]
 async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> Result<()> {
     for bookmarks in [true, false] {
+        // Without bookmarks, the first bookmark is due only after the end of this test.
         let bookmark_every = if bookmarks { Duration::from_millis(100) } else { Duration::from_mins(1) };
         let options = Options { streaming_lists: StreamingLists::Ignored, bookmark_every, ..Options::default() };
         let server = server(options, |server| {
@@ -117,6 +122,8 @@ async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> 
                     .expect("cannot create the pod");
             }
         });
+        // With bookmarks, the limit for the time without data is longer than this test, so only a bookmark can show
+        // that the server ignores `sendInitialEvents`.
         let limit = if bookmarks { kube_cluster::WAIT_TIMEOUT * 2 } else { short_times().streaming_list_idle_timeout };
         let mut cluster = Cluster::watch(
             server,
@@ -126,10 +133,10 @@ async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> 
         cluster.server.apply(policy("meanwhile"))?;
         cluster.wait_in_sync().await;
         assert_eq!(cluster.batches.len(), 1, "the list must be sent as one batch");
-        assert_eq!(cluster.requests_with("continue="), 2, "eight pods in pages of three");
+        assert_eq!(cluster.requests_with("continue="), 2, "eight pods must be read in pages of three");
         cluster.server.delete(Resource::Pods, "shop", "p3");
         assert_eq!(keys(&cluster.next_batch().await), ["-Pod shop/p3"]);
-        expect_that_no_streaming_list_is_tried_again(&mut cluster).await?;
+        expect_no_more_streaming_lists(&mut cluster).await?;
     }
     Ok(())
 }
@@ -154,6 +161,7 @@ async fn an_invalid_policy_still_isolates_pods_and_does_not_affect_other_objects
     cluster.next_batch().await;
     let policy = cluster.state.policies.values().next().expect("the policy does not exist");
     assert!(policy.pods.invalid && policy.ingress.is_some() && !policy.diagnostics.is_empty(), "{policy:?}");
+    // The source skips the invalid pod `strange`.
     let pods: Vec<_> = cluster.state.pods.keys().map(|key| key.name.to_string()).collect();
     assert_eq!(pods, ["web"]);
     Ok(())
@@ -162,6 +170,7 @@ async fn an_invalid_policy_still_isolates_pods_and_does_not_affect_other_objects
 #[tokio::test]
 async fn a_query_about_an_object_is_answered_when_its_watch_has_caught_up() -> Result<()> {
     let mut cluster = Cluster::start(Options::default(), |_| {}).await;
+    // The source receives the query before the events of the changes.
     cluster.server.delay_events(Duration::from_millis(400));
     cluster.server.apply(policy("new"))?;
     let answer = cluster.query(policy_key("new")).await.expect("the query failed");
@@ -209,7 +218,7 @@ async fn a_query_about_everything_is_answered_when_each_watch_has_caught_up() ->
 }
 
 #[tokio::test]
-async fn the_source_has_the_servers_state_after_changes_of_2000_pods() -> Result<()> {
+async fn the_source_has_the_servers_state_after_changes_of_2000_pods_and_lost_watches() -> Result<()> {
     let address = |index: usize| format!("10.1.{}.{}", index / 250, index % 250 + 1);
     let mut cluster = Cluster::start(Options::default(), |server| {
         for index in 0..2000 {

@@ -25,7 +25,7 @@ pub fn test_object() -> PathBuf {
     object().with_file_name("netpol-test.o")
 }
 
-/// Reads an object.
+/// Reads the file of an object.
 ///
 /// # Errors
 /// Returns an error if the object was not built.
@@ -36,8 +36,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 /// The name of a global variable in the BPF object. It is 1 if the packets and bytes of flows are counted.
 pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
 
-/// Loads all programs of an object, with these global variables set to 1, and returns what the kernel reports about
-/// each program.
+/// Loads all programs of an object, and returns what the kernel reports about each program. `enabled` are the global
+/// variables that are set to 1.
 ///
 /// # Errors
 /// Returns an error if the object does not exist, the process does not run as root, or the verifier rejects a program.

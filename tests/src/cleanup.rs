@@ -1,5 +1,5 @@
-//! Removes the pins and directories of tests: by guards, on an interrupt, or in the next run. An interrupt also kills
-//! the processes that the tests started.
+//! Removes the BPF pins and directories of tests: when a guard is dropped, on an interrupt, or in the next run. An
+//! interrupt also kills the processes that the tests started.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,8 +45,8 @@ pub fn on_interrupt(callback: fn(&CleanupReport)) {
     registry().callback = Some(callback);
 }
 
-/// Returns a unique name for a pin or directory: `npt-PID-NUMBER-WORD`. A later run removes the names that have the ID
-/// of a process that no longer exists.
+/// Returns a unique name for a pin or directory: `npt-PID-NUMBER-WORD`. If the process with this PID
+/// no longer exists, a later run removes the pin or directory.
 pub fn unique(word: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -80,7 +80,7 @@ impl Drop for PathGuard {
     }
 }
 
-/// Registers a process that must not outlive this one.
+/// Registers a process that an interrupt kills, because it must not outlive this one.
 pub(crate) fn register_process(pid: u32) {
     prepare();
     registry().processes.insert(pid.cast_signed());
@@ -121,9 +121,9 @@ fn remove_leftovers(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next());
-        if let Some(owner) = owner.and_then(|owner| owner.parse::<u32>().ok())
-            && !Path::new(&format!("/proc/{owner}")).exists()
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next());
+        if let Some(pid) = pid.and_then(|pid| pid.parse::<u32>().ok())
+            && !Path::new(&format!("/proc/{pid}")).exists()
             && let Err(error) = remove(&entry.path())
         {
             eprintln!("cannot remove {} of an earlier run: {error}", entry.path().display());
@@ -131,22 +131,26 @@ fn remove_leftovers(root: &Path) {
     }
 }
 
-static WAKE: OnceLock<std::os::fd::OwnedFd> = OnceLock::new();
+/// The writing end of the pipe on which the cleaner thread waits, see [`catch_interrupts`].
+static WAKE_PIPE: OnceLock<std::os::fd::OwnedFd> = OnceLock::new();
 
 extern "C" fn wake_cleaner(_signal: i32) {
-    if let Some(pipe) = WAKE.get() {
+    if let Some(pipe) = WAKE_PIPE.get() {
         // If the pipe is full, the cleaner thread is already awake.
         let _ = nix::unistd::write(pipe, b"!");
     }
 }
 
+/// Installs the signal handler, and starts the cleaner thread. This thread cleans up, because a signal handler may call
+/// only few functions: it writes to a pipe, and the thread reads from this pipe.
 fn catch_interrupts() -> Result<()> {
     let (reader, writer) = nix::unistd::pipe().context("creating a pipe")?;
-    WAKE.set(writer).map_err(|_| anyhow::anyhow!("the interrupt handler is already installed"))?;
+    WAKE_PIPE.set(writer).map_err(|_| anyhow::anyhow!("the interrupt handler is already installed"))?;
     std::thread::Builder::new()
         .name("cleaner".into())
         .spawn(move || {
             let mut byte = [0];
+            // A read that fails, for example because of a signal (EINTR), is repeated.
             while nix::unistd::read(&reader, &mut byte).is_err() {}
             clean_and_exit();
         })
@@ -176,6 +180,6 @@ fn clean_and_exit() -> ! {
     if let Some(callback) = registry.callback {
         callback(&report);
     }
-    // The kernel removes the namespaces with the process.
+    // The kernel removes the network namespaces when the process ends.
     std::process::exit(130);
 }

@@ -103,7 +103,7 @@ impl EchoConnection {
         Ok(mtu)
     }
 
-    /// Echoes `length` bytes in bulk, so that segments have their maximum size.
+    /// Sends `length` bytes in large pieces, so that segments have their maximum size, and receives the echo.
     ///
     /// # Errors
     /// Returns an error if not all bytes come back.
@@ -141,6 +141,7 @@ pub fn echo_datagram(cluster: &Cluster, from: &str, to: &str, port: u16, length:
         socket.set_read_timeout(Some(Duration::from_millis(600)))?;
         let sent = pattern(length);
         socket.send(&sent)?;
+        // The server sends its name before the datagram.
         let mut received = vec![0; length + 512];
         match socket.recv(&mut received) {
             Ok(count) => Ok(received[..count].ends_with(&sent)),
@@ -157,8 +158,8 @@ pub struct Stream {
     thread: Option<JoinHandle<Result<StreamCounts>>>,
 }
 
-/// How long to wait for missing responses when a stream ends.
-const LAST_RESPONSES: Duration = Duration::from_secs(1);
+/// How long to wait for missing responses when a stream ends. In [`one_flow`], each response restarts this time.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Counts of a [`Stream`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -184,8 +185,8 @@ impl Stream {
     /// # Errors
     /// Returns an error if a socket cannot be created.
     pub fn of_new_flows(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<Self> {
-        // All flows have the same source address and target, and different source ports. The thread enters the sender's
-        // namespace, because it creates sockets.
+        // All flows have the same source address and target, and different source ports. The thread creates their
+        // sockets, so it enters the sender's network namespace.
         let first = socket(cluster, from, to, port)?;
         let (source, target) = (first.local_addr()?.ip(), first.peer_addr()?);
         let netns = cluster.host(from).netns().clone();
@@ -201,7 +202,7 @@ impl Stream {
         Self { stop, thread: Some(std::thread::spawn(move || work(&stopped))) }
     }
 
-    /// Stops the stream, waits for outstanding responses, and returns the counts.
+    /// Stops the stream, waits for missing responses, and returns the counts.
     ///
     /// # Errors
     /// Returns an error if the socket failed.
@@ -218,12 +219,13 @@ impl Drop for Stream {
     }
 }
 
+/// Returns a socket of the host `from` that is connected to the echo server of the host `to`.
 fn socket(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<UdpSocket> {
     let probe = cluster.probe(from, to, netpol_policy::model::Protocol::Udp, port);
     let host = cluster.host(from);
     host.netns().run(|| {
         let source = host.source_for(probe.address).context("the host has no address of this family")?;
-        connected(source, SocketAddr::new(probe.address, port))
+        connected_socket(source, SocketAddr::new(probe.address, port))
     })
 }
 
@@ -233,7 +235,7 @@ pub(crate) fn enlarge_receive_buffer(socket: &UdpSocket) -> Result<()> {
     setsockopt(socket, sockopt::RcvBufForce, &(8 << 20)).context("enlarging a socket's receive buffer")
 }
 
-fn connected(source: IpAddr, target: SocketAddr) -> Result<UdpSocket> {
+fn connected_socket(source: IpAddr, target: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(SocketAddr::new(source, 0)).with_context(|| format!("binding to {source}"))?;
     socket.connect(target).with_context(|| format!("connecting the socket to {target}"))?;
     socket.set_nonblocking(true)?;
@@ -246,6 +248,7 @@ fn new_flows(source: IpAddr, target: SocketAddr, stop: &AtomicBool) -> Result<St
     let mut counts = StreamCounts::default();
     let mut unanswered: VecDeque<UdpSocket> = VecDeque::new();
     let mut buffer = [0; 256];
+    // Counts the responses, and closes the sockets of answered flows.
     let mut receive = |unanswered: &mut VecDeque<UdpSocket>, counts: &mut StreamCounts| {
         unanswered.retain(|socket| {
             let answered = socket.recv(&mut buffer).is_ok();
@@ -254,20 +257,20 @@ fn new_flows(source: IpAddr, target: SocketAddr, stop: &AtomicBool) -> Result<St
         });
     };
     while !stop.load(Ordering::Relaxed) {
-        let socket = connected(source, target)?;
+        let socket = connected_socket(source, target)?;
         socket.send(&counts.sent.to_be_bytes()).context("sending the first datagram of a flow")?;
         counts.sent += 1;
         unanswered.push_back(socket);
         std::thread::sleep(Duration::from_millis(2));
         receive(&mut unanswered, &mut counts);
-        // The oldest flow has had no response for half a second and counts as lost. Its socket is closed, because the
-        // number of descriptors is limited.
+        // With 256 later flows, the oldest flow has had no response for half a second and counts as lost. Its socket is
+        // closed, because the number of descriptors is limited.
         if unanswered.len() > 256 {
             unanswered.pop_front();
         }
     }
     let start = Instant::now();
-    while !unanswered.is_empty() && start.elapsed() < LAST_RESPONSES {
+    while !unanswered.is_empty() && start.elapsed() < RESPONSE_TIMEOUT {
         std::thread::sleep(Duration::from_millis(5));
         receive(&mut unanswered, &mut counts);
     }
@@ -289,12 +292,12 @@ fn one_flow(socket: &UdpSocket, stop: &AtomicBool) -> Result<StreamCounts> {
         std::thread::sleep(Duration::from_millis(1));
         receive(&mut counts);
     }
-    let (mut last, mut received) = (Instant::now(), counts.answered);
-    while counts.answered < counts.sent && last.elapsed() < LAST_RESPONSES {
+    let (mut last_response, mut answered_before) = (Instant::now(), counts.answered);
+    while counts.answered < counts.sent && last_response.elapsed() < RESPONSE_TIMEOUT {
         std::thread::sleep(Duration::from_millis(5));
         receive(&mut counts);
-        if received != counts.answered {
-            (last, received) = (Instant::now(), counts.answered);
+        if answered_before != counts.answered {
+            (last_response, answered_before) = (Instant::now(), counts.answered);
         }
     }
     Ok(counts)

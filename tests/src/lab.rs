@@ -1,4 +1,4 @@
-//! Combines a cluster and an agent, and checks which connections are allowed.
+//! Combines a test cluster (hosts in network namespaces) and an agent, and checks which connections are allowed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,23 +15,26 @@ use crate::probe::{Probe, ProbeResult};
 
 /// How long a change may take to have an effect, on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
+/// Name of the manifest file with the policies of a lab.
+const POLICY_FILE: &str = "first";
 
 /// A cluster, and the agent on its first node.
 #[derive(Debug)]
 pub struct Lab {
-    // Dropped first: the agent ends while its node still exists.
-    agent: Option<Agent>,
+    // The first field is dropped first: the agent ends while its node still exists.
+    agent: Agent,
     /// The cluster.
     pub cluster: Cluster,
 }
 
-/// Returns a policy by `namespace/name`, with its `spec` as YAML.
+/// Returns the manifest of a policy. `name` has the form `namespace/name`; `spec` is YAML.
 ///
 /// # Panics
-/// Panics if the name has another form.
+/// Panics if `name` has another form.
 pub fn policy(name: &str, spec: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
-    // The first line may directly follow the opening quote of the string. The other lines are indented as in the test.
+    // The first line may directly follow the opening quote of the string. The other lines are indented like the code of
+    // the test.
     let lines: Vec<_> = spec.lines().filter(|line| !line.trim().is_empty()).collect();
     let margin = lines.iter().skip(1).map(|line| line.len() - line.trim_start().len()).min().unwrap_or(0);
     let spec: Vec<_> = lines
@@ -52,7 +55,7 @@ pub fn deny_all(namespace: &str) -> String {
 }
 
 impl Lab {
-    /// Creates a cluster and an agent. When this function returns, the agent enforces these policies.
+    /// Creates a cluster and an agent. When this function returns, the agent enforces `policies`.
     ///
     /// # Errors
     /// Returns an error if the cluster cannot be created or the agent does not become ready.
@@ -66,49 +69,40 @@ impl Lab {
     /// Same as [`Self::start`].
     pub fn start_with(cluster: ClusterBuilder, policies: &[String], options: AgentOptions) -> Result<Self> {
         let cluster = cluster.build()?;
-        cluster.apply("first", &policies.concat())?;
+        cluster.apply(POLICY_FILE, &policies.concat())?;
         let agent = Agent::start_with(&cluster, options)?;
-        Ok(Self { agent: Some(agent), cluster })
+        Ok(Self { agent, cluster })
     }
 
     /// Combines an existing cluster and the agent on it.
     pub const fn of(cluster: Cluster, agent: Agent) -> Self {
-        Self { agent: Some(agent), cluster }
+        Self { agent, cluster }
     }
 
     /// Returns the agent.
-    ///
-    /// # Panics
-    /// Never: a lab always has an agent.
-    pub fn agent(&mut self) -> &mut Agent {
-        self.agent.as_mut().expect("the lab has no agent")
+    pub const fn agent(&mut self) -> &mut Agent {
+        &mut self.agent
     }
 
     /// Returns a shared reference to the agent.
-    ///
-    /// # Panics
-    /// Never: a lab always has an agent.
-    pub fn agent_ref(&self) -> &Agent {
-        self.agent.as_ref().expect("the lab has no agent")
+    pub const fn agent_ref(&self) -> &Agent {
+        &self.agent
     }
 
     /// Returns the agent's fake API server.
     ///
     /// # Panics
-    /// Panics if it has none.
+    /// Panics if the agent reads a directory.
     pub fn api_server(&self) -> &ApiServer {
-        self.agent.as_ref().and_then(Agent::api_server).expect("the agent does not use an API server")
+        self.agent.api_server().expect("the agent does not use an API server")
     }
 
     /// Returns the agent's metrics.
     ///
     /// # Errors
     /// Returns an error if the agent does not respond.
-    ///
-    /// # Panics
-    /// Never: a lab always has an agent.
     pub fn metrics(&self) -> Result<String> {
-        self.agent.as_ref().expect("the lab has no agent").get("/metrics")
+        self.agent.get("/metrics")
     }
 
     /// Returns the value of one series of the agent's metrics, such as `netpol_map_entries{map="ALLOW"}`.
@@ -127,7 +121,7 @@ impl Lab {
     /// # Errors
     /// Returns an error if they cannot be written.
     pub fn set_policies(&self, policies: &[String]) -> Result<()> {
-        self.cluster.apply("first", &policies.concat())
+        self.cluster.apply(POLICY_FILE, &policies.concat())
     }
 
     /// Waits until the measured connections between all hosts match the policies.
@@ -139,15 +133,17 @@ impl Lab {
     }
 
     /// Waits until the measured connections match a table, with one line for each connection: `from -> to 80/TCP` is
-    /// allowed, `from -x to 80/TCP` is dropped. For connections between pods and external hosts, the verdict of the
-    /// reference evaluator must be the same as in the table.
+    /// allowed, `from -x to 80/TCP` is dropped. `from` and `to` are pods, external hosts or nodes.
+    ///
+    /// Also compares the table with the reference evaluator (a second, direct implementation of the API documentation),
+    /// for the connections that do not involve a node.
     ///
     /// # Errors
     /// Returns an error if the connections do not match in time, or the reference evaluator returns another verdict.
     pub fn expect(&self, table: &str) -> Result<()> {
         let rows = parse(table);
-        // Nodes are not compared: a verdict for the local node differs from a verdict for another node, and the
-        // manifests do not contain which node is local.
+        // The name of a pod contains a slash. Nodes are not compared: a verdict for the local node differs from a
+        // verdict for another node, and the manifests do not contain which node is local.
         let is_compared = |name: &String| name.contains('/') || self.cluster.host(name).is_outside();
         let cells: Vec<_> =
             rows.keys().filter(|cell| is_compared(&cell.from) && is_compared(&cell.to)).cloned().collect();
@@ -193,12 +189,12 @@ impl Lab {
             if wrong.is_empty() {
                 return Ok(());
             }
-            let log = self.agent.as_ref().map(Agent::log).unwrap_or_default();
+            let log = self.agent.log();
             ensure!(start.elapsed() < TIMEOUT, "after {TIMEOUT:?}:\n{}\nAgent log:\n{log}", wrong.join("\n"));
         }
     }
 
-    /// Probes any address, such as a Service's. `to` is the host that should respond.
+    /// Probes any address, such as that of a Service. `to` is the host that should respond.
     ///
     /// # Errors
     /// Returns an error if a socket cannot be created.
@@ -208,8 +204,9 @@ impl Lab {
         Ok(self.cluster.try_all(&[probe])?.remove(0))
     }
 
-    /// Probes a Service with `server` as its only backend, from `server` and from `other`. The node translates
-    /// addresses as kube-proxy does, and masquerades hairpin traffic.
+    /// Creates a Service with `server` as its only backend, and probes it from `server` and from `other`. The Service
+    /// consists of nftables rules on the node: DNAT as kube-proxy does it, and masquerading of hairpin traffic (from
+    /// the server to itself).
     ///
     /// # Errors
     /// Returns an error if the node has no nftables, or a socket cannot be created.

@@ -1,4 +1,4 @@
-//! Flows that run in the background of a test. Every datagram is counted.
+//! Flows that send datagrams in the background of a test. Every datagram is counted.
 
 use anyhow::{Result, ensure};
 
@@ -6,7 +6,7 @@ use crate::cluster::Cluster;
 use crate::flow::Stream;
 
 /// Two streams of datagrams that are always allowed: one long-lived flow, and a stream in which each datagram starts a
-/// new flow. Two streams of the same kinds are always denied. All use UDP port 53.
+/// new flow. Two more streams, of the same kinds, are always denied. All use UDP port 53.
 #[derive(Debug)]
 pub struct BackgroundFlows {
     allowed: [Stream; 2],
@@ -14,7 +14,8 @@ pub struct BackgroundFlows {
 }
 
 impl BackgroundFlows {
-    /// Starts the flows from an allowed and from a denied host to a server.
+    /// Starts the flows to the host `server`: policies allow the traffic from the host `allowed`, and deny the traffic
+    /// from the host `denied`.
     ///
     /// # Errors
     /// Returns an error if a socket cannot be created.

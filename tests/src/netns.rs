@@ -1,4 +1,4 @@
-//! Network namespaces that only file descriptors refer to.
+//! Network namespaces. Only file descriptors keep them alive: they have no name in `/run/netns`.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,7 +19,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Creates a namespace with `lo` up. `name` is used only in messages.
+    /// Creates a namespace, and sets its interface `lo` up. `name` is used only in messages.
     ///
     /// # Panics
     /// Never: the thread that creates the namespace returns its errors.
@@ -51,7 +51,7 @@ impl Netns {
         &self.name
     }
 
-    /// Returns its inode number, as `ls -l /proc/PID/ns/net` shows it.
+    /// Returns the inode number of the namespace, as `ls -l /proc/PID/ns/net` shows it.
     ///
     /// # Errors
     /// Returns an error if the kernel does not report it.
@@ -59,12 +59,12 @@ impl Netns {
         Ok(self.file.metadata().context("reading a namespace's inode")?.ino())
     }
 
-    /// Returns a path by which another process can open the namespace, for example `ip link … netns PATH`.
+    /// Returns a path by which another process can open the namespace, as in `ip link … netns PATH`.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
-    /// Returns its file descriptor, which is valid while this value exists.
+    /// Returns a file descriptor of the namespace. It is valid while this value exists.
     pub fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.file.as_raw_fd()
     }
@@ -98,7 +98,7 @@ impl Netns {
             .with_context(|| format!("entering the network namespace of {}", self.name))
     }
 
-    /// Returns a command that runs inside the namespace. Its mount namespace stays the same, so that the command uses
+    /// Returns a command that runs inside the namespace. It stays in the mount namespace of this process, so it uses
     /// the same bpffs.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);

@@ -1,4 +1,5 @@
-//! Finds the BPF objects of a process, and checks whether they still exist, for example after the process has ended.
+//! Finds the BPF objects (maps, programs and links) that a process has open or that are pinned, and checks whether they
+//! still exist, for example after the process has ended.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -24,8 +25,8 @@ pub enum ObjectKind {
 impl ObjectKind {
     const ALL: [Self; 3] = [Self::Map, Self::Program, Self::Link];
 
-    /// Returns the key of the object's ID in `/proc/PID/fdinfo/FD`.
-    const fn key(self) -> &'static str {
+    /// Returns the prefix of the line with the object's ID in `/proc/PID/fdinfo/FD`.
+    const fn id_prefix(self) -> &'static str {
         match self {
             Self::Map => "map_id:",
             Self::Program => "prog_id:",
@@ -77,10 +78,11 @@ pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(ObjectKind, u32)>> {
     Ok(found)
 }
 
-/// Returns all IDs in the text of an fdinfo file. The file of a link also has the ID of its program.
+/// Returns all IDs in the text of an fdinfo file. The file of a link has two IDs: that of the link, and that of its
+/// program.
 fn ids_in(info: &str) -> impl Iterator<Item = (ObjectKind, u32)> {
     ObjectKind::ALL.into_iter().filter_map(move |kind| {
-        let id = info.lines().find_map(|line| line.strip_prefix(kind.key()))?;
+        let id = info.lines().find_map(|line| line.strip_prefix(kind.id_prefix()))?;
         Some((kind, id.trim().parse().ok()?))
     })
 }
@@ -108,9 +110,10 @@ fn open_pin(path: &Path) -> Result<OwnedFd> {
 /// Returns an error if the kernel cannot open an object that exists.
 pub fn exists(kind: ObjectKind, id: u32) -> Result<bool> {
     const SIZE: libc::c_uint = 16;
-    // The part of `union bpf_attr` that these commands read: the ID, the next ID and flags.
+    // The part of `union bpf_attr` that these commands read: the ID, the next ID (not used here) and flags.
     let attributes: [u32; 4] = [id, 0, 0, 0];
-    // SAFETY: the pointer and size are those of `attributes`. The kernel reads it and returns a descriptor.
+    // SAFETY: the pointer and size are those of `attributes`. The kernel reads `attributes` and returns a
+    // descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, kind.open_by_id(), attributes.as_ptr(), SIZE) };
     if fd >= 0 {
         let fd = i32::try_from(fd).context("the descriptor does not fit into i32")?;

@@ -1,10 +1,10 @@
-//! Checks JSON against the schemas of docs/api/openapi.json. Only the keywords that occur in the functions below are
-//! checked. Others are ignored, for example `format` and `maxItems`.
+//! Checks JSON against the schemas of docs/api/openapi.json. Checks only the JSON Schema keywords that occur in the
+//! functions below, and ignores others, for example `format` and `maxItems`.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
-/// The description of the agent's API.
+/// The `OpenAPI` description of the agent's API.
 #[derive(Clone, Debug)]
 pub struct OpenApi(Value);
 
@@ -17,24 +17,26 @@ impl OpenApi {
         Ok(Self(serde_json::from_str(text).context("the description of the API is not JSON")?))
     }
 
-    /// Returns the paths that have a GET request.
+    /// Returns the paths for which a GET request is described.
     pub fn get_paths(&self) -> Vec<&str> {
         let paths = self.0["paths"].as_object().into_iter().flatten();
         paths.filter(|(_, methods)| methods.get("get").is_some()).map(|(path, _)| path.as_str()).collect()
     }
 
-    /// Checks the body of a successful response to a GET request. If the type is NDJSON, checks each line.
+    /// Checks the body of a successful response to a GET request. If the media type is NDJSON, checks each line. A body
+    /// of plain text is not checked.
     ///
     /// # Errors
     /// Returns an error that names the field that does not match.
     pub fn check_response(&self, path: &str, body: &str) -> Result<()> {
         let content = &self.0["paths"][path]["get"]["responses"]["200"]["content"];
-        let (kind, schema) = content.as_object().and_then(|content| content.iter().next()).context("no response")?;
-        let bodies = match kind.as_str() {
+        let (media_type, schema) =
+            content.as_object().and_then(|content| content.iter().next()).context("no response")?;
+        let bodies = match media_type.as_str() {
             "application/json" => vec![body],
             "application/x-ndjson" => body.lines().collect(),
             "text/plain" => return Ok(()),
-            other => bail!("{path} has an unknown type: {other}"),
+            other => bail!("{path} has an unknown media type: {other}"),
         };
         for body in bodies {
             let value = serde_json::from_str(body).with_context(|| format!("GET {path} is not JSON: {body}"))?;
@@ -43,7 +45,7 @@ impl OpenApi {
         Ok(())
     }
 
-    /// Checks a value. `at` is its position, for messages.
+    /// Checks a value against a schema. `at` is the position of the value in the response, for messages.
     fn check(&self, schema: &Value, value: &Value, at: &str) -> Result<()> {
         if let Some(name) = schema["$ref"].as_str() {
             let pointer = name.strip_prefix('#').context("a reference to another file")?;

@@ -1,4 +1,4 @@
-//! Builds packets that sockets cannot send.
+//! Builds packets byte by byte, also packets that a pod cannot send through ordinary sockets.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,8 +29,8 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
-/// Bytes that identify a packet at the receiver. They are also a valid nonce option (RFC 3971, section 5.3.2), so that
-/// neighbor discovery messages can contain them.
+/// Bytes that identify a packet at the receiver. They are also a valid nonce option of neighbor discovery (RFC 3971,
+/// section 5.3.2), so that neighbor discovery messages can contain them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marker(pub [u8; 8]);
 
@@ -79,21 +79,21 @@ struct Fragment {
 }
 
 impl Ip {
-    /// Builds a packet between two addresses of one family.
+    /// Creates a builder for packets between two addresses of one family.
     pub const fn new(source: IpAddr, destination: IpAddr) -> Self {
         Self { source, destination, options: Vec::new(), extensions: Vec::new(), fragment: None }
     }
 
-    /// Returns a builder for the opposite direction, without options.
+    /// Returns a builder for the opposite direction, without options, extension headers and fragmentation.
     #[must_use]
     pub const fn reversed(&self) -> Self {
         Self::new(self.destination, self.source)
     }
 
-    /// Adds IPv4 options; the length is a multiple of four bytes.
+    /// Sets the IPv4 options.
     ///
     /// # Panics
-    /// Panics if the length is not a multiple of four.
+    /// Panics if the length is not a multiple of four bytes, or if it is above 40 bytes.
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
         assert!(
@@ -205,7 +205,8 @@ impl Ip {
         body
     }
 
-    /// Returns the packet with a TCP segment, with these flags (2 is SYN, 16 ACK, 4 RST) and a payload.
+    /// Returns the packet with a TCP segment from port `from` to port `to`, with these flags (2 is SYN, 16 ACK, 4 RST)
+    /// and this payload.
     pub fn tcp(&self, from: u16, to: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut body = vec![0; 20];
         body[0..2].copy_from_slice(&from.to_be_bytes());
@@ -220,8 +221,8 @@ impl Ip {
         self.carrying(protocol::TCP, &body)
     }
 
-    /// Returns the packet with an SCTP INIT chunk followed by `payload`. The CRC is zero, because no receiver in the
-    /// tests checks it.
+    /// Returns the packet with an SCTP INIT chunk from port `from` to port `to`, followed by `payload`. The CRC is
+    /// zero, because no receiver in the tests checks it.
     pub fn sctp_init(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
         let mut body = [from.to_be_bytes(), to.to_be_bytes()].concat();
         body.extend([0; 8]);
@@ -231,8 +232,8 @@ impl Ip {
         self.carrying(protocol::SCTP, &body)
     }
 
-    /// Returns the packet with an ICMP or `ICMPv6` message: type, code, the four bytes after the checksum, and the
-    /// rest.
+    /// Returns the packet with an ICMP or `ICMPv6` message. `kind`: the type. `word`: the four bytes after the
+    /// checksum.
     pub fn icmp(&self, kind: u8, code: u8, word: [u8; 4], rest: &[u8]) -> Vec<u8> {
         let mut body = vec![kind, code, 0, 0];
         body.extend(word);
@@ -263,7 +264,7 @@ impl Ip {
     }
 }
 
-/// Sets an IPv4 packet's header checksum, even if the header is truncated.
+/// Sets the header checksum of an IPv4 packet, even if its header is truncated.
 pub fn correct_header_checksum(packet: &mut [u8]) {
     let length = (usize::from(packet[0] & 15) * 4).clamp(20, packet.len());
     packet[10..12].fill(0);
@@ -285,7 +286,7 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     !u16::try_from(sum).expect("folded to 16 bits")
 }
 
-/// Returns an Ethernet frame with an IP packet, and with these VLAN tags.
+/// Returns an Ethernet frame with these VLAN tags (outermost first) and this IP packet.
 pub fn frame(to: Mac, from: Mac, vlans: &[u16], packet: &[u8]) -> Vec<u8> {
     let mut frame = [to.0, from.0].concat();
     for vlan in vlans {

@@ -12,15 +12,17 @@ use crate::program::PlainData;
 
 /// Pinned maps of an agent.
 pub struct Pinned {
+    /// The first half is indexed by ifindex, the second half by the values of `overflow`.
     endpoints: Array<MapData, PlainData<Endpoint>>,
+    /// For each interface whose slot in the first half has another endpoint: its ifindex, and an index in `endpoints`.
     overflow: HashMap<MapData, u32, u32>,
-    /// Number of slots in `endpoints` that are indexed by ifindex.
+    /// Number of slots in the first half of `endpoints`, a power of two. The low bits of an ifindex select the slot.
     slots: u32,
     addresses: HashMap<MapData, [u8; 4], PlainData<AddressEntry>>,
 }
 
 impl Pinned {
-    /// Opens the maps that an agent has pinned below its `--pin-path`.
+    /// Opens the maps that an agent has pinned below its `--pin-path`, here `pins`.
     ///
     /// # Errors
     /// Returns an error if there are no such pins.
@@ -52,7 +54,7 @@ impl Pinned {
         optional(self.overflow.get(&ifindex.0, 0).map(PlainData))?.map_or(Ok(None), at)
     }
 
-    /// Returns all endpoints except those in the overflow map.
+    /// Returns all endpoints except those to which the overflow map leads.
     ///
     /// # Errors
     /// Returns an error if a map cannot be read.
@@ -67,7 +69,7 @@ impl Pinned {
         Ok(endpoints)
     }
 
-    /// Returns the entry of an address.
+    /// Returns the map entry of an IPv4 address.
     ///
     /// # Errors
     /// Returns an error if the map cannot be read.

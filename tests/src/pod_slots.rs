@@ -60,8 +60,8 @@ impl PodSlots {
         self.slots.len()
     }
 
-    /// Connects the namespace of a slot to the bridge, with a veth of this name and interface group. Returns the pod's
-    /// address.
+    /// Connects the namespace of a slot to the bridge, with a veth of this name. The veth is in the interface group
+    /// `group`, see [`Self::detach_group`]. Returns the pod's address.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.

@@ -1,4 +1,5 @@
-//! Probes connections with real sockets, many in parallel.
+//! Probes connections with real sockets, many in parallel. The servers of [`crate::serve`] respond with the name of
+//! their host, so a probe detects a response of the wrong host.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -66,9 +67,12 @@ impl ProbeResult {
 
 /// The progress of a probe.
 enum Stage {
+    /// The TCP handshake is not finished.
     Connecting(OwnedFd),
+    /// Waits for the greeting of a TCP server: the name of its host, and a newline. Has the text received so far.
     AwaitingGreeting(TcpStream, String),
-    AwaitingEcho(UdpSocket, Instant),
+    /// Waits for the response of a UDP server, which starts with the name of its host. Has the time of sending.
+    AwaitingResponse(UdpSocket, Instant),
     Done(ProbeResult),
 }
 
@@ -99,7 +103,7 @@ pub(crate) fn probe_all(cluster: &Cluster, probes: &[Probe]) -> Result<Vec<Probe
     Ok(outcomes)
 }
 
-/// Runs the probes of one source, in its namespace.
+/// Runs the probes of one source, in its network namespace.
 fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<ProbeResult>> {
     let start = Instant::now();
     let mut stages = probes
@@ -128,23 +132,25 @@ fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<P
         drop(fds);
         for (index, ready) in waiting.into_iter().zip(ready) {
             let stage = std::mem::replace(&mut stages[index], Stage::Done(ProbeResult::Dropped));
-            stages[index] = if ready { stage.advance(probes[index]) } else { stage.repeat(timeout) };
+            stages[index] = if ready { stage.advance(probes[index]) } else { stage.resend_if_due(timeout) };
         }
     }
     Ok(stages
         .into_iter()
         .map(|stage| match stage {
             Stage::Done(outcome) => outcome,
-            Stage::Connecting(_) | Stage::AwaitingGreeting(..) | Stage::AwaitingEcho(..) => ProbeResult::Dropped,
+            Stage::Connecting(_) | Stage::AwaitingGreeting(..) | Stage::AwaitingResponse(..) => ProbeResult::Dropped,
         })
         .collect())
 }
 
+/// The UDP datagram that a probe sends.
 const PAYLOAD: &[u8] = b"name?";
 
 fn start_probe(host: &Host, probe: &Probe) -> Result<Stage> {
-    let any: IpAddr = if probe.address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let source = SocketAddr::new(host.source_for(probe.address).unwrap_or(any), 0);
+    let unspecified: IpAddr =
+        if probe.address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = SocketAddr::new(host.source_for(probe.address).unwrap_or(unspecified), 0);
     let target = SocketAddr::new(probe.address, probe.port);
     match probe.protocol {
         Protocol::Tcp => {
@@ -160,7 +166,7 @@ fn start_probe(host: &Host, probe: &Probe) -> Result<Stage> {
             if let Err(error) = socket.connect(target).and_then(|()| socket.send(PAYLOAD)) {
                 return Ok(Stage::Done(result_of_error(&error)));
             }
-            Ok(Stage::AwaitingEcho(socket, Instant::now()))
+            Ok(Stage::AwaitingResponse(socket, Instant::now()))
         }
         Protocol::Sctp => anyhow::bail!("SCTP is probed with raw packets: see `raw`"),
     }
@@ -195,12 +201,12 @@ impl Stage {
         match self {
             Self::Connecting(fd) => Some((fd.as_fd(), PollFlags::POLLOUT)),
             Self::AwaitingGreeting(stream, _) => Some((stream.as_fd(), PollFlags::POLLIN)),
-            Self::AwaitingEcho(socket, _) => Some((socket.as_fd(), PollFlags::POLLIN)),
+            Self::AwaitingResponse(socket, _) => Some((socket.as_fd(), PollFlags::POLLIN)),
             Self::Done(_) => None,
         }
     }
 
-    /// Continues when the socket is ready.
+    /// Continues the probe after its socket has become ready.
     fn advance(self, probe: &Probe) -> Self {
         match self {
             Self::Connecting(fd) => match socket::getsockopt(&fd, sockopt::SocketError) {
@@ -223,14 +229,14 @@ impl Stage {
                     Err(error) => Self::Done(result_of_error(&error)),
                 }
             }
-            Self::AwaitingEcho(socket, sent_at) => {
+            Self::AwaitingResponse(socket, sent_at) => {
                 let mut buffer = [0; 2048];
                 match socket.recv(&mut buffer) {
                     Ok(length) => {
                         let response = String::from_utf8_lossy(&buffer[..length]).into_owned();
                         Self::Done(result_of_name(response.split('\n').next().unwrap_or_default(), probe))
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => Self::AwaitingEcho(socket, sent_at),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => Self::AwaitingResponse(socket, sent_at),
                     Err(error) => Self::Done(result_of_error(&error)),
                 }
             }
@@ -240,12 +246,12 @@ impl Stage {
 
     /// Sends a UDP datagram a second time after half of the timeout: under load, neighbor discovery may lose the first
     /// one.
-    fn repeat(self, timeout: Duration) -> Self {
+    fn resend_if_due(self, timeout: Duration) -> Self {
         match self {
-            Self::AwaitingEcho(socket, sent_at) if sent_at.elapsed() > timeout / 2 => {
+            Self::AwaitingResponse(socket, sent_at) if sent_at.elapsed() > timeout / 2 => {
                 let _ = socket.send(PAYLOAD);
                 // The time is in the future, so that no third datagram is sent.
-                Self::AwaitingEcho(socket, sent_at + timeout)
+                Self::AwaitingResponse(socket, sent_at + timeout)
             }
             other => other,
         }

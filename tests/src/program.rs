@@ -1,4 +1,5 @@
-//! Loads the eBPF programs and runs them on frames with `BPF_PROG_TEST_RUN`, without links, namespaces or an agent.
+//! Loads the eBPF programs and runs them on frames with `BPF_PROG_TEST_RUN`, without network namespaces, veths or an
+//! agent.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -117,7 +118,8 @@ impl Programs {
             .collect()
     }
 
-    /// Runs a frame `repeat` times through the program of a direction at [`INTERFACE`].
+    /// Runs a frame `repeat` times through the program of a direction at [`INTERFACE`]. `ingress_ifindex` is the
+    /// interface through which the packet came to the node; 0 for a packet that the node itself sends.
     ///
     /// # Errors
     /// Returns an error if the kernel cannot run the program, for example with a frame shorter than 14 bytes.
@@ -156,9 +158,11 @@ impl Programs {
         Ok(self.run_with_mark("netpol_recheck_marked", frame, tc_index, 0, repeat)?.0)
     }
 
-    /// Runs a program with `skb->mark` set to `mark`, and returns the mark after the run. A test run cannot set
-    /// `tc_index`, so the programs named `…marked` copy it from or to the mark. Loads the program if it is not
-    /// loaded yet: some programs are loaded only when a test needs them, because the verifier takes time.
+    /// Runs a program with `skb->mark` set to `mark`, and returns the mark after the run. A test run cannot set or
+    /// return `skb->tc_index`. So the programs named `…marked` exchange `tc_index` with the test in `skb->mark`.
+    ///
+    /// Loads the program if it is not loaded yet: some programs are loaded only when a test needs them, because the
+    /// verifier takes time.
     fn run_with_mark(
         &mut self,
         name: &str,
@@ -196,7 +200,7 @@ impl Programs {
         Ok((RunResult { passed, time: result.duration }, mark))
     }
 
-    /// Runs a frame through the empty program.
+    /// Runs a frame through the program `netpol_empty`, which does nothing, and returns the mean time of one run.
     ///
     /// # Errors
     /// Same as [`Self::run`].
@@ -204,7 +208,7 @@ impl Programs {
         Ok(self.run_program("netpol_empty", frame, 0, repeat)?.time)
     }
 
-    /// Attaches the empty program to an interface's ingress, as the first or the last TCX program, until this value is
+    /// Attaches `netpol_empty` to an interface's ingress, as the first or the last TCX program, until this value is
     /// dropped. Must be called in the interface's namespace.
     ///
     /// # Errors
@@ -218,7 +222,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the empty program to an interface's egress, as the last TCX program. Must be called in the interface's
+    /// Attaches `netpol_empty` to an interface's egress, as the last TCX program. Must be called in the interface's
     /// namespace.
     ///
     /// # Errors
@@ -232,7 +236,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Returns the runs of the empty program, as the sum of all hooks.
+    /// Returns the number and total time of all runs of `netpol_empty`, at all hooks to which it is attached.
     ///
     /// # Errors
     /// Returns an error if the kernel does not report the runs.
@@ -245,7 +249,7 @@ impl Programs {
         Ok(self.run_with_mark(name, frame, 0, ingress_ifindex, repeat)?.0)
     }
 
-    /// Sets the endpoint at [`INTERFACE`].
+    /// Sets the endpoint at [`INTERFACE`], and creates its flow tables.
     ///
     /// # Errors
     /// Returns an error if the kernel rejects the request.
@@ -258,7 +262,7 @@ impl Programs {
 
     /// Creates the flow tables of the endpoint with this ID, if they do not exist yet.
     fn make_flow_tables(&mut self, id: u32) -> Result<()> {
-        // Sizes of `FlowKey` and `FlowEntry`, asserted in `netpol-common`.
+        // 20 and 44 are the sizes of `FlowKey`, and 48 is the size of `FlowEntry`: asserted in `netpol-common`.
         for (tables, flows, key) in
             [("FLOW_TABLES_V4", &mut self.flows_v4, 20_u32), ("FLOW_TABLES_V6", &mut self.flows_v6, 44)]
         {
@@ -294,7 +298,7 @@ impl Programs {
         Ok(map.set(0, PlainData(settings), 0)?)
     }
 
-    /// Sets a word of the tunnel bitmap.
+    /// Sets a word of the bitmap of tunnel ports and protocols.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
@@ -303,7 +307,8 @@ impl Programs {
         Ok(map.set(index, word, 0)?)
     }
 
-    /// Sets the endpoint at [`INTERFACE`] in the overflow map, because `other` uses its slot in the array.
+    /// Sets the endpoint at [`INTERFACE`] through `ENDPOINTS_OVERFLOW`, because `other` uses the interface's slot in
+    /// `ENDPOINTS`.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].

@@ -18,7 +18,7 @@ const OVERRIDE: &str = "NETPOL_PROMETHEUS";
 const ADDRESS: &str = "127.0.0.1:9090";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Runs promtool with text on its standard input. The caller checks the exit status.
+/// Runs promtool in a directory, with text on its standard input. The caller checks the exit status.
 ///
 /// # Errors
 /// Returns an error if promtool cannot be started.
@@ -92,7 +92,7 @@ impl Prometheus {
         self.netns.run(|| {
             let mut stream = TcpStream::connect(ADDRESS).context("connecting to prometheus")?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            // Version 1.0, so that the body is not chunked.
+            // HTTP 1.0, so that the body is not chunked.
             stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: prometheus\r\n\r\n").as_bytes())?;
             let mut response = String::new();
             stream.read_to_string(&mut response).context("reading the response of prometheus")?;

@@ -1,4 +1,4 @@
-//! Connects to an address with several backends and counts the responses of each host.
+//! Connects to an address with several backends, such as that of a Service, and counts the responses of each host.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use netpol_policy::model::Protocol;
 use crate::cluster::Cluster;
 use crate::probe::{Probe, ProbeResult};
 
-/// Responses to several connections to one target.
+/// Responses to several connections to one target (address and port).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Responses {
     /// Number of responses, by the name of the responding host.
@@ -32,7 +32,8 @@ pub fn connect_all(
 ) -> Result<Vec<Responses>> {
     let probe_of = |&(protocol, target): &(Protocol, SocketAddr)| Probe {
         from: from.into(),
-        // No host has this name, so that each response is a `WrongHost` with the name of the responding host.
+        // A response from any other host than `to` is reported as `WrongHost`, with the name of the responding host. No
+        // host has the name `no-host`, so each response is reported in this way.
         to: "no-host".into(),
         address: target.ip(),
         protocol,
@@ -56,7 +57,7 @@ pub fn connect_all(
     Ok(all)
 }
 
-/// A UDP client with one socket, for targets with backends that change.
+/// A UDP client that sends all datagrams from one socket, to test which backend serves this flow when backends change.
 #[derive(Debug)]
 pub struct UdpClient {
     socket: UdpSocket,
@@ -93,7 +94,8 @@ impl UdpClient {
             match self.socket.recv(&mut buffer) {
                 Ok(length) => {
                     let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                    // Ignores late responses to earlier datagrams.
+                    // A response consists of the host's name, a newline and the payload of the datagram. Late responses
+                    // to earlier datagrams have another payload, and are ignored.
                     if let Some(name) = answer.strip_suffix(&payload).and_then(|rest| rest.strip_suffix('\n')) {
                         return Ok(Some(name.to_owned()));
                     }

@@ -1,4 +1,4 @@
-//! Run counts and run times of programs, from kernel statistics.
+//! Reads run counts and run times of eBPF programs from the statistics of the kernel.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,7 +9,7 @@ use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use netpol_common::LAYOUT_VERSION;
 
-/// Number of runs of a program, and their total time.
+/// Number of runs of an eBPF program, and their total time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
     /// Number of runs.
@@ -19,15 +19,16 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// Enables the kernel's run statistics until the result is dropped.
+    /// Enables the kernel's run statistics until the returned file descriptor is dropped. Without them, all numbers are
+    /// zero.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not support them.
+    /// Returns an error if the kernel does not support run statistics.
     pub fn enable() -> Result<OwnedFd> {
         enable_stats(Stats::RunTime).context("enabling BPF run statistics")
     }
 
-    /// Reads the runs of a program that an agent has pinned below its `--pin-path`.
+    /// Reads the runs of a program that an agent has pinned below `pins`, its `--pin-path`.
     ///
     /// # Errors
     /// Returns an error if the pin does not exist.

@@ -1,5 +1,5 @@
-//! Test servers. A TCP server sends the host's name, and then sends back what it receives. A UDP server responds with
-//! the host's name, followed by the received datagram.
+//! Test servers on the hosts of a test cluster (pods and other network namespaces). A TCP server sends the host's name,
+//! and then sends back what it receives. A UDP server responds with the host's name, followed by the received datagram.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cluster::Host;
 
-/// All servers of a cluster, on one thread.
+/// All servers of a test cluster, on one thread.
 #[derive(Debug)]
 pub struct Servers {
     commands: Option<Sender<Command>>,
@@ -137,7 +137,7 @@ impl Server {
         }
     }
 
-    /// Handles a ready socket. Returns a new connection, and whether to keep the socket.
+    /// Handles a ready socket. Returns the connection that a listener accepted, and whether to keep the socket.
     fn handle(&mut self, buffer: &mut [u8]) -> (Option<Self>, bool) {
         match &mut self.socket {
             Socket::Listener(listener) => {

@@ -1,4 +1,5 @@
-//! Services and their backends, for manifests and for [`crate::proxy`].
+//! Services and their backends: written as manifests for the agent, and passed to [`crate::proxy`], which writes
+//! kube-proxy's rules for them.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +9,7 @@ use netpol_policy::model::Protocol;
 
 use crate::cluster::Cluster;
 
-/// A Service with the addresses of its backends.
+/// A Service with its cluster IPs and the addresses of its backends.
 #[derive(Clone, Debug)]
 pub struct Service {
     namespace: String,
@@ -27,15 +28,16 @@ pub(crate) struct ServicePort {
     pub(crate) port: u16,
     /// Port at the backends.
     pub(crate) target: u16,
-    /// Port at every node's addresses.
+    /// The `NodePort`, at the addresses of each node.
     pub(crate) node_port: Option<u16>,
 }
 
 impl Service {
-    /// Creates a Service by `namespace/name`, with an IPv4 address, an IPv6 address, or one of each family.
+    /// Creates a Service with the name `namespace/name`. `addresses` are its cluster IPs: an IPv4 address, an IPv6
+    /// address, or one of each family.
     ///
     /// # Panics
-    /// Panics if the name has another form.
+    /// Panics if the name does not have the form `namespace/name`.
     pub fn new(name: &str, addresses: &[IpAddr]) -> Self {
         let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
         Self {
@@ -56,28 +58,28 @@ impl Service {
         self
     }
 
-    /// Adds a port and its target port.
+    /// Adds a port of the Service, and the target port at its backends.
     #[must_use]
     pub fn port(mut self, protocol: Protocol, port: u16, target: u16) -> Self {
         self.ports.push(ServicePort { protocol, port, target, node_port: None });
         self
     }
 
-    /// Adds a port with a `NodePort`.
+    /// Same as [`Self::port`], with a `NodePort`.
     #[must_use]
     pub fn node_port(mut self, protocol: Protocol, port: u16, target: u16, node_port: u16) -> Self {
         self.ports.push(ServicePort { protocol, port, target, node_port: Some(node_port) });
         self
     }
 
-    /// Sets the backends by name: pods, or nodes for host-network backends.
+    /// Sets the backends by their names in the cluster: pods, or nodes for host-network backends.
     #[must_use]
     pub fn backends(mut self, cluster: &Cluster, names: &[&str]) -> Self {
         self.backends = names.iter().flat_map(|name| cluster.host(name).addresses().to_vec()).collect();
         self
     }
 
-    /// Writes the manifest with the current backends.
+    /// Writes the manifest of the Service and of the `EndpointSlices` with its backends.
     ///
     /// # Errors
     /// Returns an error if the manifest cannot be written.
@@ -88,7 +90,7 @@ impl Service {
     /// Removes the manifest.
     ///
     /// # Errors
-    /// Returns an error if it does not exist.
+    /// Returns an error if the manifest does not exist.
     pub fn remove_manifest(&self, cluster: &Cluster) -> Result<()> {
         cluster.manifests().remove(&self.file())
     }
@@ -105,12 +107,13 @@ impl Service {
         &self.ports
     }
 
-    /// Returns the backends of a port, for one family: their addresses and the target port.
+    /// Returns the backends of a port, for one family: the address of each backend, with the target port.
     pub(crate) fn targets(&self, is_ipv4: bool, port: &ServicePort) -> Vec<SocketAddr> {
         let of_family = self.backends.iter().filter(|address| address.is_ipv4() == is_ipv4);
         of_family.map(|address| SocketAddr::new(*address, port.target)).collect()
     }
 
+    /// Returns the manifest. If the Service has a selector, the manifest has no `EndpointSlice`.
     fn manifest(&self) -> String {
         let Self { namespace, name, .. } = self;
         let has_node_ports = self.ports.iter().any(|port| port.node_port.is_some());

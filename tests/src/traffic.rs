@@ -9,20 +9,21 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::cluster::Host;
 
+/// The port of the server.
 const PORT: u16 = 5201;
-/// Number of bytes that a stream writes at a time.
+/// Number of bytes that a client writes at a time for [`Load::Stream`].
 const BULK: usize = 256 << 10;
 /// Number of parallel clients for [`Load::Connections`].
 const CLIENTS: usize = 2;
 
-/// Kind of traffic.
+/// Kind of traffic. Each kind has its own unit, in which [`Load::run`] counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// One connection that sends as much as possible. The unit is bytes that the server has received.
+    /// One connection that sends as much as possible. The unit is one byte that the server has received.
     Stream,
-    /// One connection, with a request of one byte and a response of one byte alternately. The unit is requests.
+    /// One connection, with a request of one byte and a response of one byte alternately. The unit is one request.
     Requests,
-    /// A new connection for each request, closed by the server. The unit is connections.
+    /// A new connection for each request, closed by the server. The unit is one connection.
     Connections,
 }
 
@@ -30,7 +31,7 @@ impl Load {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::Stream, Self::Requests, Self::Connections];
 
-    /// Runs the traffic from one host to another for `time`. Returns the number of units and the actual time.
+    /// Runs the traffic between two hosts for `time`. Returns the number of units and the actual time.
     ///
     /// # Errors
     /// Returns an error if a connection fails.
@@ -46,7 +47,7 @@ impl Load {
                 .map(|_| {
                     scope.spawn(move || {
                         client.netns().enter()?;
-                        self.connect(address, start + time)
+                        self.run_client(address, start + time)
                     })
                 })
                 .collect();
@@ -54,7 +55,7 @@ impl Load {
                 client_threads.into_iter().map(|thread| thread_result(thread.join())).collect();
             let elapsed = start.elapsed();
             stop.store(true, Ordering::Relaxed);
-            // The connection wakes the server, which waits for a client. The server may have ended already.
+            // This connection wakes the server, which waits for the next client. The server may have ended already.
             drop(client.netns().run(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?)));
             thread_result(server_thread.join())?;
             let count = if self == Self::Stream { received.load(Ordering::Relaxed) } else { counts?.iter().sum() };
@@ -63,12 +64,12 @@ impl Load {
     }
 
     /// Serves one connection at a time until `stop` is set. Adds the bytes of a stream to `received`.
-    fn serve(self, listener: &TcpListener, stop: &AtomicBool, received: &AtomicU64) -> Result<u64> {
+    fn serve(self, listener: &TcpListener, stop: &AtomicBool, received: &AtomicU64) -> Result<()> {
         let mut buffer = vec![0; BULK];
         loop {
             let (mut stream, _) = listener.accept()?;
             if stop.load(Ordering::Relaxed) {
-                return Ok(0);
+                return Ok(());
             }
             stream.set_nodelay(true)?;
             match self {
@@ -91,8 +92,8 @@ impl Load {
         }
     }
 
-    /// Sends traffic until a time, and returns the number of requests or connections.
-    fn connect(self, address: SocketAddr, until: Instant) -> Result<u64> {
+    /// Sends traffic to the server until a time, and returns the number of requests or connections.
+    fn run_client(self, address: SocketAddr, until: Instant) -> Result<u64> {
         let open = || -> Result<TcpStream> {
             let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connecting")?;
             stream.set_nodelay(true)?;
@@ -124,6 +125,7 @@ impl Load {
             }
         }
         stream.shutdown(Shutdown::Write)?;
+        // Waits until the server has read everything and closes the connection.
         let _ = stream.read(&mut byte)?;
         Ok(count)
     }

@@ -1,4 +1,4 @@
-//! The agent with exactly the capabilities that `deploy/` gives it.
+//! Tests the agent with exactly the Linux capabilities that `deploy/` gives it.
 
 use anyhow::{Context, Result, ensure};
 use netpol_tests::cleanup::{PathGuard, temporary_root, unique};
@@ -32,7 +32,7 @@ fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() ->
         );
         lab.expect("shop/a -x shop/b 80/TCP")?;
 
-        // Another component attaches a program.
+        // Another component attaches a program to the veth. The restarted agent must report this as a conflict.
         let mut foreign = Programs::load()?;
         let veth = lab.cluster.host("shop/b").veth().to_owned();
         lab.cluster.host("node-1").netns().run(|| foreign.attach_empty(&veth, false))?;

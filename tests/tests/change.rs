@@ -1,6 +1,7 @@
 //! Changes take effect and do not affect anything else: items 24 to 26, 28 and 43 of docs/semantics.md.
 //!
-//! sNN in the name of a test is an item of docs/semantics.md.
+//! sNN in the name of a test is an item of docs/semantics.md. In the tables of `lab.expect`, `->` is an allowed
+//! connection and `-x` a denied one.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use serde_json::Value;
 const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// `never` is a pod that no policy allows to reach `server`.
 fn pods() -> ClusterBuilder {
     Cluster::builder().namespace("shop", "").namespace("blog", "stage=test").pods(&[
         ("shop/client", "app=client"),
@@ -35,10 +37,13 @@ fn allow_to_server(peer: &str) -> String {
     )
 }
 
+/// Starts flows to `server` that must pass without loss (from `client`), and flows that must never pass (from `never`).
 fn start_background_flows(lab: &Lab) -> Result<BackgroundFlows> {
     BackgroundFlows::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
 }
 
+/// Returns a policy that allows ingress to `server` only from `client`. `blog/web` has the same label as `client`, but
+/// is in another namespace.
 fn allow_clients_to_server() -> String {
     allow_to_server("{podSelector: {matchLabels: {app: client}}}")
 }
@@ -86,7 +91,8 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
         lab.cluster.write_manifest("shop/server")?;
         lab.expect(verdicts).with_context(|| format!("another address, round {round}"))?;
     }
-    // Another pod that gets the address of an earlier sandbox is not treated as `shop/server`.
+    // The sandbox is replaced once more. Another pod that then gets the earlier address is not treated as
+    // `shop/server`.
     let earlier = lab.cluster.host("shop/server").v4().octets()[3];
     lab.cluster.remove_pod_keep_manifest("shop/server")?;
     lab.cluster.add_pod_without_manifest(server())?;
@@ -181,12 +187,14 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     ensure!(open.echoes(ECHO_TIMEOUT)?, "the application must work before there is a policy");
     let datagrams = Stream::of_new_flows(&lab.cluster, "shop/client", "shop/server", 53)?;
 
+    // The mistake: port 81 instead of 80.
     change_and_wait(&mut lab, &application_policies(81).map(|policy| in_shadow_mode(&policy)))?;
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
     wait_for_shadow_denial(&mut lab, "client", "shop/client")?;
 
     change_and_wait(&mut lab, &application_policies(80).map(|policy| in_shadow_mode(&policy)))?;
-    // The programs report flows between two pods and to one port at most once a second.
+    // The eBPF programs report flows between the same two pods and to the same port at most once a second. Wait until
+    // they can report again.
     std::thread::sleep(Duration::from_millis(1100));
     lab.agent().clear_denied();
     ensure!(open.echoes(ECHO_TIMEOUT)?, "a policy in shadow mode has stopped an open connection");
@@ -211,7 +219,8 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     Ok(())
 }
 
-/// Returns a default deny and the policies that the application needs. If `port` is not 80, they have a mistake.
+/// Returns a default deny and the policies for the application: connections from `client` to `server` at 80/TCP and
+/// 53/UDP. If `port` is not 80, the policies have a mistake.
 fn application_policies(port: u16) -> [String; 3] {
     let rule = |field: &str, other: &str| {
         format!(
@@ -232,9 +241,9 @@ fn in_shadow_mode(policy: &str) -> String {
     policy.replacen("metadata: {", "metadata: {annotations: {netpol.io/mode: shadow}, ", 1)
 }
 
-/// Replaces the policies, and waits until the agent has applied the change. The agent's generation (the number of the
-/// last applied change) then increases. Connections cannot show this, because policies in shadow mode change no
-/// verdict.
+/// Replaces the policies, and waits until the agent has applied the change: then the agent's generation (the number of
+/// the last applied change) is higher. Connections cannot show that the change is applied, because policies in shadow
+/// mode change no verdict.
 fn change_and_wait(lab: &mut Lab, policies: &[String]) -> Result<()> {
     let generation = |lab: &mut Lab| -> Result<Option<u64>> {
         let report: Value = serde_json::from_str(&lab.agent().get("/v1/shadow")?)?;
@@ -284,6 +293,7 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
         Ok((socket, address))
     };
     let ((server, to_server), (other, to_other)) = (open("shop/server")?, open("shop/other")?);
+    // Returns whether a datagram from one socket arrives at the other one, which has the address `to`.
     let reaches = |from: &UdpSocket, to: SocketAddr, at: &UdpSocket| -> Result<bool> {
         from.send_to(b"gossip", to)?;
         Ok(at.recv_from(&mut [0; 64]).is_ok())
@@ -293,6 +303,7 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
         "datagrams must arrive in both directions before there is a policy"
     );
 
+    // The policy isolates `server` for ingress. So it revokes the flow that `other` has started.
     lab.set_policies(&[allow_clients_to_server()])?;
     lab.expect("shop/other -x shop/server 80/TCP")?;
     let start = Instant::now();

@@ -1,4 +1,5 @@
-//! Whole scenarios in every kind of cluster: the measured verdicts are compared with the policies.
+//! One scenario in every kind of cluster (topology, address families, kind of attachment): the measured verdicts are
+//! compared with the policies.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -9,7 +10,9 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::matrix::wait_until_expected;
 use netpol_tests::{Agent, AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny_all, policy};
 
-/// Three tiers in one namespace, DNS in another, a second node, and outside hosts with addresses of both families.
+/// Three tiers in one namespace, DNS in another, a second node, and an external host. The uplinks of nodes and of the
+/// external host have addresses in `172.31.77.0/24` and `fd31:77::/64`. The external host also has an extra address of
+/// each family.
 fn tiers() -> netpol_tests::ClusterBuilder {
     Cluster::builder()
         .nodes(2)
@@ -27,6 +30,8 @@ fn tiers() -> netpol_tests::ClusterBuilder {
         .serve(&[(Tcp, 80), (Tcp, 5432), (Udp, 53)])
 }
 
+/// Allows each tier to connect to the next tier. Allows every address to connect to the front tier, except the
+/// addresses of uplinks.
 fn tier_policies() -> Vec<String> {
     vec![
         deny_all("shop"),
@@ -68,7 +73,7 @@ fn check_tiers(topology: Topology, families: Families, arguments: &[&str]) -> Re
         AgentOptions::default().arguments(arguments),
     )?;
     // Each node has an agent, as in a cluster.
-    let _second = Agent::start_with(&lab.cluster, AgentOptions::default().node(2).arguments(arguments))?;
+    let _second_agent = Agent::start_with(&lab.cluster, AgentOptions::default().node(2).arguments(arguments))?;
     let matrix = wait_until_expected(&lab.cluster, &[(Tcp, 80), (Tcp, 5432), (Udp, 53)], Duration::from_secs(6))
         .with_context(|| format!("{topology:?}, {families:?}, {arguments:?}"))?;
     let allowed = matrix.allowed();
@@ -127,5 +132,6 @@ fn s26_verdicts_stay_after_a_crash_with_tcx() -> Result<()> {
     lab.expect(table)?;
     let (done, output) = lab.agent().uninstall()?;
     anyhow::ensure!(done, "uninstall failed: {output}");
+    // Without programs, all connections are allowed. The reference would still deny this one.
     lab.expect_without_reference("shop/front -> shop/data 5432/TCP")
 }

@@ -1,4 +1,5 @@
-//! The agent's commands `status` and `uninstall`, its memory use, and a second agent on the same pins.
+//! Tests the agent's commands `status`, `connect` and `uninstall`, the responses of its API, its memory use, and a
+//! second agent with the same pins (pinned BPF maps and programs). Also tests `netpol record`.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -111,7 +112,7 @@ fn parameters(path: &str) -> &'static str {
 }
 
 #[test]
-fn every_response_of_the_api_matches_its_description() -> Result<()> {
+fn every_response_of_the_api_matches_the_openapi_document() -> Result<()> {
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     lab.expect("blog/back -x shop/back 80/TCP\nblog/back -> ops/back 80/TCP")?;
     lab.agent().wait_denied(|line| line.to() == "shop/back" && line.from() == "blog/back")?;
@@ -131,6 +132,7 @@ fn every_response_of_the_api_matches_its_description() -> Result<()> {
     let verdicts: Vec<_> =
         tables.iter().map(|table| (table["direction"].as_str(), table["verdict"].as_str())).collect();
     assert_eq!(verdicts, [(Some("egress"), Some("allowed")), (Some("ingress"), Some("denied"))], "{explained:#}");
+    // The tables and the reference evaluator have the same verdicts.
     ensure!(explained["differs"] == false, "{explained:#}");
     let denied = lab.agent().get("/v1/flows?verdict=denied&to=shop/back&from=blog/back&last=1")?;
     let denied: Value = serde_json::from_str(&denied).context("expected exactly one record of the denied flow")?;
@@ -345,7 +347,7 @@ fn objects_of(agent: &Agent) -> Result<BTreeSet<(ObjectKind, u32)>> {
 }
 
 #[test]
-fn a_second_agent_on_the_same_pins_is_refused() -> Result<()> {
+fn a_second_agent_with_the_same_pins_is_refused() -> Result<()> {
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     let mut second = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
     second.args(["run", "--node", "node-1", "--source"]);
@@ -418,6 +420,7 @@ fn recorded_policies_allow_the_recorded_application_and_nothing_else() -> Result
     let policies = wait_for_recorded_policies(&mut lab, "shop", &last_flow)?;
     ensure!(policies.contains("No flow was seen of Pod shop/idle"), "{policies}");
     lab.set_policies(&[policies])?;
+    // DNS was used only with UDP, but is recorded for TCP, too. Pod `ops/other` has the labels of `shop/web`.
     lab.expect(&format!(
         "{application}
          shop/web    -> kube-system/dns 53/TCP

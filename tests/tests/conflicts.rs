@@ -1,4 +1,5 @@
-//! The agent finds and reports other policy engines: real nftables chains, TC programs and CNI configuration files.
+//! The agent finds and reports software that conflicts with netpol, such as other policy engines. The tests create real
+//! nftables and iptables chains, TC programs and CNI configuration files.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use netpol_tests::lab::TIMEOUT;
 use netpol_tests::program::Programs;
 use netpol_tests::{Agent, AgentOptions, Cluster, Netns, ProbeResult, Protocol, deny_all};
 
+/// The kinds of conflicts, as in the label `kind` of the metric.
 const KINDS: [&str; 3] = ["program", "chains", "cni"];
 
 fn cluster() -> Result<Cluster> {
@@ -16,18 +18,20 @@ fn cluster() -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn agent(cluster: &Cluster, cni: &Path) -> Result<Agent> {
-    let cni = cni.to_str().context("the path is not UTF-8")?;
-    let options = AgentOptions::default().arguments(&["--cni-config", cni]);
+/// Starts an agent that looks for CNI configuration files in this directory.
+fn agent(cluster: &Cluster, cni_directory: &Path) -> Result<Agent> {
+    let cni_directory = cni_directory.to_str().context("the path is not UTF-8")?;
+    let options = AgentOptions::default().arguments(&["--cni-config", cni_directory]);
     Agent::start_with(cluster, options)
 }
 
+/// Creates an nftables table with chains of these names.
 fn add_chains(node: &Netns, table: &str, names: &[&str]) -> Result<()> {
     let chains: Vec<_> = names.iter().map(|name| format!("add chain ip {table} {name}\n")).collect();
     node.nft(&format!("add table ip {table}\n{}", chains.concat()))
 }
 
-/// Waits until the metrics count this many conflicts of each kind.
+/// Waits until the metrics count this many conflicts of each kind, in the order of [`KINDS`].
 fn wait_counts(agent: &Agent, expected: [u64; 3]) -> Result<()> {
     let lines: Vec<_> = KINDS
         .iter()
@@ -50,16 +54,19 @@ fn wait_counts(agent: &Agent, expected: [u64; 3]) -> Result<()> {
 fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() -> Result<()> {
     let cluster = cluster()?;
     let node = cluster.host("node-1").netns();
+    // The first chain is kube-proxy's, and no conflict. The policy controller of k3s or kube-router has the others;
+    // they are counted as one conflict.
     add_chains(node, "filter", &["KUBE-FORWARD", "KUBE-ROUTER-FORWARD", "KUBE-NWPLCY-DEFAULT"])?;
     let veth = cluster.host("shop/a").veth();
     let mut foreign = Programs::load()?;
+    // As the last program of the interface.
     node.run(|| foreign.attach_empty(veth, false))?;
-    let cni = cluster.manifests().path().with_extension("cni");
-    std::fs::create_dir_all(&cni)?;
-    let file = cni.join("10-pods.conflist");
+    let cni_directory = cluster.manifests().path().with_extension("cni");
+    std::fs::create_dir_all(&cni_directory)?;
+    let file = cni_directory.join("10-pods.conflist");
     std::fs::write(&file, r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"macvlan"},{"type":"portmap"}]}"#)?;
 
-    let mut agent = agent(&cluster, &cni)?;
+    let mut agent = agent(&cluster, &cni_directory)?;
     wait_counts(&agent, [1, 1, 1])?;
     agent.wait_log(&[
         "WARN",
@@ -74,11 +81,13 @@ fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() ->
     let other = cluster.host("shop/b").veth();
     ensure!(!agent.log().lines().any(|line| line.contains("netpol_empty") && line.contains(other)), "{}", agent.log());
 
-    // A program that runs before netpol's is reported too. The next agent does not count conflicts that no longer
+    // A program that runs before netpol's is reported, too. The next agent does not count conflicts that no longer
     // exist.
     agent.stop()?;
+    // Detaches the last program.
     drop(foreign);
     let mut foreign = Programs::load()?;
+    // As the first program of the interface.
     node.run(|| foreign.attach_empty(veth, true))?;
     node.nft("delete table ip filter")?;
     std::fs::remove_file(&file)?;
@@ -89,7 +98,7 @@ fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() ->
     let probe = cluster.probe("shop/a", "shop/b", Protocol::Tcp, 80);
     let outcomes = cluster.try_all(&[probe])?;
     ensure!(outcomes == [ProbeResult::Dropped], "a conflict must not stop enforcement, but the probe is {outcomes:?}");
-    std::fs::remove_dir_all(&cni)?;
+    std::fs::remove_dir_all(&cni_directory)?;
     Ok(())
 }
 
@@ -121,6 +130,7 @@ fn iptables_legacy_chains_are_found_and_the_search_creates_no_tables() -> Result
 fn nothing_is_reported_on_a_node_without_conflicts() -> Result<()> {
     for attach in ["tcx", "tc"] {
         let cluster = cluster()?;
+        // Chains of kube-proxy are no conflict.
         add_chains(cluster.host("node-1").netns(), "nat", &["KUBE-SERVICES", "KUBE-MARK-MASQ"])?;
         let options = AgentOptions::default().arguments(&["--attach", attach]);
         let options = options.arguments(&["--cni-config", "/nonexistent"]);
@@ -129,6 +139,7 @@ fn nothing_is_reported_on_a_node_without_conflicts() -> Result<()> {
         // The previous agent's programs, which are still attached when the next one starts, are not a conflict.
         agent.restart()?;
         wait_counts(&agent, [0, 0, 0])?;
+        // A wrong report could also come later.
         std::thread::sleep(Duration::from_secs(1));
         let log = agent.log();
         ensure!(!log.contains("conflict"), "{log}");

@@ -1,4 +1,5 @@
-//! The examples and their READMEs: the table in each README equals the policies' verdicts and the measured ones.
+//! The examples and their READMEs: the table of connections in each README equals the verdicts that are computed from
+//! the policies, the verdicts that are measured with real packets, and the output of `netpol`.
 //!
 //! `NETPOL_BLESS=1 cargo test -p netpol-tests --test examples` rewrites the tables. Review them before you commit them.
 
@@ -14,7 +15,7 @@ use netpol_tests::{Agent, Cell, Cluster, Matrix, Protocol};
 use serde_json::Value;
 
 #[test]
-fn every_readme_table_equals_the_policies_and_the_measured_verdicts() -> Result<()> {
+fn every_readme_table_equals_the_computed_and_the_measured_verdicts() -> Result<()> {
     let mut examples = examples::all()?;
     ensure!(examples.len() >= 15, "only {} examples were found", examples.len());
     if std::env::var_os("NETPOL_BLESS").is_some() {
@@ -26,7 +27,7 @@ fn every_readme_table_equals_the_policies_and_the_measured_verdicts() -> Result<
     // Checks several examples in parallel, because most of the time is spent waiting for dropped packets.
     for group in examples.chunks(4) {
         std::thread::scope(|scope| -> Result<()> {
-            let workers: Vec<_> = group.iter().map(|example| (example, scope.spawn(|| check(example)))).collect();
+            let workers: Vec<_> = group.iter().map(|example| (example, scope.spawn(|| check_table(example)))).collect();
             for (example, worker) in workers {
                 let result = worker.join().map_err(|_| anyhow!("a check panicked"))?;
                 result.with_context(|| format!("the example {}", example.name()))?;
@@ -44,7 +45,7 @@ fn cluster_and_verdicts(example: &Example) -> Result<(Cluster, Matrix)> {
     Ok((cluster, expected))
 }
 
-fn check(example: &Example) -> Result<()> {
+fn check_table(example: &Example) -> Result<()> {
     let (cluster, expected) = cluster_and_verdicts(example)?;
     let documented = example.documented_matrix()?;
     for (cell, documented, expected) in documented.differences(&expected) {
@@ -58,13 +59,14 @@ fn check(example: &Example) -> Result<()> {
 #[test]
 fn the_command_in_every_readme_prints_its_table() -> Result<()> {
     for example in examples::all()? {
-        compare(&example).with_context(|| format!("netpol {}", example.command().join(" ")))?;
+        check_command(&example).with_context(|| format!("netpol {}", example.command().join(" ")))?;
     }
     Ok(())
 }
 
-fn compare(example: &Example) -> Result<()> {
-    // By default, the command prints a table, and no warning about the example's files.
+/// Runs the `netpol` command of the README, and compares its output with the README.
+fn check_command(example: &Example) -> Result<()> {
+    // Without `-o`, the command prints a table that contains each pod, and no warning about the example's files.
     let table = Command::new(netpol()?).args(example.command()).current_dir(examples::root().join("..")).output()?;
     let stderr = String::from_utf8_lossy(&table.stderr).into_owned();
     ensure!(table.status.success() && stderr.is_empty(), "{}: {stderr}", table.status);

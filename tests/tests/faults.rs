@@ -1,4 +1,5 @@
-//! Invalid input does not affect other objects, and is reported with its file and line.
+//! Invalid, renamed and removed files in the directory of manifests that the agent reads. Invalid input does not affect
+//! other objects, and is reported with its file and line.
 
 use anyhow::Result;
 use netpol_tests::ProbeResult::{Allowed, Dropped};
@@ -13,17 +14,18 @@ fn a_half_written_file_does_not_change_its_objects() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     lab.expect("shop/client -x shop/server 80/TCP")?;
 
-    // The document ends in the middle, as while an editor writes the file.
+    // `policy-first.yaml` is the file that `Lab::start` wrote. Now its document ends in the middle, as it does while an
+    // editor writes the file. The agent keeps the old policy. The reference evaluator cannot read such a file.
     let whole = deny_all("shop");
     lab.cluster.manifests().write_in_place("policy-first.yaml", &format!("{whole}  ingress: [{{from"))?;
     lab.agent().wait_log(&["policy-first.yaml:"])?;
     lab.expect_without_reference("shop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
 
-    // Changes of other files still take effect.
+    // Changes of other files still take effect. `apply` writes `policy-second.yaml`.
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect_without_reference("blog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
 
-    // The corrected file takes effect.
+    // A valid `policy-first.yaml` takes effect again.
     lab.set_policies(&[policy(
         "shop/open",
         "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}",
@@ -47,12 +49,12 @@ fn an_invalid_document_does_not_affect_the_others_in_its_file() -> Result<()> {
     cluster.manifests().write("empty.yaml", "")?;
     let mut agent = netpol_tests::Agent::start(&cluster)?;
     agent.wait_log(&["mixed.yaml:", "broken"])?;
-    let outcomes = cluster.try_all(&[
+    let results = cluster.try_all(&[
         cluster.probe("shop/client", "shop/server", netpol_policy::model::Protocol::Tcp, 80),
         cluster.probe("blog/web", "shop/client", netpol_policy::model::Protocol::Tcp, 80),
         cluster.probe("shop/server", "shop/client", netpol_policy::model::Protocol::Tcp, 80),
     ])?;
-    assert_eq!(outcomes, [Dropped, Dropped, Allowed]);
+    assert_eq!(results, [Dropped, Dropped, Allowed]);
     agent.stop()
 }
 
@@ -63,6 +65,7 @@ fn files_can_be_renamed_and_removed() -> Result<()> {
     std::fs::rename(directory.join("policy-first.yaml"), directory.join("policy-renamed.yaml"))?;
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect("blog/web -x shop/client 80/TCP\nshop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
+    // Removes `policy-renamed.yaml`.
     lab.cluster.delete("renamed")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
     // Subdirectories are read, because a mounted volume may have them.

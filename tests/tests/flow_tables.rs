@@ -1,4 +1,5 @@
-//! The memory for a pod's flows is bounded: its flows evict no flow of another pod.
+//! Tests of flow tables: each pod interface has its own table, so a pod's flows evict no flow of another pod. Flows
+//! survive a resize of their table. Also tests the records of `--flow-totals` (packets and bytes of flows).
 //!
 //! Tests of attacks have names that start with `hostile_`: see docs/threat-model.md.
 
@@ -14,9 +15,9 @@ use netpol_tests::cluster::Families;
 use netpol_tests::{AgentOptions, Cluster, Lab, policy};
 use serde_json::Value;
 
-/// Number of idle connections that must survive.
+/// Number of idle connections between `client` and `server` that must survive.
 const IDLE: usize = 40;
-/// Number of pods that flood.
+/// Number of pods that flood: each starts many flows.
 const FLOODING_PODS: usize = 10;
 /// Number of flows that each of these pods starts. All together, these are three times as many flows as fit into the
 /// node's tables.
@@ -25,8 +26,9 @@ const FLOWS_PER_POD: u16 = 40_000;
 const BUDGET: u32 = 131_072;
 const PORT: u16 = 9000;
 
-/// `client` may connect to `server`, but packets from the server pass only if their flow is known. The pods that flood
-/// may send only to their node.
+/// Returns policies that allow `client` to connect to `server`. The server is isolated for egress, without rules. So
+/// packets from the server pass only as replies: if the flow table has their flow. The flooding pods may send only to
+/// their node, because this needs no rule.
 fn policies() -> Vec<String> {
     vec![
         policy(
@@ -38,9 +40,9 @@ fn policies() -> Vec<String> {
     ]
 }
 
-/// Opens connections from client to server and sends a byte each way. Returns the two sockets of each connection: the
-/// server's and the client's.
-fn connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
+/// Opens [`IDLE`] connections from client to server and sends a byte each way. Returns the two sockets of each
+/// connection: the server's and the client's.
+fn open_connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
     let (server, client) = (lab.cluster.host("shop/server"), lab.cluster.host("shop/client"));
     let address = SocketAddr::new(IpAddr::V4(server.v4()), PORT);
     let listener = server.netns().run(|| TcpListener::bind(address).context("listening in the server"))?;
@@ -62,7 +64,7 @@ fn connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
 }
 
 /// Sends a byte each way and returns whether both arrive. The server sends first: this packet passes only if
-/// its flow is known.
+/// the flow table has its flow.
 fn carries_data((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
     let mut byte = [0];
     server.write_all(b"s")?;
@@ -75,7 +77,7 @@ fn carries_data((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
 
 /// Returns whether a pin is an IPv4 flow table in use. A pin with the suffix `-next` is a larger table that will
 /// replace the table in use.
-fn is_table(path: &Path) -> bool {
+fn is_table_in_use(path: &Path) -> bool {
     let path = path.to_string_lossy();
     path.contains("/v4-") && !path.ends_with("-next")
 }
@@ -86,7 +88,7 @@ fn table_sizes(pins: &Path) -> Result<Vec<u32>> {
     let entries = std::fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
     entries
         .map(|entry| Ok(entry?.path()))
-        .filter(|path| path.as_ref().is_ok_and(|path| is_table(path)))
+        .filter(|path| path.as_ref().is_ok_and(|path| is_table_in_use(path)))
         .map(|path: Result<_>| Ok(MapInfo::from_pin(path?)?.max_entries()))
         .collect()
 }
@@ -97,7 +99,7 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
     let mut pods = vec![("shop/server", "app=server"), ("shop/client", "app=client")];
     pods.extend(names.iter().map(|name| (name.as_str(), "")));
     let lab = Lab::start(Cluster::builder().pods(&pods), &policies())?;
-    let mut idle = connections(&lab)?;
+    let mut idle = open_connections(&lab)?;
 
     // The flood is allowed: traffic to the local node always is.
     let server = lab.cluster.host("shop/server").v4().into();
@@ -134,20 +136,21 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
         "expected {} tables with at most {BUDGET} entries, found {total} entries: {sizes:?}",
         FLOODING_PODS + 2
     );
+    // A new table has at most 4,096 entries.
     ensure!(sizes.iter().any(|size| *size >= 8192), "no table of a flooding pod grew: {sizes:?}");
     Ok(())
 }
 
-/// Tables are replaced by larger ones while their flows are in use. An agent that restarts uses the same tables.
+/// The agent replaces a table that fills by a larger one, and copies its flows. The next agent adopts the tables.
 #[test]
-fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
+fn flows_survive_growing_tables_and_a_restart_of_the_agent() -> Result<()> {
     let pods = [("shop/server", "app=server"), ("shop/client", "app=client")];
     let mut lab = Lab::start(Cluster::builder().pods(&pods), &policies())?;
-    let mut idle = connections(&lab)?;
+    let mut idle = open_connections(&lab)?;
     let before = table_sizes(lab.agent_ref().pin_path())?;
     let server = lab.cluster.host("shop/server");
     let from = lab.cluster.host("shop/client");
-    // The client is allowed to send to the server, so the tables of both grow.
+    // Policies allow these datagrams from client to server. So the tables of both pods record their flows and grow.
     let socket = from.netns().run(|| Ok(UdpSocket::bind((IpAddr::V4(from.v4()), 0))?))?;
     let begun = Instant::now();
     let mut grown = false;
@@ -175,8 +178,8 @@ fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     lab.expect("shop/client -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
 }
 
-/// Returns the records with the totals (packets and bytes) of flows to the server. The direction selects the interface
-/// at which the flows were counted: the client's (egress) or the server's (ingress).
+/// Returns the records of type `flowTotals` (packets and bytes of a flow) of flows to the server. `direction` selects
+/// the interface at which the packets were counted: the client's (`egress`) or the server's (`ingress`).
 fn totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<Vec<Value>> {
     let records = lab.agent_ref().get("/v1/flows?verdict=allowed")?;
     let mut records = records.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
@@ -189,7 +192,7 @@ fn totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<
     Ok(records)
 }
 
-/// Waits for the first record with the totals of a flow to the server.
+/// Waits until [`totals`] has a record, and returns the first one.
 fn wait_totals(lab: &Lab, direction: &str, server: IpAddr, protocol: &str) -> Result<Value> {
     let begun = Instant::now();
     loop {
@@ -256,6 +259,7 @@ fn totals_have_the_packets_and_bytes_of_a_flow_when_it_ends() -> Result<()> {
     for ((_, client), server) in sockets.iter().zip(&servers) {
         client.send_to(&[0; 100], (*server, PORT))?;
     }
+    // The length of an IP packet with a UDP datagram, as the totals count it.
     let length = |server: &IpAddr, payload: u64| payload + 8 + if server.is_ipv4() { 20 } else { 40 };
     for server in &servers {
         let revoked = wait_totals(&lab, "ingress", *server, "UDP")?;
@@ -307,7 +311,7 @@ fn totals_of_an_open_flow_are_recorded_every_minute() -> Result<()> {
     client_socket.send_to(&[0; SIZE], (server, PORT))?;
     server_socket.recv(&mut [0; SIZE])?;
     sent += 1;
-    // Longer than the interval at which the agent reads the flow table: the table is not read after the pod is removed.
+    // Waits until the agent has read the flow table once more: it does not read the table after the pod is removed.
     std::thread::sleep(Duration::from_secs(6));
     lab.cluster.remove_pod("shop/client")?;
     let ended = loop {

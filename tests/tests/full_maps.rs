@@ -1,5 +1,7 @@
-//! Full maps. If entries do not fit into a map, no traffic that policies deny is allowed. Once they fit, everything is
-//! enforced again.
+//! Full maps. If entries do not fit into a BPF map, no traffic that policies deny is allowed. Once all entries fit, the
+//! policies are enforced completely again.
+//!
+//! Tables of expected connections have a line for each connection: `->` is allowed, `-x` is dropped.
 //!
 //! Tests of attacks have names that start with `hostile_`: see docs/threat-model.md.
 
@@ -12,6 +14,7 @@ use netpol_tests::flow::{EchoConnection, Stream};
 use netpol_tests::lab::TIMEOUT;
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, deny_all, policy};
 
+/// Returns a cluster with pods and external hosts. Policies of these tests isolate only pods of `shop`, not of `free`.
 fn pods() -> ClusterBuilder {
     Cluster::builder()
         .pods(&[
@@ -28,7 +31,7 @@ fn pods() -> ClusterBuilder {
         .outside("198.51.100.9")
 }
 
-/// Returns a policy that isolates `server` and allows only these ingress rules.
+/// Returns a policy that isolates `server` for ingress, with these rules.
 fn server_policy(rules: &str) -> String {
     policy(
         "shop/server",
@@ -36,23 +39,25 @@ fn server_policy(rules: &str) -> String {
     )
 }
 
+/// Returns a rule that allows ingress from pods with the label `app` of this value.
 fn from_app(app: &str) -> String {
     format!("{{from: [{{podSelector: {{matchLabels: {{app: {app}}}}}}}]}}")
 }
 
-fn start(rules: &str, sizes: &[&str]) -> Result<Lab> {
-    let options = AgentOptions::default().arguments(sizes);
+/// Starts a cluster with these ingress rules for `server`, and with an agent that has these options (map sizes).
+fn start(rules: &str, size_options: &[&str]) -> Result<Lab> {
+    let options = AgentOptions::default().arguments(size_options);
     Lab::start_with(pods(), &[server_policy(rules)], options)
 }
 
-/// Checks that denied hosts cannot connect and that the agent reports the reason; that pods without a policy are not
-/// affected; and that the log and the metrics name the full map.
-fn check_stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
-    for stranger in strangers {
-        lab.expect(&format!("{stranger} -x shop/server 80/TCP\n{stranger} -x shop/server 53/UDP"))?;
-        let reported_as = reported_as(lab, stranger);
+/// Checks that hosts without a rule cannot connect, with the reason `tables-incomplete`; that pods without a policy are
+/// not affected; and that the log and the metrics name the full map.
+fn check_stays_denied(lab: &mut Lab, denied_hosts: &[&str], map: &str) -> Result<()> {
+    for host in denied_hosts {
+        lab.expect(&format!("{host} -x shop/server 80/TCP\n{host} -x shop/server 53/UDP"))?;
+        let source = reported_as(lab, host);
         lab.agent().wait_denied(|line| {
-            line.reason() == "tables-incomplete" && line.to() == "shop/server" && line.from() == reported_as
+            line.reason() == "tables-incomplete" && line.to() == "shop/server" && line.from() == source
         })?;
     }
     lab.expect("free/one -> free/two 80/TCP\nshop/a -> free/two 53/UDP")?;
@@ -67,16 +72,17 @@ fn check_stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()
     Ok(())
 }
 
-/// Applies rules that fit, and checks the verdicts. The agent then reports `no-rule` as the reason again.
-fn check_recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<()> {
+/// Applies rules with entries that fit, and checks the connections in `table`. For denied packets of `denied_host`, the
+/// agent then reports the usual reason `no-rule` again.
+fn check_recovers(lab: &mut Lab, rules: &str, table: &str, denied_host: &str) -> Result<()> {
     lab.set_policies(&[server_policy(rules)])?;
     lab.expect(table)?;
     lab.agent().wait_log(&["all map entries that could not be written are written now"])?;
     let start = Instant::now();
-    let source = reported_as(lab, stranger);
+    let source = reported_as(lab, denied_host);
     loop {
         lab.agent().clear_denied();
-        lab.expect(&format!("{stranger} -x shop/server 80/TCP"))?;
+        lab.expect(&format!("{denied_host} -x shop/server 80/TCP"))?;
         let reported = lab.agent().wait_denied(|line| line.from() == source && line.to() == "shop/server")?;
         if reported.reason() == "no-rule" {
             return Ok(());
@@ -85,7 +91,7 @@ fn check_recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Re
     }
 }
 
-/// Returns what the agent writes for a host in deny events: a pod's name, another host's address.
+/// Returns the source that deny events of a host have: the name of a pod, or the address of another host.
 fn reported_as(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
 }
@@ -130,8 +136,8 @@ fn ports_that_do_not_fit_allow_nothing() -> Result<()> {
     )
 }
 
-/// Two tenants: namespace `a` with `hog` and `plain`, and namespace `b` with two pods. Policies have blocks and
-/// selectors.
+/// Returns a cluster with two tenants, and policies for all pods except `a/hog`. The tests add policies for `a/hog`
+/// that need much memory: see [`many_blocks`]. They must not affect the other pods: `a/plain`, and the tenant `b`.
 fn tenants() -> (ClusterBuilder, Vec<String>) {
     let cluster = Cluster::builder()
         .pods(&[("a/hog", "app=hog"), ("a/plain", "app=plain"), ("b/server", "app=server"), ("b/client", "app=client")])
@@ -151,12 +157,13 @@ fn tenants() -> (ClusterBuilder, Vec<String>) {
     (cluster, policies)
 }
 
-/// Returns policies for `a/hog`, each with this number of disjoint blocks. The first policy also has a block with an
-/// outside host.
+/// Returns policies for `a/hog`, each with this number of disjoint blocks. The first policy also has a block with the
+/// external host 203.0.113.5.
 fn many_blocks(policies: u32, blocks_each: u32) -> Vec<String> {
     let list = |number: u32| {
         let mut peers = String::from(if number == 0 { "{ipBlock: {cidr: 203.0.113.0/24}}" } else { "" });
         for index in 0..blocks_each {
+            // 100.0.0.0, 100.0.0.4 and so on.
             let [a, b, c, d] = (0x6400_0000 + 4 * (number * blocks_each + index)).to_be_bytes();
             let comma = if peers.is_empty() { "" } else { ", " };
             let _ = write!(peers, "{comma}{{ipBlock: {{cidr: {a}.{b}.{c}.{d}/31}}}}");
@@ -169,7 +176,8 @@ fn many_blocks(policies: u32, blocks_each: u32) -> Vec<String> {
     (0..policies).map(list).collect()
 }
 
-const OTHER_TENANT: &str = "b/client -> b/server 80/TCP
+/// The expected connections of all pods except `a/hog`.
+const OTHER_PODS: &str = "b/client -> b/server 80/TCP
     203.0.113.5 -> b/server 80/TCP
     198.51.100.9 -x b/server 80/TCP
     203.0.113.5 -> b/client 80/TCP
@@ -186,9 +194,9 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
     policies.extend(many_blocks(2, 2_000));
     lab.set_policies(&policies)?;
     lab.agent().wait_log(&["ERROR", "--max-policy-memory", "a/list-1"])?;
-    lab.expect(OTHER_TENANT)?;
-    // Memory is charged to the blocks in their order, so the first block of `a/hog` is enforced. Deny events of `a/hog`
-    // have the reason `tables-incomplete`, because other blocks are omitted.
+    lab.expect(OTHER_PODS)?;
+    // The agent adds the blocks of `a/hog` in their order until the memory limit. So the first block is enforced. Deny
+    // events of `a/hog` have the reason `tables-incomplete`, because other blocks are omitted.
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     lab.agent().wait_denied(|line| line.to() == "a/hog" && line.reason() == "tables-incomplete")?;
     lab.agent().wait_denied(|line| line.to() == "b/server" && line.reason() == "no-rule")?;
@@ -203,7 +211,7 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
 
     lab.set_policies(&original_policies)?;
     lab.agent().wait_log(&["the policy is fully enforced again"])?;
-    lab.expect(OTHER_TENANT)?;
+    lab.expect(OTHER_PODS)?;
     lab.expect("198.51.100.9 -> a/hog 80/TCP")
 }
 
@@ -214,12 +222,12 @@ fn hostile_tens_of_thousands_of_blocks_fit_and_do_not_affect_other_namespaces() 
     let lab = Lab::start_with(cluster, &policies, options)?;
     policies.extend(many_blocks(35, 2_000));
     lab.set_policies(&policies)?;
-    lab.expect(OTHER_TENANT)?;
+    lab.expect(OTHER_PODS)?;
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     let page = lab.metrics()?;
-    ensure!(!page.contains("netpol_policy_omitted_parts{"), "parts of policies were left out:\n{page}");
+    ensure!(!page.contains("netpol_policy_omitted_parts{"), "parts of policies were omitted:\n{page}");
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
-    lab.expect(OTHER_TENANT)
+    lab.expect(OTHER_PODS)
 }
 
 #[test]
@@ -237,7 +245,7 @@ fn all_traffic_of_isolated_pods_beyond_max_endpoints_is_dropped() -> Result<()> 
         lab.expect(&format!("shop/{from} -x shop/{to} 80/TCP\nshop/{to} -x shop/{from} 53/UDP"))?;
     }
     lab.agent().wait_log(&["ERROR", "--max-endpoints"])?;
-    // Other pods can use the slots of deleted ones.
+    // After two pods are deleted, the endpoints of the other two fit.
     lab.cluster.remove_pod("shop/a")?;
     lab.cluster.remove_pod("shop/b")?;
     lab.set_policies(&[policy("shop/egress", "{podSelector: {}, policyTypes: [Egress], egress: [{}]}")])?;
@@ -275,7 +283,8 @@ fn open_flows_continue_and_denied_flows_stay_denied_while_the_flow_table_is_full
     lab.expect("shop/stranger -x shop/server 80/TCP\nshop/server -x shop/a 80/TCP\nshop/a -> shop/server 80/TCP")
 }
 
-/// Returns a policy that allows no ingress to a pod. So replies to the pod pass only if their flow is known.
+/// Returns a policy that allows no ingress to a pod. So packets to the pod pass only as replies: if the flow table has
+/// their flow.
 fn no_ingress(app: &str) -> String {
     policy(
         &format!("shop/no-ingress-{app}"),
@@ -294,8 +303,10 @@ fn a_small_event_ring_buffer_loses_events_but_changes_no_verdict() -> Result<()>
         ensure!(counts.answered == 0, "packets of a denied pod arrived: {counts:?}");
     }
     lab.expect("shop/a -> shop/server 80/TCP\nshop/stranger -x shop/server 80/TCP")?;
+    // No process listens at port 81. So a refused connection means that the packet was allowed.
     let refused = lab.try_at("shop/a", "shop/server", &lab.cluster.host("shop/server").v4().to_string(), Tcp, 81)?;
     assert_eq!(refused, ProbeResult::Refused);
+    // The agent still handles changes.
     lab.cluster.add_pod(PodSpec::new("shop/late").labels("app=a").port("dns", Udp, 53))?;
     lab.expect("shop/late -> shop/server 80/TCP")?;
     lab.agent().wait_denied(|line| line.to() == "shop/server").map(|_| ())

@@ -10,6 +10,7 @@ use netpol_tests::packet::{Ip, Marker, protocol};
 use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Cluster, Families, PodSpec, ProbeResult, Topology};
 
+/// Builds a cluster with three pods on the first node, one pod on the second node, and hosts outside the cluster.
 fn cluster(topology: Topology, families: Families) -> Result<Cluster> {
     Cluster::builder()
         .topology(topology)
@@ -29,6 +30,7 @@ fn every_host_reaches_every_other_in_every_kind_of_cluster() -> Result<()> {
             let cluster = cluster(topology, families)?;
             let matrix = wait_until_expected(&cluster, &[(Tcp, 80), (Udp, 53)], Duration::from_secs(3))?;
             assert_eq!(matrix.allowed(), matrix.0.len(), "{topology:?} {families:?}");
+            // No server listens on port 81.
             let closed = cluster.probe("a/one", "b/far", Tcp, 81);
             assert_eq!(cluster.try_all(&[closed])?, [ProbeResult::Refused]);
         }
@@ -49,6 +51,7 @@ fn flows_large_datagrams_and_raw_packets_arrive() -> Result<()> {
             let marker = Marker::new();
             let packet = Ip::new(*source, *destination).carrying(protocol::GRE, &marker.0);
             let test_packet = TestPacket::new(&cluster, from, to, "GRE", marker, &[packet]);
+            // `true`: the packet must arrive.
             check(&cluster, from, to, &[(test_packet, true)])?;
         }
     }
@@ -60,6 +63,7 @@ fn an_address_can_move_to_another_pod() -> Result<()> {
     let mut cluster = Cluster::builder().pods(&[("a/one", ""), ("a/two", "")]).build()?;
     let address = cluster.host("a/two").v4();
     cluster.remove_pod("a/two")?;
+    // The number of a pod is the last byte of its address.
     cluster.add_pod(PodSpec::new("b/new").number(address.octets()[3]))?;
     assert_eq!(cluster.host("b/new").v4(), address);
     let matrix = wait_until_expected(&cluster, &[(Tcp, 80)], Duration::from_secs(3))?;

@@ -1,5 +1,5 @@
-//! After a change, only the interfaces that the kernel reported are read. The result must be the same as if all
-//! interfaces were read.
+//! After a change, the agent reads only the interfaces that the kernel reported as changed. The result must be the same
+//! as if the agent read all interfaces.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,13 @@ use netpol_tests::netns::Netns;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
-/// Number of veth names, and number of network namespaces of pods.
+/// Number of pods. Each pod has a network namespace and a veth (`v0` and so on in the node's namespace).
 const VETHS: usize = 3;
-/// How long the kernel may take to report a change. It reports a change of the carrier with a delay.
+/// How long the kernel may take to report a change. For example, it reports a change of the carrier with a delay.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A change of the interfaces. An operation that is impossible, such as renaming a missing veth, changes nothing.
+/// A change of the interfaces of a pod (its number) or of the node. An operation that is impossible, such as renaming a
+/// missing veth, changes nothing.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     /// Adds a veth with its peer in the namespace of a pod.
@@ -30,15 +31,18 @@ enum Operation {
     RenameBack(usize),
     JoinBridge(usize),
     LeaveBridge(usize),
+    /// Adds an address to the end in the node's namespace.
     AddAddress(usize),
     DeleteAddress(usize),
+    /// Adds an address to the end in the pod's namespace.
     AddPodAddress(usize),
+    /// Adds a VXLAN device to the node.
     AddTunnel,
     DeleteTunnel,
 }
 
 impl Operation {
-    /// Returns the command of `ip`, and whether it runs in the pod's namespace.
+    /// Returns the arguments of `ip`, and the pod in whose namespace the command runs; `None` is the node's namespace.
     fn command(self, pods: &[Netns]) -> (String, Option<usize>) {
         let in_node = |command: String| (command, None);
         match self {
@@ -87,14 +91,15 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     prop::collection::vec(operation, 1..25)
 }
 
-/// Removes what is not read after each change: packet counters, and routes.
+/// Removes the packet counters and the routes, which the watcher does not read after each change.
 fn comparable(mut snapshot: InterfaceSnapshot) -> InterfaceSnapshot {
     snapshot.veths.values_mut().for_each(|(veth, _)| veth.packets = 0);
     snapshot.routed.clear();
     snapshot
 }
 
-/// Reads the interfaces that the kernel has reported, until the result equals that of reading all interfaces.
+/// Reads only the interfaces that the kernel has reported as changed, until the result equals that of reading all
+/// interfaces.
 async fn wait_until_current(monitor: &mut Monitor, watcher: &mut InterfaceWatcher) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -113,8 +118,8 @@ async fn wait_until_current(monitor: &mut Monitor, watcher: &mut InterfaceWatche
     }
 }
 
-/// Runs operations in new namespaces. Returns an error if reading only changes gives another result than reading
-/// everything.
+/// Runs operations in new namespaces. Returns an error if, after one of them, reading only changes gives another result
+/// than reading everything.
 fn check(operations: &[Operation]) -> Result<()> {
     let node = Netns::new("the node")?;
     let pods = (0..VETHS).map(|_| Netns::new("a pod")).collect::<Result<Vec<_>>>()?;

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 /// Longer than the agent takes to write a first Event.
 const FIRST_EVENT_TIME: Duration = Duration::from_secs(2);
 
-/// Options of an API server with the rules that `deploy/components/events` adds to the base.
+/// Options of an API server on which the agent has the permissions of `deploy/base`, and those that
+/// `deploy/components/events` adds.
 fn deployed_with_events() -> Result<Options> {
     let base = as_deployed()?;
     Ok(Options { rules: base.rules.allow(&["events.k8s.io"], &["events"], &["create", "patch"]), ..base })
@@ -23,6 +24,7 @@ fn cluster() -> ClusterBuilder {
     Cluster::builder().nodes(2).pods(&[("shop/web", ""), ("shop/cache", "")]).pod(PodSpec::new("shop/db").node(2))
 }
 
+/// Starts the cluster with a fake API server and the policy `deny-all`. The agent runs on node 1.
 fn start(options: AgentOptions) -> Result<Lab> {
     Lab::start_with(cluster(), &[deny_all("shop")], options.api_server(deployed_with_events()?))
 }
@@ -31,8 +33,8 @@ fn server(lab: &mut Lab) -> Result<&ApiServer> {
     lab.agent().api_server().context("the agent has no API server")
 }
 
-/// Returns the Events of an object, selected by the fields that `kubectl describe` uses. `kubectl describe` reads the
-/// core API group, but the API server returns the same Events in this group and in `events.k8s.io`.
+/// Returns the Events of an object. They are selected by the fields that `kubectl describe` uses. `kubectl describe`
+/// reads the Events in the core API group. This function reads the same Events in `events.k8s.io`.
 fn described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
     let object = server.get(resource, "shop", name).with_context(|| format!("there is no shop/{name}"))?;
     let is_about = |event: &Value| {
@@ -45,6 +47,7 @@ fn described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<V
     Ok(server.events().into_iter().filter(is_about).collect())
 }
 
+/// Waits until an object has an Event.
 fn wait_described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
     let begun = Instant::now();
     loop {
@@ -146,7 +149,7 @@ fn without_the_option_no_events_are_written() -> Result<()> {
 }
 
 #[test]
-fn an_agent_without_permission_to_write_events_names_the_missing_rule_and_enforces() -> Result<()> {
+fn an_agent_without_permission_to_write_events_logs_the_missing_rbac_rule_and_enforces_policies() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--kube-events"]).api_server(as_deployed()?);
     let mut lab = Lab::start_with(cluster(), &[deny_all("shop")], options)?;
     send(&lab, &socket(&lab)?, 1)?;

@@ -38,7 +38,7 @@ fn json(name: &str) -> String {
     )
 }
 
-/// Returns a policy with one port, written as given.
+/// Returns a policy with one port. `port` is the text of the number.
 fn port(port: &str) -> String {
     yaml("a", 0)
         .replace("{podSelector: {}}", &format!("{{podSelector: {{}}, ingress: [{{ports: [{{port: {port}}}]}}]}}"))
@@ -46,15 +46,15 @@ fn port(port: &str) -> String {
 
 #[test]
 fn unusual_files_are_read_as_kubectl_reads_them() -> Result<()> {
-    let (a, b, mark) = (yaml("a", 0), yaml("b", 0), "\u{feff}");
+    let (a, b, byte_order_mark) = (yaml("a", 0), yaml("b", 0), "\u{feff}");
     let files = [
         ("separator", format!("{a}---\n{b}"), All),
         ("separator with a comment", format!("{a}---# comment\n{b}"), All),
         ("separator with a space and a comment", format!("{a}--- # comment\n{b}"), All),
         ("separators with blanks", format!("--- \n{a}---\t\n{b}"), All),
         ("carriage returns", format!("{a}---\n{b}").replace('\n', "\r\n"), All),
-        ("byte order mark", format!("{mark}{a}---\n{b}"), All),
-        ("byte order mark after a separator", format!("{a}---\n{mark}{b}"), All),
+        ("byte order mark", format!("{byte_order_mark}{a}---\n{b}"), All),
+        ("byte order mark after a separator", format!("{a}---\n{byte_order_mark}{b}"), All),
         ("empty documents", format!("---\n---\n{a}---\n\n# comment\n---\n{b}---\n"), All),
         ("indented document", format!("{a}---\n{}", yaml("b", 2)), All),
         ("JSON lines", format!("{}\n{}\n", json("a"), json("b")), All),
@@ -85,10 +85,11 @@ fn unusual_files_are_read_as_kubectl_reads_them() -> Result<()> {
     Ok(())
 }
 
+/// Checks that kubectl and netpol read the same objects, and that netpol reports errors if kubectl reads only a part.
 fn compare(text: &str, reads: Reads) -> Result<()> {
     let by_netpol = manifest::parse(text, "odd.yaml");
-    let (by_kubectl, whole) = by_kubectl(text)?;
-    ensure!(whole == (reads == All), "kubectl reads {} of the file", if whole { "all" } else { "a part" });
+    let (by_kubectl, is_whole) = by_kubectl(text)?;
+    ensure!(is_whole == (reads == All), "kubectl reads {} of the file", if is_whole { "all" } else { "a part" });
     for (key, object) in objects(&by_kubectl) {
         let found = objects(&by_netpol).into_iter().find(|(found, _)| *found == key);
         ensure!(
@@ -116,6 +117,7 @@ fn by_kubectl(text: &str) -> Result<(Parsed, bool)> {
     let mut parsed = Parsed::default();
     for value in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
         let mut value = value.context("reading kubectl's JSON")?;
+        // Removes the label that `kubectl label` has added.
         if let Some(metadata) = value.pointer_mut("/metadata").and_then(Value::as_object_mut) {
             metadata.remove("labels");
         }

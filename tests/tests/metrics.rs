@@ -26,10 +26,12 @@ struct Metrics {
     values: BTreeMap<String, f64>,
 }
 
+/// Requests a path from the metrics listener. Returns the head and the body of the response.
 fn get(lab: &Lab, path: &str) -> Result<(String, String)> {
     get_at(lab, METRICS_ADDRESS, path)
 }
 
+/// Does the same as [`get`], at a given address.
 fn get_at(lab: &Lab, address: &str, path: &str) -> Result<(String, String)> {
     lab.cluster.host("node-1").netns().run(|| {
         let mut stream = TcpStream::connect(address).context("connecting to the agent")?;
@@ -43,9 +45,11 @@ fn get_at(lab: &Lab, address: &str, path: &str) -> Result<(String, String)> {
     })
 }
 
+/// Parses a metrics page. Returns an error if the page violates the definition of the format.
 fn parse(text: &str) -> Result<Metrics> {
     ensure!(text.ends_with('\n'), "the last line does not end with a line feed");
-    let (mut metrics, mut with_help, mut complete, mut family) =
+    // `family` is the family of the current line. `earlier_families` are those before it.
+    let (mut metrics, mut with_help, mut earlier_families, mut family) =
         (Metrics::default(), BTreeSet::new(), BTreeSet::new(), String::new());
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -55,8 +59,8 @@ fn parse(text: &str) -> Result<Metrics> {
             let (name, metric_type) = rest.split_once(' ').with_context(|| format!("TYPE has no type: {line}"))?;
             ensure!(["counter", "gauge", "histogram", "summary"].contains(&metric_type), "unknown type: {line}");
             ensure!(with_help.contains(name), "there is no HELP before {line}");
-            complete.insert(std::mem::replace(&mut family, name.to_owned()));
-            ensure!(!complete.contains(name), "the series of a family are not in one group: {line}");
+            earlier_families.insert(std::mem::replace(&mut family, name.to_owned()));
+            ensure!(!earlier_families.contains(name), "the series of a family are not in one group: {line}");
             ensure!(
                 metric_type != "counter" || name.ends_with("_total"),
                 "the name of a counter must end with _total: {line}"
@@ -167,9 +171,11 @@ fn the_metrics_page_is_valid_and_changes_are_measured() -> Result<()> {
         }
     }
     let grows = |series: &str| Ok::<_, anyhow::Error>(after.value(series)? > before.value(series)?);
+    // A generation is the number of a batch of changes.
     for series in ["netpol_convergence_seconds_count", "netpol_convergence_seconds_sum", "netpol_generation"] {
         ensure!(grows(series)?, "{series} did not grow after a change");
     }
+    // `wait` has ended, so the last received batch is enforced.
     ensure!(after.value("netpol_generation")?.to_bits() == after.value("netpol_generation_received")?.to_bits());
     let denied =
         r#"netpol_packets_total{namespace="shop",pod="client",direction="egress",reason="no-rule",verdict="deny"}"#;
@@ -182,7 +188,8 @@ fn the_metrics_page_is_valid_and_changes_are_measured() -> Result<()> {
     Ok(())
 }
 
-/// Clients that send their requests byte by byte and reconnect when they are disconnected, until this is dropped.
+/// Clients that send their requests byte by byte, and that reconnect when the agent disconnects them. They end when
+/// this value is dropped.
 struct SlowClients {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -231,9 +238,9 @@ impl Drop for SlowClients {
 fn median_response_time(lab: &Lab, address: &str, path: &str) -> Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..21 {
-        let begun = Instant::now();
+        let start = Instant::now();
         let (head, _) = get_at(lab, address, path)?;
-        times.push(begun.elapsed());
+        times.push(start.elapsed());
         ensure!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
         std::thread::sleep(Duration::from_millis(20));
     }

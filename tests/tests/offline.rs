@@ -9,6 +9,8 @@ use netpol_tests::agent::netpol;
 use netpol_tests::{Cell, Cluster, Lab, PodSpec, deny_all, policy};
 use serde_json::Value;
 
+/// Starts a cluster in which policies allow some connections between the pods and an external host, which has the extra
+/// address 203.0.113.5.
 fn start() -> Result<Lab> {
     let cluster = Cluster::builder()
         .namespace("shop", "team=sales")
@@ -47,7 +49,7 @@ fn run(lab: &Lab, subcommand: &str, arguments: &[&str]) -> Result<Output> {
     command.output().with_context(|| format!("starting netpol {subcommand}"))
 }
 
-/// Returns the name that netpol prints for a host: the name of a pod, or the address of another host.
+/// Returns the name that netpol prints for a host of the test: the name of a pod, or the address of an external host.
 fn host_name(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
 }
@@ -87,6 +89,7 @@ fn explain_prints_the_reason_that_the_agent_reports() -> Result<()> {
         ("shop/front", "outside", "egress"),
     ];
     for (from, to, direction) in rows {
+        // `-x`: the connection must be denied.
         lab.expect(&format!("{from} -x {to} 80/TCP"))?;
         let (from, to) = (host_name(&lab, from), host_name(&lab, to));
         let reported =

@@ -13,7 +13,8 @@ use netpol_tests::{Agent, AgentOptions, Cluster, Families, Lab, PodSpec, policy}
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// A packet that has not arrived within this time was dropped. TCP retransmits several times within it.
 const DROP_TIMEOUT: Duration = Duration::from_millis(1200);
-/// The addresses of a Service. The node translates them.
+/// The addresses of a Service of `server`. There is no Service object: nftables rules of the node translate the
+/// addresses.
 const SERVICE: [&str; 2] = ["10.96.0.34", "fd00:96::34"];
 
 /// One side of an open connection.
@@ -58,15 +59,18 @@ impl Side {
     }
 }
 
-/// An open connection: its description, the side that started it, and the other side.
+/// An open connection.
 struct OpenConnection {
+    /// A description for messages.
     what: String,
+    /// The side that started the connection: the client.
     from: Side,
+    /// The other side: the server.
     to: Side,
 }
 
 /// Opens a TCP and a UDP connection in each address family. The UDP client sends one datagram, and no other data is
-/// sent. `at` is the address to connect to, if it is not an address of the host `to`.
+/// sent. `at`: the only address to connect to, such as that of a Service. `None`: all addresses of the host `to`.
 fn open(cluster: &Cluster, from: &str, to: &str, port: u16, at: Option<IpAddr>) -> Result<Vec<OpenConnection>> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut opened = Vec::new();
@@ -128,7 +132,8 @@ fn check_stopped(mut open: OpenConnection) -> Result<()> {
     Ok(())
 }
 
-/// Isolates `client` and `guarded` for ingress, and `server` for egress. In these directions, only replies are allowed.
+/// Isolates the pods `client` and `guarded` for ingress, and the pod `server` for egress. In these directions, only
+/// replies are allowed.
 fn policies() -> String {
     let isolated = |app: &str, direction: &str| {
         policy(
@@ -146,8 +151,8 @@ fn cluster() -> Result<Cluster> {
         .build()
 }
 
-/// Adds nftables rules to the node. They track connections, including those across the node's bridge, and translate the
-/// address of a Service to that of `server`.
+/// Adds nftables rules to the node. The rules track connections, including those across the node's bridge, and
+/// translate the addresses in [`SERVICE`] to those of the pod `server`.
 fn track_connections(cluster: &Cluster) -> Result<()> {
     let node = cluster.host("node-1").netns();
     node.sysctl(&[("bridge/bridge-nf-call-iptables", "1"), ("bridge/bridge-nf-call-ip6tables", "1")])?;
@@ -167,8 +172,9 @@ fn track_connections(cluster: &Cluster) -> Result<()> {
     ))
 }
 
-/// Opens connections that the policies allow, and connections that they deny. Returns both lists.
-fn connections(cluster: &Cluster, port: u16, services: bool) -> Result<(Vec<OpenConnection>, Vec<OpenConnection>)> {
+/// Opens connections that the policies allow, and connections that the policies deny. Returns both lists. `port`: the
+/// lowest port of the servers. `with_service`: whether to also connect to the addresses in [`SERVICE`].
+fn connections(cluster: &Cluster, port: u16, with_service: bool) -> Result<(Vec<OpenConnection>, Vec<OpenConnection>)> {
     let mut allowed = Vec::new();
     let pairs = [
         ("shop/client", "shop/server"),
@@ -179,7 +185,7 @@ fn connections(cluster: &Cluster, port: u16, services: bool) -> Result<(Vec<Open
     for (index, (from, to)) in pairs.iter().enumerate() {
         allowed.extend(open(cluster, from, to, port + u16::try_from(index)?, None)?);
     }
-    if services {
+    if with_service {
         for (index, service) in SERVICE.iter().enumerate() {
             let at = Some(service.parse()?);
             allowed.extend(open(cluster, "shop/client", "shop/server", port + 10 + u16::try_from(index)?, at)?);
@@ -203,7 +209,7 @@ fn s34_tracked_connections_are_taken_over_at_the_first_start() -> Result<()> {
         denied.extend(more_denied);
     }
     let agent = Agent::start_with(&cluster, AgentOptions::default())?;
-    let lab = Lab::of(cluster, agent);
+    let _lab = Lab::of(cluster, agent);
     let count = allowed.len();
     let broken: Vec<String> =
         allowed.into_iter().filter_map(|open| check_continues(open).err()).map(|error| format!("{error:#}")).collect();
@@ -213,7 +219,6 @@ fn s34_tracked_connections_are_taken_over_at_the_first_start() -> Result<()> {
     for handle in handles {
         handle.join().expect("a checking thread panicked")?;
     }
-    drop(lab);
     Ok(())
 }
 
@@ -240,7 +245,7 @@ fn s34_untracked_connections_continue_once_the_side_that_started_them_sends() ->
         waited += usize::from(!arrives_immediately);
         from.send(b"from the client")?;
         ensure!(to.receives(b"from the client", ARRIVAL_TIMEOUT)?, "{what}: data from the client is dropped");
-        // TCP retransmits. The test sends a datagram again.
+        // A dropped TCP segment is retransmitted. A dropped datagram must be sent again.
         if !arrives_immediately && matches!(to, Side::Udp(_)) {
             to.send(b"from the server")?;
         }
@@ -276,17 +281,17 @@ fn s34_a_pod_that_connects_before_its_address_is_published_gets_its_replies() ->
     for round in 0..3_u16 {
         let name = format!("shop/new-{round}");
         lab.cluster.add_pod_without_manifest(PodSpec::new(&name).labels("app=client"))?;
-        let mut early = open(&lab.cluster, &name, "outside", 7000 + round, None)?;
+        let mut allowed = open(&lab.cluster, &name, "outside", 7000 + round, None)?;
         // Only IPv4: the server can send a neighbor advertisement to the new pod only after the agent has received the
         // pod's address (item 32).
         let server = IpAddr::from(lab.cluster.host("shop/server").v4());
-        early.extend(open(&lab.cluster, &name, "shop/server", 7100 + round, Some(server))?);
+        allowed.extend(open(&lab.cluster, &name, "shop/server", 7100 + round, Some(server))?);
         let denied = open(&lab.cluster, "outside", &name, 7200 + round, None)?;
         lab.cluster.write_manifest(&name)?;
         lab.agent().wait_log(&[" enforced ", &format!("pod={name} ")])?;
         // Connections are taken over within this time after the attach.
         std::thread::sleep(Duration::from_millis(200));
-        early.into_iter().try_for_each(check_continues)?;
+        allowed.into_iter().try_for_each(check_continues)?;
         denied.into_iter().try_for_each(check_stopped)?;
     }
     Ok(())

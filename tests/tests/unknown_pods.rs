@@ -1,5 +1,6 @@
 //! Interfaces for which the agent knows no pod: before the agent has received the pod's object, and after the object is
-//! deleted. Item 27 of docs/semantics.md.
+//! deleted. Item 27 of docs/semantics.md. The agents of these tests read objects from a directory, so a pod without a
+//! manifest there is unknown.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -34,7 +35,7 @@ fn allow_client_to_server() -> String {
 }
 
 #[test]
-fn s27_a_pod_with_a_late_manifest_is_enforced_and_the_unprotected_time_is_logged() -> Result<()> {
+fn s27_a_pod_is_enforced_when_its_manifest_is_written_and_the_unprotected_time_is_logged() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late").labels("app=late"))?;
     let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
@@ -56,6 +57,7 @@ fn field(line: &str, name: &str) -> Result<f64> {
 fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<()> {
     const CONNECTIONS: u32 = 5;
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
+    // Seconds and packets without enforcement.
     let sums = |lab: &Lab| -> Result<[f64; 2]> {
         Ok([
             lab.metric("netpol_unprotected_seconds_sum{since=\"interface\"}")?,
@@ -70,8 +72,9 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
     for _ in 0..CONNECTIONS {
         lab.cluster.try_all(std::slice::from_ref(&probe))?;
     }
-    // Much longer than the agent takes to find the interface.
     std::thread::sleep(std::time::Duration::from_millis(300));
+    // The agent measures from the moment when it finds the interface. It finds the interface in much less than half of
+    // this time.
     let shortest = exists.elapsed().as_secs_f64() / 2.0;
     lab.cluster.write_manifest("shop/late")?;
     let words = [" enforced ", "pod=shop/late", "unprotected_ms="];
@@ -105,14 +108,14 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
         );
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    let again = sums(&lab)?;
-    let gap = again[0] - after[0];
+    let after_gap = sums(&lab)?;
+    let gap = after_gap[0] - after[0];
     ensure!(gap > 0.0 && gap < 1.0, "unprotected for {gap} s, expected less than 1 s");
     Ok(())
 }
 
 #[test]
-fn s27_unknown_pods_are_denied_with_the_option() -> Result<()> {
+fn s27_the_option_unknown_pods_deny_drops_the_traffic_of_unknown_pods() -> Result<()> {
     let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], deny_unknown_pods())?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late"))?;
     lab.expect_without_reference(
@@ -126,7 +129,7 @@ fn s27_unknown_pods_are_denied_with_the_option() -> Result<()> {
     lab.agent().wait_denied(|line| line.reason() == "unknown-pod" && line.direction() == "ingress")?;
     lab.agent().wait_denied(|line| line.reason() == "unknown-pod" && line.direction() == "egress")?;
 
-    // The link itself works: neighbor discovery finds the pod.
+    // Only neighbor discovery reaches the pod.
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/late").v6());
     // The pod's solicited-node multicast address (RFC 4291, 2.7.1).
@@ -177,6 +180,7 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     let denied = Stream::of_new_flows(&lab.cluster, "shop/other", "shop/server", 53)?;
+    // Without the manifest of `server`, the reference evaluator cannot evaluate these connections.
     let expected = "shop/other -x shop/server 80/TCP\nblog/web -x shop/server 53/UDP\noutside -x shop/server 80/TCP";
 
     lab.cluster.remove_manifest("shop/server")?;
@@ -199,10 +203,10 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     lab.expect("shop/other -> shop/server 80/TCP")?;
 
     // A new pod with the same address, after the interface was removed, does not inherit the policy.
-    let number = lab.cluster.host("shop/server").v4().octets()[3];
+    let last_octet = lab.cluster.host("shop/server").v4().octets()[3];
     lab.set_policies(&[allow_client_to_server()])?;
     lab.expect("shop/other -x shop/server 80/TCP")?;
     lab.cluster.remove_pod("shop/server")?;
-    lab.cluster.add_pod(PodSpec::new("shop/successor").number(number))?;
+    lab.cluster.add_pod(PodSpec::new("shop/successor").number(last_octet))?;
     lab.expect("shop/other -> shop/successor 80/TCP\noutside -> shop/successor 53/UDP")
 }

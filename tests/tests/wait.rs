@@ -1,5 +1,5 @@
-//! Waiting until a node enforces an object, such as a policy. When the wait ends, the object applies to the next
-//! packet.
+//! Tests `netpol wait`, which waits until a node enforces an object, such as a policy. When the command ends, the
+//! object applies to the next packet.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -9,21 +9,22 @@ use netpol_tests::agent::CommandOutput;
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, Protocol, deny_all, policy};
 use serde_json::Value;
 
-/// Long enough for a machine that also runs other tests.
-const TIMEOUT: [&str; 2] = ["--timeout", "30s"];
+/// A timeout that is long enough for a machine that also runs other tests.
+const TIMEOUT_ARGUMENTS: [&str; 2] = ["--timeout", "30s"];
 
 fn two_pods() -> ClusterBuilder {
     Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server")])
 }
 
 fn wait(lab: &mut Lab, conditions: &[&str]) -> Result<CommandOutput> {
-    let mut arguments = TIMEOUT.to_vec();
+    let mut arguments = TIMEOUT_ARGUMENTS.to_vec();
     for condition in conditions {
         arguments.extend(["--for", condition]);
     }
     lab.agent().wait(&arguments)
 }
 
+/// Sends one probe from `client` to `server`.
 fn one_probe(lab: &Lab) -> Result<ProbeResult> {
     let probes = lab.cluster.probes("shop/client", "shop/server", Protocol::Tcp, 80);
     Ok(lab.cluster.try_all(&probes[..1])?.remove(0))
@@ -61,6 +62,7 @@ fn the_next_packet_is_evaluated_by_the_policy_that_was_waited_for() -> Result<()
 fn a_pod_a_policy_and_a_sync_can_be_waited_for() -> Result<()> {
     let mut lab = Lab::start(two_pods(), &[deny_all("shop")])?;
     lab.cluster.add_pod(PodSpec::new("shop/late"))?;
+    // `sync`: the agent has processed all objects, and enforces policies on all pods.
     let output = wait(&mut lab, &["pod/shop/late", "policy/shop/deny-all", "sync"])?;
     ensure!(output.code == Some(0) && output.stdout.lines().count() == 3, "{output:?}");
     ensure!(
@@ -96,6 +98,7 @@ fn a_missing_object_is_reported() -> Result<()> {
 #[test]
 fn a_timeout_names_the_pod_without_an_interface() -> Result<()> {
     let mut lab = Lab::start(two_pods(), &[deny_all("shop")])?;
+    // A pod that never gets an interface, so its policies cannot be enforced.
     let ghost = "---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: ghost}\nspec: {nodeName: node-1}\n\
                  status: {podIP: 10.99.99.99, podIPs: [{ip: 10.99.99.99}]}\n";
     lab.cluster.apply("ghost", ghost)?;
@@ -117,6 +120,7 @@ fn a_timeout_names_the_pod_without_an_interface() -> Result<()> {
 #[test]
 fn several_conditions_are_waited_for_at_the_same_time() -> Result<()> {
     let mut lab = Lab::start(two_pods(), &[deny_all("shop")])?;
+    // A pod that never gets an interface, so its policies cannot be enforced.
     let ghost = "---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: blog, name: ghost}\nspec: {nodeName: node-1}\n\
                  status: {podIP: 10.99.99.99, podIPs: [{ip: 10.99.99.99}]}\n";
     lab.cluster.apply("ghost", ghost)?;

@@ -15,10 +15,13 @@ const READ_TIMEOUT: Duration = Duration::from_secs(90);
 /// is denied after 10 ms. The limit is higher because other tests run at the same time.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The tests also add pods, some of them to the namespace `locked`, in which [`deny_all`] denies all traffic. No policy
+/// selects the pods of `free`.
 fn pods() -> ClusterBuilder {
     Cluster::builder().pods(&[("shop/web", "app=web"), ("free/one", ""), ("free/two", "")])
 }
 
+/// Returns the manifests of [`POLICIES`] policies, each followed by `---`.
 fn many_policies() -> String {
     (0..POLICIES).fold(String::new(), |mut text, index| {
         let (high, low, port) = (index / 250, index % 250, 1024 + index % 50_000);
@@ -63,10 +66,10 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
     lab.cluster.write_manifest("locked/new")?;
     let words = ["pod=locked/new", "dropping all traffic of the pod until its policies are evaluated"];
     lab.agent().wait_log(&words)?;
-    let known = milliseconds(&lab.agent().log(), &words, "known_ms=")?;
-    let unprotected = milliseconds(&lab.agent().log(), &words, "unprotected_ms=")?;
-    println!("denied {known} ms after its object was known, {unprotected} ms after its interface appeared");
-    ensure!(known < RESPONSE_TIMEOUT.as_secs_f64() * 1e3, "it took {known} ms to deny the new pod's traffic");
+    let known_ms = milliseconds(&lab.agent().log(), &words, "known_ms=")?;
+    let unprotected_ms = milliseconds(&lab.agent().log(), &words, "unprotected_ms=")?;
+    println!("denied {known_ms} ms after its object was known, {unprotected_ms} ms after its interface appeared");
+    ensure!(known_ms < RESPONSE_TIMEOUT.as_secs_f64() * 1e3, "it took {known_ms} ms to deny the new pod's traffic");
     for (from, to) in [("locked/new", "free/one"), ("free/one", "locked/new")] {
         let address = lab.cluster.host(to).addresses()[0];
         ensure!(lab.cluster.try_tcp(from, to, address, 80)? == ProbeResult::Dropped, "{from} reaches {to}");
@@ -95,6 +98,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
         println!("{path}: median {:?}, at most {:?}", times[4], times[8]);
         ensure!(times[4] < Duration::from_millis(100) && times[8] < RESPONSE_TIMEOUT, "{path} took {times:?}");
     }
+    // `netpol wait` for a policy that is not compiled yet ends after its timeout.
     let begun = Instant::now();
     let waited = lab.agent_ref().wait(&["--for", "policy/shop/many-7", "--timeout", "500ms"])?;
     ensure!(
@@ -139,6 +143,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
 #[test]
 fn a_denied_new_pod_is_enforced_once_its_policies_are_compiled() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("locked")])?;
+    // 60 policies are compiled within milliseconds. All traffic of a new pod may be dropped until then.
     lab.cluster.apply("many", &many_policies().split_inclusive("---\n").take(60).collect::<String>())?;
     for name in ["free/new", "locked/new"] {
         lab.cluster.add_pod(PodSpec::new(name))?;
@@ -150,6 +155,7 @@ fn a_denied_new_pod_is_enforced_once_its_policies_are_compiled() -> Result<()> {
          locked/new -x free/one 80/TCP",
     )?;
     let denied = lab.agent().wait_denied(|line| line.to() == "locked/new" && line.from() == "free/one")?;
+    // `tables-incomplete` is the reason until the pod's policies are compiled, `no-rule` afterwards.
     ensure!(["no-rule", "tables-incomplete"].contains(&denied.reason()), "{denied:?}");
     Ok(())
 }

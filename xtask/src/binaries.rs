@@ -1,4 +1,4 @@
-//! `build`: the binaries for users.
+//! `build`: builds the binaries for users. `man`: writes their manual pages.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{ebpf, run, workspace};
 
-/// Target triple of the CNI plugin. The plugin is linked statically, because it runs on hosts with other libraries.
+/// Target triple of the CNI plugin. The plugin is linked statically, because the agent copies it to nodes, which may
+/// have other libraries than the image.
 pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Builds everything for users: what [`build`] builds, and the CNI plugin.
@@ -33,7 +34,7 @@ pub(crate) fn manual() -> Result<()> {
 }
 
 fn build_plugin() -> Result<()> {
-    setup()?;
+    install_static_target()?;
     run::step(
         "building target/release/netpol-cni",
         &mut run::cargo(["build", "--release", "--package", "netpol-cni", "--target", STATIC_TARGET]),
@@ -47,7 +48,7 @@ fn build_plugin() -> Result<()> {
 }
 
 /// Installs the standard library for [`STATIC_TARGET`], if it is missing.
-fn setup() -> Result<()> {
+fn install_static_target() -> Result<()> {
     if has_static_target().is_ok() {
         return Ok(());
     }
@@ -60,7 +61,7 @@ fn setup() -> Result<()> {
     run::step("installing the standard library for static binaries", &mut install)
 }
 
-/// Reports whether rustc has a standard library for [`STATIC_TARGET`].
+/// Returns the directory of rustc's standard library for [`STATIC_TARGET`]. Returns an error if the library is missing.
 pub(crate) fn has_static_target() -> Result<String, String> {
     let output = Command::new("rustc").args(["--print", "target-libdir", "--target", STATIC_TARGET]).output();
     let output = output.map_err(|error| error.to_string())?;

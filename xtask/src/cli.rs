@@ -219,7 +219,7 @@ fn demo(args: &DemoArgs) -> Result<ExitCode> {
     crate::demo::run(args)
 }
 
-/// Builds the binaries for the demo, then runs the demo.
+/// Builds the binaries for the demo. Then replaces this process with an xtask with feature `lab`, which runs the demo.
 #[cfg(not(feature = "lab"))]
 fn demo(_args: &DemoArgs) -> Result<ExitCode> {
     setup::run()?;
@@ -232,7 +232,7 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
     crate::bench::run(args)
 }
 
-/// Builds what is measured, then runs the benchmark.
+/// Builds what is measured. Then replaces this process with an xtask with feature `lab`, which runs the benchmark.
 #[cfg(not(feature = "lab"))]
 fn bench(args: &BenchArgs) -> Result<ExitCode> {
     setup::run()?;

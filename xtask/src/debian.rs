@@ -1,5 +1,5 @@
-//! Downloads packages of any Debian suite and unpacks them to a folder of the project. The package sources and the
-//! packages of the system stay unchanged.
+//! Downloads packages of any Debian suite (release) and unpacks them to a folder of the project. The package sources
+//! and the packages of the system stay unchanged.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,17 +16,18 @@ const MIRROR: &str = "NETPOL_DEBIAN_MIRROR";
 /// Keys that sign every suite. Every Debian system has this file.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The packages of one suite, with private apt lists.
+/// The packages of one suite. apt uses its own sources and lists for them, in a private folder.
 pub(crate) struct Packages {
     private_folder: PathBuf,
 }
 
 impl Packages {
-    /// Runs `apt-cache` and returns its output.
-    pub(crate) fn cache(&self, what: &str, words: &[&str]) -> Result<String> {
-        run::output(what, &mut self.apt("apt-cache", words))
+    /// Runs `apt-cache` and returns its output. `what`: the purpose, for an error message.
+    pub(crate) fn cache(&self, what: &str, arguments: &[&str]) -> Result<String> {
+        run::output(what, &mut self.apt("apt-cache", arguments))
     }
 
+    /// Downloads the package lists of a suite from a mirror.
     fn update(suite: &str, folder: &Path, mirror: &str) -> Result<Self> {
         let private_folder = folder.join("apt");
         for part in ["lists/partial", "archives/partial"] {
@@ -42,7 +43,7 @@ impl Packages {
     }
 
     /// Returns a command for one of apt's programs, with private sources and lists.
-    fn apt(&self, program: &str, words: &[&str]) -> Command {
+    fn apt(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = run::command::<&str>(program, []);
         let private_folder = self.private_folder.display();
         for option in [
@@ -53,16 +54,17 @@ impl Packages {
             "Dir::State::status=/dev/null".into(),
             format!("Dir::Cache={private_folder}"),
             "APT::Architecture=amd64".into(),
-            // The download folder is not readable for apt's own user.
+            // apt's own user, `_apt`, cannot access the download folder.
             "APT::Sandbox::User=root".into(),
         ] {
             command.arg("-o").arg(option);
         }
-        command.args(words);
+        command.args(arguments);
         command
     }
 
-    fn unpack(&self, package: &str, folder: &Path) -> Result<()> {
+    /// Downloads a package, and replaces `root` in the folder with the files of the package.
+    fn download(&self, package: &str, folder: &Path) -> Result<()> {
         let downloads = folder.join("download");
         // An earlier download may have been interrupted.
         let _ = fs::remove_dir_all(&downloads);
@@ -88,7 +90,7 @@ pub(crate) fn fetch(suite: &str, folder: &Path, choose: impl Fn(&Packages) -> Re
     let mut errors = Vec::new();
     for mirror in mirrors()? {
         let packages = Packages::update(suite, folder, &mirror);
-        match packages.and_then(|packages| packages.unpack(&choose(&packages)?, folder)) {
+        match packages.and_then(|packages| packages.download(&choose(&packages)?, folder)) {
             Ok(()) => return Ok(()),
             Err(error) => errors.push(format!("{mirror}: {error:#}")),
         }

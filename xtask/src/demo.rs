@@ -1,5 +1,5 @@
-//! Demo: a small cluster, and the effect of policies on it. Compares actual with expected connections, and shows
-//! the agent's explanation of each drop.
+//! `cargo xtask demo` applies policies to a small cluster of network namespaces, scene by scene. In each scene, it
+//! compares actual with expected connections, and shows the agent's explanation of each dropped connection.
 
 mod drops;
 mod inventory;
@@ -18,11 +18,12 @@ use crate::workspace;
 use output::Printer;
 use scenes::Scene;
 
-/// Ports to try between any two hosts, and the letter for each in the tables.
+/// Ports to try between any two hosts (pods and external hosts), and the letter for each port in the tables.
 const PORTS: [(char, Protocol, u16); 3] =
     [('w', Protocol::Tcp, 80), ('d', Protocol::Tcp, 5432), ('n', Protocol::Udp, 53)];
 
-/// How long a change may take to have its effect. After this time, a difference is an error.
+/// How long a change of policies may take to have its effect. After this time, a difference between actual and expected
+/// connections is an error.
 const WAIT_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs the demo.
@@ -44,11 +45,12 @@ pub(crate) fn run(_args: &DemoArgs) -> Result<ExitCode> {
     printer.done(&format!("{}, {} MiB resident", inventory.summary(), agent.resident_kib()? / 1024));
     printer.legend(&PORTS);
 
-    let mut wrong = 0;
+    let mut wrong_connections = 0;
     let scenes = scenes::all();
     for (index, scene) in scenes.iter().enumerate() {
         printer.scene(index + 1, scenes.len(), scene);
-        wrong += run_scene(&printer, &cluster, &agent, scene).with_context(|| format!("scene {:?}", scene.title))?;
+        wrong_connections +=
+            run_scene(&printer, &cluster, &agent, scene).with_context(|| format!("scene {:?}", scene.title))?;
     }
 
     printer.heading("Cleaning up");
@@ -56,22 +58,25 @@ pub(crate) fn run(_args: &DemoArgs) -> Result<ExitCode> {
     drop(cluster);
     let remaining = inventory.remaining()?;
     printer.clean(&inventory, &remaining);
-    let is_good = wrong == 0 && remaining.is_empty();
-    printer.verdict(is_good, wrong, start.elapsed());
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let succeeded = wrong_connections == 0 && remaining.is_empty();
+    printer.verdict(succeeded, wrong_connections, start.elapsed());
+    Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one scene. Returns how many connections were not as expected, or had no deny event that explains them.
+/// Runs one scene: applies its policies, and measures all connections. Returns how many connections are not as
+/// expected, plus how many dropped connections have no deny event.
 fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene) -> Result<usize> {
     for &(file, policies) in scene.apply {
         cluster.apply(file, policies)?;
     }
     let ports = PORTS.map(|(_, protocol, port)| (protocol, port));
+    // A cell is one possible connection: source, destination, protocol and port.
     let cells = Matrix::cells(cluster, &ports);
     let expected = Matrix::expected(cluster, &cells)?;
     let start = Instant::now();
     let (measured, elapsed) = loop {
-        // Wait until the change has taken effect, which takes milliseconds. The table shows one complete measurement.
+        // Repeats the measurement until the change has taken effect, which takes milliseconds. The table shows the last
+        // measurement.
         std::thread::sleep(Duration::from_millis(100));
         agent.clear_denied();
         let measurement_start = Instant::now();

@@ -1,4 +1,4 @@
-//! `doctor`: lists what netpol needs, what is missing, and how to get it.
+//! `doctor`: lists what netpol needs, what of this is missing, and how to get what is missing.
 
 mod kernel;
 mod permissions;
@@ -22,9 +22,9 @@ struct Finding {
     state: State,
     /// What was found, or why it counts as missing.
     found: String,
-    /// What needs it.
+    /// What needs it, such as a command of `cargo xtask` or the agent.
     used_by: &'static str,
-    /// A command line or advice.
+    /// A command line or advice, if the requirement is missing or unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -34,9 +34,9 @@ struct Finding {
 enum State {
     /// Found.
     Ok,
-    /// Missing, but there is a substitute, or only one command needs it.
+    /// Missing, but netpol has a substitute for it, or only one command needs it.
     Optional,
-    /// Only root can test it.
+    /// Unknown, because only root can test it.
     Unknown,
     /// Missing, and required to build or to test.
     Missing,
@@ -80,8 +80,8 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
         Output::Text => print_findings(&findings),
     }
-    let missing = findings.iter().any(|finding| matches!(finding.state, State::Missing | State::Unknown));
-    Ok(if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let is_incomplete = findings.iter().any(|finding| matches!(finding.state, State::Missing | State::Unknown));
+    Ok(if is_incomplete { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn print_findings(findings: &[Finding]) {

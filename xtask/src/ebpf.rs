@@ -1,4 +1,4 @@
-//! Builds and checks the BPF object.
+//! Builds and checks the BPF objects: ELF files with the eBPF programs.
 
 mod calls;
 mod lines;
@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 
 use crate::{run, toolchain, workspace};
 
-/// The cargo binary of the object that the agent embeds.
+/// The binary target of cargo that becomes the object in the agent.
 const SHIPPED: &str = "netpol-ebpf";
-/// The cargo binary of the object for tests and benchmarks.
+/// The binary target of cargo that becomes the object for tests and benchmarks.
 const TEST: &str = "netpol-ebpf-test";
 
 /// Builds the object that the agent embeds, and returns its path.
@@ -29,8 +29,8 @@ pub(crate) fn build_with_tests() -> Result<[PathBuf; 2]> {
     Ok([install(SHIPPED, workspace::bpf_object())?, install(TEST, test)?])
 }
 
-/// Builds an object that logs with `aya-log`, in another file. libbpf and bpftool reject this object, because the ring
-/// buffer of `aya-log` has no BTF.
+/// Builds a variant of the agent's object that logs with `aya-log`, and returns its path. libbpf and bpftool reject
+/// this object, because the ring buffer of `aya-log` has no BTF.
 pub(crate) fn build_with_log() -> Result<PathBuf> {
     compile(&["--bin", SHIPPED, "--features", "log"])?;
     install(SHIPPED, workspace::bpf_object().with_file_name("netpol-log.o"))
@@ -45,7 +45,7 @@ fn compile(arguments: &[&str]) -> Result<()> {
 }
 
 /// Corrects the line info of the object that was built as `binary`, checks the object, and writes it to the file
-/// `object`. Writes the file only if the content changed, because the agent embeds it and is rebuilt after each write.
+/// `object`. Writes the file only if its content changes, because cargo rebuilds the agent after each write.
 fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
     let built = target_directory().join(toolchain::TARGET).join("bpf").join(binary);
     let mut new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
@@ -64,8 +64,9 @@ fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Returns the target directory of the BPF object. It is separate, because the BPF object can have another compiler: in
-/// a shared directory, cargo would rebuild everything after each switch of the compiler.
+/// Returns cargo's target directory for the BPF objects. It is not the directory of the other crates, because BPF
+/// objects can need another compiler. In one directory, cargo would rebuild everything after each switch of the
+/// compiler.
 fn target_directory() -> PathBuf {
     workspace::target().join("bpf-build")
 }

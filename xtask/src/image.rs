@@ -46,7 +46,7 @@ fn pack(programs: &[PathBuf], tag: &str, folder: &Path, output: &Path) -> Result
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer)?)]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image"}],
     });
-    // The name of the configuration is its digest.
+    // The name of the configuration is its digest, which is known only after the file was written.
     let unnamed = archive.join("config");
     write(&unnamed, &config)?;
     let name = format!("{}.json", sha256(&unnamed)?);
@@ -75,8 +75,8 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 
 /// Packs a folder. The same files give the same bytes.
 fn tar(folder: &Path, archive: &Path) -> Result<()> {
-    let words = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--mode=a+rX,go-w"];
-    let mut command = run::command("tar", words);
+    let options = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--mode=a+rX,go-w"];
+    let mut command = run::command("tar", options);
     // Removes the `./` before each name, because archives by Docker do not have it.
     command.args(["--format=ustar", "--transform=s,^\\./,,", "-cf"]).arg(archive);
     command.arg("-C").arg(folder).arg(".");
@@ -106,6 +106,7 @@ mod tests {
     #[test]
     fn an_image_is_complete_and_reproducible_and_its_digests_are_correct() {
         let folder = std::env::temp_dir().join(format!("netpol-image-{}", std::process::id()));
+        // The image has this test's own program instead of netpol's. The program prints its usage with `--help`.
         let test_program = std::env::current_exe().unwrap();
         let (first, second) = (folder.join("first.tar"), folder.join("second.tar"));
         pack(std::slice::from_ref(&test_program), "netpol:test", &folder.join("work"), &first).unwrap();

@@ -1,5 +1,5 @@
-//! Tests netpol on several kernels: boots them in virtual machines and runs `netpol-smoke` there, and on the running
-//! kernel.
+//! Tests netpol on several kernels with `netpol-smoke`, a smoke test: on Debian's kernels, each booted in a virtual
+//! machine, and on the kernel of this machine.
 
 mod image;
 mod machine;
@@ -23,14 +23,15 @@ const SUITES: &[Suite] = &[
     Suite { version: "6.1", name: "bookworm" },
     Suite { version: "6.12", name: "bookworm-backports" },
 ];
-/// The running kernel.
+/// The name of this machine's kernel in `--only`.
 const RUNNING: &str = "running";
 
-/// Files that each machine needs.
+/// Files that each virtual machine needs.
 #[derive(Debug)]
 struct Programs {
     smoke: PathBuf,
     agent: PathBuf,
+    /// The object file of the eBPF programs.
     object: PathBuf,
 }
 
@@ -52,6 +53,7 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
         reports.push(machine::boot(&kernel, &image)?);
     }
     if selected(RUNNING) {
+        // `tc` attaches the programs with clsact.
         for attach in ["tcx", "tc"] {
             reports.push(test_running_kernel(&programs, attach)?);
         }

@@ -1,4 +1,5 @@
-//! `krew`: the CLI as a plugin of kubectl, with its manifest.
+//! `cargo xtask krew`: packs the CLI as a plugin of kubectl, and writes the manifest with which krew (kubectl's plugin
+//! manager) installs the plugin.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +10,7 @@ use crate::cli::KrewArgs;
 use crate::image::{copy, sha256};
 use crate::{run, workspace};
 
-/// The template of the manifest.
+/// The template of the krew manifest. Placeholders have the form `@NAME@`.
 const TEMPLATE: &str = include_str!("../../packaging/krew/netpol.yaml");
 const ARCHIVE: &str = "kubectl-netpol-linux-amd64.tar.gz";
 
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &KrewArgs) -> Result<()> {
     Ok(())
 }
 
-/// Packs a folder. The same files give the same bytes.
+/// Packs the plugin's files in a folder. The same files always result in the same bytes of the archive.
 fn pack(root: &Path, archive: &Path) -> Result<()> {
     let mut command = run::command("tar", ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"]);
     command.args(["--mode=a+rX,go-w", "--format=ustar", "-I", "gzip -n", "-cf"]).arg(archive);
@@ -41,7 +42,8 @@ fn pack(root: &Path, archive: &Path) -> Result<()> {
     run::output("packing the plugin", &mut command).map(drop)
 }
 
-/// Returns the manifest of a release. Fails if a placeholder is left.
+/// Fills the template of the manifest with the values of a release, and removes its comments. Fails if a placeholder
+/// has no value.
 fn fill(template: &str, version: &str, homepage: &str, uri: &str, sha256: &str) -> Result<String> {
     let version = format!("v{version}");
     let values = [("@VERSION@", &*version), ("@HOMEPAGE@", homepage), ("@URI@", uri), ("@SHA256@", sha256)];
@@ -63,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manifest_has_all_values() {
+    fn the_manifest_has_a_value_for_each_placeholder() {
         let digest = "0f".repeat(32);
         let text = fill(TEMPLATE, "1.2.3", "https://example.org", "https://example.org/a.tar.gz", &digest).unwrap();
         for line in [

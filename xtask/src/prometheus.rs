@@ -13,12 +13,13 @@ const SUITE: &str = "bookworm";
 const PACKAGE: &str = "prometheus";
 const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
 
-/// Downloads both programs if they are not found. Installing Debian's package would start a server on this machine.
+/// Downloads and unpacks Debian's package if the programs are not found. The package is not installed, because that
+/// would start a Prometheus server on this machine.
 pub(crate) fn setup() -> Result<()> {
     if find().is_ok() {
         return Ok(());
     }
-    // If the user has selected a directory, return the error instead of downloading other programs.
+    // If the environment variable is set, return the error instead of downloading other programs.
     if std::env::var_os(OVERRIDE).is_some() {
         find()?;
     }
@@ -28,7 +29,7 @@ pub(crate) fn setup() -> Result<()> {
     find().map(drop)
 }
 
-/// Describes the programs that the tests use.
+/// Returns the path of the Prometheus that the tests use, or the reason why the programs are not found.
 pub(crate) fn describe() -> Result<String, String> {
     find().map(|path| path.display().to_string()).map_err(|error| error.to_string())
 }
@@ -47,6 +48,7 @@ fn find() -> Result<PathBuf> {
     programs.into_iter().flatten().next().context("not found")
 }
 
+/// Returns the directory of downloaded programs.
 fn folder() -> PathBuf {
     workspace::target().join("tools").join(PACKAGE)
 }

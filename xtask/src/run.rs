@@ -1,4 +1,5 @@
-//! Runs other programs: announces each step, and reports errors with the command line.
+//! Runs other programs: announces each step, and reports errors with the command line. The argument `what` of a
+//! function describes the step, such as `listing packages`.
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
@@ -25,7 +26,7 @@ pub(crate) fn announce(what: &str) {
     eprintln!("\n==> {what}");
 }
 
-/// Prints the name of the step, runs the command with its output shown, and prints how long it took.
+/// Prints the name of the step, runs the command with its output shown, and prints how long the command took.
 pub(crate) fn step(what: &str, command: &mut Command) -> Result<()> {
     announce(what);
     let start = Instant::now();
@@ -57,7 +58,7 @@ pub(crate) fn output(what: &str, command: &mut Command) -> Result<String> {
 }
 
 /// Replaces this process with the command, so that Ctrl-C reaches the command and its exit code is returned. Returns
-/// only if the command cannot start.
+/// only if the command cannot start. Used only to run xtask again with its feature `lab`.
 #[cfg(not(feature = "lab"))]
 pub(crate) fn become_command(what: &str, mut command: Command) -> anyhow::Error {
     let error = std::os::unix::process::CommandExt::exec(&mut command);
@@ -73,7 +74,7 @@ pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Reports whether the process runs as root.
+/// Returns whether the process runs as root.
 pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid has no arguments and cannot fail.
     unsafe { libc::geteuid() == 0 }

@@ -1,4 +1,4 @@
-//! `setup`: installs everything that cargo does not download.
+//! `cargo xtask setup`: installs everything that cargo does not download.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub(crate) struct Tool {
     pub(crate) used_by: &'static str,
 }
 
-/// Programs that the tests, the demo and the docs run.
+/// Programs that the tests and the demo run, or that the docs use.
 pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "ip", package: "iproute2", used_by: "tests and demo: namespaces, links, routes" },
     Tool { program: "bridge", package: "iproute2", used_by: "tests of VXLAN overlays" },
@@ -30,7 +30,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "bpftool", package: "bpftool", used_by: "docs/map-layout.md and its tests" },
 ];
 
-/// Programs that only `kernels` needs.
+/// Programs that only `cargo xtask kernels` needs.
 pub(crate) const KERNEL_TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", used_by: "kernels: virtual machines" },
     Tool { program: "busybox", package: "busybox-static", used_by: "kernels: the initramfs" },
@@ -49,7 +49,7 @@ pub(crate) fn run() -> Result<()> {
 /// Mount point of bpffs.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 
-/// Mounts bpffs if it is not mounted, as systemd does.
+/// Mounts bpffs if it is not mounted. (On a machine with systemd, systemd mounts it at boot.)
 pub(crate) fn mount_bpffs() -> Result<()> {
     if is_bpffs_mounted() {
         return Ok(());
@@ -57,7 +57,7 @@ pub(crate) fn mount_bpffs() -> Result<()> {
     run::step("mounting bpffs", &mut run::command("mount", ["-t", "bpf", "bpf", BPFFS]))
 }
 
-/// Reports whether bpffs is mounted.
+/// Returns whether bpffs is mounted.
 pub(crate) fn is_bpffs_mounted() -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq([BPFFS, "bpf"]))
@@ -72,9 +72,9 @@ pub(crate) fn install_packages(tools: &[Tool]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let line = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    let command = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
     if !run::is_root() || !Path::new("/usr/bin/apt-get").exists() {
-        bail!("missing packages: {}. On Debian, run as root: {line}", missing.join(", "));
+        bail!("missing packages: {}. On Debian, run as root: {command}", missing.join(", "));
     }
     run::step("updating the package lists", &mut run::command("apt-get", ["update", "-qq"]))?;
     let mut install = run::command("apt-get", ["install", "-y", "-qq", "--no-install-recommends"]);

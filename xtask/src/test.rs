@@ -59,6 +59,7 @@ fn run_executable(executable: &Executable, agent: &Path, args: &TestArgs, tally:
     command.current_dir(&executable.folder).env("CARGO_MANIFEST_DIR", &executable.folder);
     command.env("NETPOL_AGENT", agent);
     command.env("NETPOL_BPF_OBJECT", workspace::bpf_object());
+    // Selects where the agents of the tests read objects from.
     match executable.source {
         Source::Default => command.env_remove("NETPOL_TEST_SOURCE"),
         Source::ApiServer => command.env("NETPOL_TEST_SOURCE", "kube"),

@@ -39,8 +39,8 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("commit subjects have at most 72 characters", words::subjects),
         ("formatted", || cargo("fmt --all --check --quiet", "run: cargo fmt --all")),
         ("clippy, and docs of public items", || {
-            let words = "clippy --workspace --all-targets --all-features --keep-going --quiet -- -D warnings";
-            cargo(words, "see above; `cargo clippy --fix` can fix some of them")
+            let arguments = "clippy --workspace --all-targets --all-features --keep-going --quiet -- -D warnings";
+            cargo(arguments, "see above; `cargo clippy --fix` can fix some of them")
         }),
         ("documentation builds without warnings", documentation),
         ("spelling", tools::spelling),
@@ -73,9 +73,9 @@ fn report(what: &str, findings: &[String]) -> usize {
     findings.len()
 }
 
-/// Runs cargo with its output shown. A failure is a finding.
-fn cargo(words: &str, advice: &str) -> Result<Vec<String>> {
-    finding(&mut run::cargo(words.split(' ')), advice)
+/// Runs cargo with its output shown. If cargo fails, returns the advice as a finding.
+fn cargo(arguments: &str, advice: &str) -> Result<Vec<String>> {
+    finding(&mut run::cargo(arguments.split(' ')), advice)
 }
 
 fn documentation() -> Result<Vec<String>> {

@@ -22,8 +22,10 @@ pub(crate) const OVERRIDE: &str = "NETPOL_BPF_RUSTC";
 const LINKER_VERSION: &str = "0.10.3";
 /// Path of Debian's compiler.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
-const DEBIAN_LINE: &str = "apt-get install -y --no-install-recommends rustc-web libstd-rust-web-dev-bpf";
+/// The command that installs this compiler.
+const DEBIAN_INSTALL: &str = "apt-get install -y --no-install-recommends rustc-web libstd-rust-web-dev-bpf";
 
+/// Flags for rustc.
 const FLAGS: &[&str] = &[
     // Debug information becomes BTF. bpftool gets the names of map fields from BTF, and the loader creates maps from
     // it.
@@ -31,7 +33,7 @@ const FLAGS: &[&str] = &[
     "-Clink-arg=--btf",
     // Without this flag, code that clears a few bytes calls `memset`. This is slower. The verifier also processes the
     // loop in `memset` again for each caller. Before Linux 6.2, this takes ten times as many instructions as in later
-    // verifiers. The command `ebpf` fails if such a call remains.
+    // verifiers. `cargo xtask ebpf` fails if such a call remains.
     "-Clink-arg=--disable-expand-memcpy-in-order",
     // Without this flag, LLVM places the last block of a loop before the first one, to save a jump. But before Linux
     // 6.4, a loop must end with a backward jump.
@@ -111,7 +113,7 @@ fn install_compiler() -> Result<()> {
     // The lists are always updated: old lists can lack one of the packages, or have versions that the mirror no longer
     // has.
     run::step("updating the package lists", &mut run::command("apt-get", ["update"]))?;
-    let mut words = DEBIAN_LINE.split(' ');
+    let mut words = DEBIAN_INSTALL.split(' ');
     let mut install = run::command(words.next().unwrap_or_default(), words);
     install.env("DEBIAN_FRONTEND", "noninteractive");
     run::step("installing Debian's Rust for BPF (about a minute)", &mut install)
@@ -127,7 +129,7 @@ fn install_linker() -> Result<()> {
     Ok(())
 }
 
-/// Reports whether this rustc has `core` for the target.
+/// Reports whether this rustc has a prebuilt `core` for [`TARGET`].
 fn has_core(rustc: &Path) -> bool {
     let Ok(output) =
         Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).stderr(Stdio::null()).output()
@@ -150,9 +152,10 @@ fn nightly_has_source() -> bool {
     output.status.success() && sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
 }
 
+/// Returns an error message: the problem, and how to install a compiler.
 fn advice(problem: &str) -> String {
     format!(
-        "{problem}. Run one of\n  on Debian, as root:  {DEBIAN_LINE}\n  with rustup:         rustup toolchain install \
-         nightly --component rust-src\nor set {OVERRIDE} to a compiler; then run cargo xtask setup"
+        "{problem}. Run one of\n  on Debian, as root:  {DEBIAN_INSTALL}\n  with rustup:         rustup toolchain \
+         install nightly --component rust-src\nor set {OVERRIDE} to a compiler; then run cargo xtask setup"
     )
 }

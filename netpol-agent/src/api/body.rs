@@ -1,4 +1,4 @@
-//! The body of a response: text, or a stream of records.
+//! The body of an HTTP response: text, or a stream of flow records.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -8,12 +8,12 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::stream::RecordStream;
 
-/// A body.
+/// The body of a response.
 #[derive(Debug)]
 pub(super) enum ApiBody {
-    /// A complete text. Empty after it was sent.
+    /// A complete text, which is emptied when it is sent.
     Text(Bytes),
-    /// A stream of records.
+    /// A stream of flow records, one JSON object a line.
     Records(Box<RecordStream>),
 }
 

@@ -1,7 +1,8 @@
-//! Limits the connections of one listener, in total and for each peer. If a peer at its limit opens a new connection,
-//! the agent closes the oldest connection of this peer. At the total limit, the agent closes the oldest connection of
-//! the peer with the most connections. So a client that sends its request slowly, or reads the response slowly, does
-//! not delay other clients. While the agent prepares a response or sends a stream, it does not close the connection.
+//! Limits the connections of one listener, in total and for each peer (client address or process). If a peer at its
+//! limit opens a new connection, the agent closes the oldest connection of this peer. At the total limit, the agent
+//! closes the oldest connection of the peer with the most connections. So a client that sends its request slowly, or
+//! reads the response slowly, does not delay other clients. While the agent prepares a response or sends a stream (the
+//! records of `/v1/flows`), it does not close the connection.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Peer of a connection.
+/// The client of a connection, for [`Limits::per_peer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     /// An IPv4 address, or the first 64 bits of an IPv6 address: one host may use all addresses of such a network.
     Address(IpAddr),
-    /// A process ID.
+    /// Process ID of a client of the Unix socket.
     Process(i32),
 }
 
@@ -171,8 +172,9 @@ impl OpenConnections {
         self.waiting_for_client().map(|(_, peer)| peer).max_by_key(|peer| self.count_of(*peer))
     }
 
+    /// Closes the oldest of the peer's connections that wait for the client. Returns `None` if there is none.
     fn close_oldest(&mut self, peer: Peer) -> Option<()> {
-        let (oldest, _) = self.waiting_for_client().find(|(_, owner)| *owner == peer)?;
+        let (oldest, _) = self.waiting_for_client().find(|(_, client)| *client == peer)?;
         self.connections.remove(&oldest).map(drop)
     }
 }

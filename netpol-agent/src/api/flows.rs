@@ -14,11 +14,11 @@ use super::routes::{HttpResponse, refuse};
 use super::stream::RecordStream;
 use crate::events::BufferedRecord;
 
-/// NDJSON: one JSON object a line.
+/// The content type of NDJSON: one JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
 
-/// Handles a request. While the response is sent, the request counts as being answered, so that its connection is not
-/// closed to make room for another one.
+/// Handles a request. `answering` marks the connection as in use until all records are sent. So the agent does not
+/// close this connection to make room for another one.
 pub(super) fn answer(query: &str, requests: &Requests, answering: &IsAnswering) -> HttpResponse {
     let query = match FlowQuery::parse(query) {
         Ok(query) => query,
@@ -67,8 +67,9 @@ mod tests {
     use crate::events::test_record;
 
     #[test]
-    fn records_are_selected_by_time_number_and_filters() {
+    fn existing_records_are_selected_by_age_maximum_number_and_filters() {
         let now = SystemTime::now();
+        // The records are 10 to 6 minutes old. `test_record` returns a record with the verdict `denied`.
         let record = |(index, pod): (u64, &str)| {
             let time = now.checked_sub(Duration::from_mins(10 - index)).expect("the clock is before 1970");
             Arc::new(BufferedRecord { time, ..test_record(pod, index) })

@@ -1,4 +1,5 @@
-//! Requests of the CNI plugin `netpol-cni` when a pod starts or stops.
+//! Requests of the CNI plugin `netpol-cni` when a pod starts or stops. The start gate delays the response for a start
+//! until the pod's policies are enforced.
 
 use std::time::Duration;
 
@@ -14,25 +15,25 @@ use super::requests::Requests;
 use super::routes::{HttpResponse, json, refuse};
 use crate::gate::{self, AdmittedPod, Gate};
 
-/// Maximum size of a request in bytes.
+/// Maximum size of a request's body in bytes.
 const MAX_BODY: usize = 64 << 10;
-/// Longest time for which the start of a pod is delayed.
+/// Longest time for which one request delays the start of a pod.
 const MAX_TIMEOUT: Duration = Duration::from_mins(2);
 
 const START: &str = "/v1/pods/start";
 const STOP: &str = "/v1/pods/stop";
 
-/// Returns whether a path takes POST requests.
+/// Returns whether this module serves POST requests for a path.
 pub(super) fn serves(path: &str) -> bool {
     matches!(path, START | STOP)
 }
 
-/// Handles a POST request for a path that this module serves. `limit` is the time limit for reading the body.
-pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, limit: Duration) -> HttpResponse {
+/// Handles a POST request for a path that this module serves. `read_limit` is the time limit for reading the body.
+pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, read_limit: Duration) -> HttpResponse {
     let gate = Gate::new(requests.clone());
     let response = match request.uri().path() {
-        START => async { Ok(start(read_body(request, limit).await?, &gate).await) }.await,
-        _ => async { Ok(stop(read_body(request, limit).await?, &gate).await) }.await,
+        START => async { Ok(start(read_body(request, read_limit).await?, &gate).await) }.await,
+        _ => async { Ok(stop(read_body(request, read_limit).await?, &gate).await) }.await,
     };
     response.unwrap_or_else(|error| refuse(StatusCode::BAD_REQUEST, error))
 }
@@ -44,15 +45,16 @@ async fn stop(stopped: PodStop, gate: &Gate) -> HttpResponse {
 }
 
 async fn start(start: PodStart, gate: &Gate) -> HttpResponse {
-    let limit = Duration::from_millis(start.timeout_ms).min(MAX_TIMEOUT);
+    let hold_limit = Duration::from_millis(start.timeout_ms).min(MAX_TIMEOUT);
     let start = gate::PodStart {
         key: PodKey::new(start.namespace.as_str(), start.name.as_str()),
         uid: Uid::parse(&start.uid),
         sandbox: start.container_id,
         addresses: start.addresses,
     };
-    match gate.hold(start, "cni", limit).await {
+    match gate.hold(start, "cni", hold_limit).await {
         Ok(AdmittedPod { took, exempt }) => {
+            // A pod of an exempt namespace (`kube-system`) starts even if its policies are not enforced in time.
             let outcome = if exempt.is_none() { StartOutcome::Enforced } else { StartOutcome::Exempt };
             let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             json(StatusCode::OK, &PodStarted { outcome, took_ms, reason: exempt.map(|error| error.to_string()) })

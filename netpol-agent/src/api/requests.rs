@@ -19,7 +19,8 @@ use netpol_source::{SourceQuery, SourceState};
 pub(super) const MAX_WAITERS: usize = 64;
 /// Maximum number of clients that read records of flows at the same time.
 pub(super) const MAX_STREAMS: usize = 32;
-/// Minimum time limit for a response of the main loop. The loop needs more time only while it evaluates changes.
+/// Minimum time limit for a response of the main loop. The response takes longer only while policies are being
+/// compiled.
 const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A request to the main loop.
@@ -41,12 +42,13 @@ pub enum LoopRequest {
     Explain(ExplainQuery, oneshot::Sender<Result<ExplainResponse, String>>),
     /// What policies in shadow mode would have denied.
     Shadow(ShadowQuery, oneshot::Sender<ShadowReport>),
-    /// The last batches of changes.
+    /// The last batches of changes. A generation is the number of a batch.
     Generations(oneshot::Sender<List<GenerationStatus>>),
 }
 
 impl LoopRequest {
-    /// Returns whether the response needs the engine. While the engine compiles, the request waits.
+    /// Returns whether the response needs the engine, which compiles policies. While the engine compiles, such a
+    /// request waits.
     pub fn needs_engine(&self) -> bool {
         match self {
             Self::Check(..) | Self::Pods(_) | Self::Policies(..) | Self::Explain(..) | Self::Shadow(..) => true,
@@ -66,7 +68,7 @@ pub enum Readiness {
     UnknownNode,
 }
 
-/// Notifies waiting requests of changes. The main loop uses it.
+/// Notifies waiting requests of changes. The main loop owns this sender.
 #[derive(Debug)]
 pub struct Progress(watch::Sender<u64>);
 
@@ -95,14 +97,16 @@ pub struct About {
 pub struct Requests {
     pub(super) about: Arc<About>,
     source_queries: mpsc::Sender<SourceQuery>,
+    /// Changes whenever the loop reports progress.
     progress: watch::Receiver<u64>,
+    /// Limits the number of requests that wait for conditions.
     pub(super) waiters: Arc<Semaphore>,
-    /// Permits streams of records.
+    /// Limits the number of clients that read records of flows.
     pub(super) streams: Arc<Semaphore>,
     /// Permits one metrics request at a time.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
-    /// Pods for which the start is delayed.
+    /// Adds the addresses of starting pods (pods whose start is delayed) to the objects that the loop receives.
     pub(crate) starting: StartingPods,
     /// Pods with containers that do not run yet, or started too early.
     pub(crate) container_starts: ContainerStarts,
@@ -187,8 +191,9 @@ impl Requests {
     pub async fn wait_until(&self, check: &Check, until: Instant) -> Option<CheckResult> {
         let mut progress = self.progress.clone();
         loop {
+            // Only progress after this line ends the wait at the end of this iteration.
             progress.mark_unchanged();
-            // The loop does not respond while it evaluates changes.
+            // The loop does not respond while policies are being compiled, so this request has a time limit.
             let left = until.saturating_duration_since(Instant::now());
             let response = self.send(|answer| LoopRequest::Check(check.clone(), answer));
             let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {

@@ -16,7 +16,7 @@ use super::requests::{LoopRequest, Readiness, Requests};
 use super::{flows, pods, v1, wait};
 use crate::metrics;
 
-/// The Prometheus text format.
+/// The content type of Prometheus' text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 pub(super) const JSON: &str = "application/json";
@@ -26,7 +26,7 @@ pub(super) const JSON: &str = "application/json";
 pub(super) enum Paths {
     /// Health only.
     Health,
-    /// Metrics and health.
+    /// Metrics and health. Anyone who reaches the listener may read them.
     Open,
     /// Everything: metrics, health, and `/v1`. For the administrator of the node only.
     All,
@@ -87,8 +87,8 @@ async fn respond(path: &str, query: &str, requests: &Requests, paths: Paths) -> 
             metrics::render_waiting(&requests.about.state) + &metrics::render_gate(&requests.gate),
         )),
         "/metrics" if paths != Paths::Health => {
-            // One metrics request at a time: many metrics clients must not fill the queue, which health requests use,
-            // too.
+            // One metrics request at a time: many metrics clients must not fill the queue of requests to the main loop,
+            // which health requests use, too.
             let _turn = requests.metrics_turn.acquire().await;
             requests
                 .send(LoopRequest::Metrics)

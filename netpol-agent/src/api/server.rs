@@ -24,7 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// Maximum size of the head of a request, in bytes. It is the smallest limit that hyper supports.
 const HEAD_BYTES: usize = 8192;
-/// Limits of each TCP listener. Connections must not use up the file descriptors of the agent.
+/// Limits of each TCP listener: of all connections, and of the connections from one address (`per_peer`). Connections
+/// must not use up the file descriptors of the agent.
 const TCP_LIMITS: Limits = Limits { all: 64, per_peer: 32 };
 /// Maximum number of connections that wait to be accepted. If there are more, the kernel drops a SYN, and the client
 /// repeats it after a second. So the maximum is much higher than the number of clients that connect at one time.
@@ -61,7 +62,7 @@ fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
             let Some((stream, from)) = accepted(listener.accept().await).await else { continue };
             let Some(admitted) = connections.admit(Peer::of_address(from.ip())) else { continue };
             let serving = serve_connection(stream, requests.clone(), paths, admitted.answering.clone());
-            // Twice the limit: once for the request, once for the response.
+            // `TIMEOUT` for the request, and `TIMEOUT` for the response.
             tokio::spawn(admitted.run(timeout(2 * TIMEOUT, serving)));
         }
     });
@@ -113,18 +114,20 @@ pub fn serve_socket(listener: UnixListener, requests: Requests) {
     tokio::spawn(async move {
         let connections = Connections::new(SOCKET_LIMITS);
         loop {
+            // As in `serve_tcp`.
             yield_now().await;
             let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
             let process = stream.peer_cred().ok().and_then(|credentials| credentials.pid()).unwrap_or_default();
             let Some(admitted) = connections.admit(Peer::Process(process)) else { continue };
             let serving = serve_connection(stream, requests.clone(), Paths::All, admitted.answering.clone());
+            // A request may wait for a condition for `MAX_WAIT`. The rest is for the request and the response.
             let limited = unless_streaming(netpol_api::MAX_WAIT + 4 * TIMEOUT, admitted.answering.clone(), serving);
             tokio::spawn(admitted.run(limited));
         }
     });
 }
 
-/// Serves a connection within a time limit, which does not apply to streams.
+/// Serves a connection within a time limit. The limit does not apply while a stream of records is sent.
 async fn unless_streaming(limit: Duration, answering: IsAnswering, serving: impl Future) {
     let time_is_over = async {
         sleep(limit).await;
@@ -164,6 +167,8 @@ async fn accepted<T>(result: io::Result<T>) -> Option<T> {
     }
 }
 
+/// Serves the request of a connection. While the agent prepares the response or sends a stream, `answering` keeps the
+/// connection from being closed to make room for another one.
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     requests: Requests,
@@ -245,6 +250,7 @@ mod tests {
         let mut server = server();
         assert_eq!(status_line(&server.directory, &get("/healthz")).await, "HTTP/1.1 200 OK");
         assert_eq!(status_line(&server.directory, &get("/readyz")).await, "HTTP/1.1 503 Service Unavailable");
+        // The loop has started.
         server.progress.made();
         for (ready, line) in [
             (Readiness::Ready, "HTTP/1.1 200 OK"),

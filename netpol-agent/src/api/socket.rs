@@ -1,5 +1,5 @@
-//! Creates the Unix socket of the local API, accessible by root only. A stale socket is replaced;
-//! the socket of a running agent is not.
+//! Creates the Unix socket of the local API, accessible by root only. A stale socket (without a process that listens)
+//! is replaced. The socket of a running agent is not replaced.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 /// Why the socket cannot be created.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// Another process listens at this path.
+    /// Another process, probably an agent, listens at this path.
     #[error("another agent is listening on {0}; stop it, or choose another --api-socket")]
     Taken(PathBuf),
     /// The path exists and is no socket. It is not removed, because it may be needed.
@@ -36,6 +36,7 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
+    /// Device and inode number: they identify the file that this process created.
     inode: (u64, u64),
 }
 
@@ -70,8 +71,9 @@ impl Socket {
         // An agent with the same process ID may have ended before the rename, and left this file.
         let _ = fs::remove_file(&new);
         let listener = UnixListener::bind(&new).map_err(failed("create the socket", &new))?;
-        let named = fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).and_then(|()| fs::rename(&new, path));
-        if let Err(source) = named {
+        let renamed =
+            fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).and_then(|()| fs::rename(&new, path));
+        if let Err(source) = renamed {
             let _ = fs::remove_file(&new);
             return Err(failed("create the socket", path)(source));
         }
@@ -89,6 +91,7 @@ impl Drop for Socket {
     }
 }
 
+/// Returns the device and the inode number of a file.
 fn inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }

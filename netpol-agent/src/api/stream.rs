@@ -1,5 +1,5 @@
-//! Streams records of flows to one client. If the client is too slow, records are dropped and counted, so that the
-//! client does not delay the agent.
+//! Streams records of flows to one client, as JSON lines. If the client is too slow, records are dropped and counted,
+//! so that the client does not delay the agent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,11 +32,11 @@ pub(super) struct RecordStream {
     /// Whether the client requested the labels of pods.
     labels: bool,
     node: String,
-    /// Values that must not be dropped before the stream ends, such as a permit.
+    /// Values that must not be dropped before the stream ends, such as a permit that limits the number of requests.
     kept_until_end: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
-/// New records.
+/// Records that are created after the request arrived. The task moves them to the queue.
 #[derive(Debug)]
 struct LiveRecords {
     queue: Arc<Queue>,
@@ -56,8 +56,9 @@ struct Queue(Mutex<QueueState>);
 #[derive(Debug, Default)]
 struct QueueState {
     items: VecDeque<QueueItem>,
-    /// Records that were dropped after the last item.
+    /// Number of records that were dropped after the last item was added.
     lost: u64,
+    /// Whether no more records will be added.
     ended: bool,
     waker: Option<Waker>,
 }
@@ -65,6 +66,7 @@ struct QueueState {
 #[derive(Debug)]
 enum QueueItem {
     Record(Arc<BufferedRecord>),
+    /// The number of records that were dropped at this place.
     Lost(u64),
 }
 
@@ -85,7 +87,7 @@ impl RecordStream {
         Self { existing, live, labels: query.labels, node: node.to_owned(), kept_until_end: Vec::new() }
     }
 
-    /// Keeps a value, such as a permit, until the stream ends.
+    /// Keeps a value until the stream ends: see the field `kept_until_end`.
     #[must_use]
     pub(super) fn holding(mut self, value: impl std::any::Any + Send + Sync) -> Self {
         self.kept_until_end.push(Box::new(value));
@@ -153,7 +155,8 @@ impl Queue {
         state.wake();
     }
 
-    /// Returns the next items; an empty list if the stream has ended. `None`: no item is waiting yet.
+    /// Returns the next items, or an empty list if the stream has ended. Returns `None` if no item is waiting yet; then
+    /// the task of `context` is woken when there is one.
     fn take_items(&self, context: &Context<'_>) -> Option<Vec<QueueItem>> {
         let mut state = self.lock();
         let count = state.items.len().min(RECORDS_PER_PART);
@@ -188,6 +191,7 @@ fn lost_record(records: u64, node: &str) -> Record {
     Record::Lost(LostRecord { header, records })
 }
 
+/// Adds a record as a line of JSON. `labels`: also adds the labels of pods.
 fn add_line(lines: &mut String, record: &BufferedRecord, labels: bool) {
     match &*record.record {
         Record::Flow(flow) if labels && record.labels.iter().any(Option::is_some) => {
@@ -234,6 +238,7 @@ mod tests {
         text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
     }
 
+    /// Returns the numbers that were given to [`test_record`], which stores them in `suppressed`.
     fn numbers(records: &[Record]) -> Vec<u64> {
         let number = |record: &Record| match record {
             Record::RateLimited(limited) => Some(limited.suppressed),
@@ -263,6 +268,7 @@ mod tests {
         for number in 0..total {
             buffer.push(1, test_record("shop/web", number));
             buffer.push(2, test_record("bank/web", number));
+            // The task of the stream receives the records now. The client does not read them yet.
             tokio::task::yield_now().await;
         }
         let (mut received, mut lost) = (Vec::new(), 0);

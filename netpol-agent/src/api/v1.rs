@@ -31,19 +31,19 @@ pub const PATHS: [(&str, &str); 17] = [
     ("GET", "/openapi.json"),
 ];
 
-/// Handles a request for a resource; `None` if the path is not the path of a resource.
+/// Handles a request for a resource; `None` if the path is unknown, or is handled elsewhere (such as `/v1/flows`).
 pub(super) async fn respond(path: &str, query: &str, requests: &Requests) -> Option<HttpResponse> {
     Some(match path {
         "/v1/policies" => match PolicyQuery::parse(query) {
-            Ok(query) => json_or_stopping(requests.send(|client| LoopRequest::Policies(query, client)).await),
+            Ok(query) => json_or_stopping(requests.send(|reply| LoopRequest::Policies(query, reply)).await),
             Err(error) => invalid_query(error),
         },
         "/v1/shadow" => match ShadowQuery::parse(query) {
-            Ok(query) => json_or_stopping(requests.send(|client| LoopRequest::Shadow(query, client)).await),
+            Ok(query) => json_or_stopping(requests.send(|reply| LoopRequest::Shadow(query, reply)).await),
             Err(error) => invalid_query(error),
         },
         "/v1/explain" => match ExplainQuery::parse(query) {
-            Ok(query) => match requests.send(|client| LoopRequest::Explain(query, client)).await {
+            Ok(query) => match requests.send(|reply| LoopRequest::Explain(query, reply)).await {
                 Some(Err(error)) => refuse(StatusCode::NOT_FOUND, error),
                 explained => json_or_stopping(explained.and_then(Result::ok)),
             },

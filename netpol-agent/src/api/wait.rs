@@ -1,5 +1,5 @@
-//! Waits until conditions hold on this node. The conditions are: a policy or pod is enforced, a policy or pod is
-//! deleted, or all objects are processed and all pods of the node are enforced.
+//! `/v1/wait`: waits until conditions hold on this node. The conditions are: a policy or pod is enforced, a policy or
+//! pod is deleted, or all objects are processed and all pods of the node are enforced.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use netpol_source::{SourceQuery, Subject, SubjectState};
 const MAX_CONDITIONS: usize = 64;
 /// Timeout of a request without the parameter `timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Minimum time limit for a response of the source, also for a request with a shorter timeout.
+/// Minimum time limit for a response of the source (the watch of the API server or of a directory). It also applies to
+/// a request with a shorter timeout.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Conditions of a request, and its timeout.
@@ -27,7 +28,7 @@ pub(super) struct WaitRequest {
     timeout: Duration,
 }
 
-/// Parses `for=policy/shop/web&timeout=30s`.
+/// Parses the query of a URL, such as `for=policy/shop/web&timeout=30s`.
 pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
     let mut request = WaitRequest { conditions: Vec::new(), timeout: DEFAULT_TIMEOUT };
     for part in query.split('&').filter(|part| !part.is_empty()) {
@@ -49,8 +50,8 @@ pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
     }
 }
 
-/// Waits for all conditions at the same time. A condition that held once is not checked again. `None`: the agent is
-/// stopping.
+/// Waits for all conditions of a request at the same time. A condition that held once is not checked again. Returns
+/// `None` if the agent is stopping.
 pub(super) async fn wait(request: &WaitRequest, requests: &Requests) -> Option<WaitResponse> {
     let started = Instant::now();
     let waiting =
@@ -59,6 +60,7 @@ pub(super) async fn wait(request: &WaitRequest, requests: &Requests) -> Option<W
     Some(WaitResponse { node: requests.about.node.clone(), results: results? })
 }
 
+/// Waits for one condition, until the time `until`. Returns `None` if the agent is stopping.
 async fn wait_for(
     condition: &Condition,
     started: Instant,
@@ -100,17 +102,17 @@ async fn wait_for(
     Some(answer)
 }
 
-/// Returns the state of the condition's subject at the source.
+/// Requests the state of the condition's subject (an object, or all objects) from the source.
 async fn query_source(condition: &Condition, until: Instant, requests: &Requests) -> Result<SubjectState, String> {
     let subject = match condition {
         Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(object_key(target)),
         Condition::Sync => Subject::Everything,
     };
-    let (answer, answered) = oneshot::channel();
+    let (answer, receiver) = oneshot::channel();
     let ended = || "the source ended; enforcement continues with the last objects".to_owned();
     let response = async {
         requests.query_source(SourceQuery { subject, answer }).await.map_err(|()| ended())?;
-        answered.await.map_err(|_| ended())?
+        receiver.await.map_err(|_| ended())?
     };
     let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);
     timeout(limit, response)

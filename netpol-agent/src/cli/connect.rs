@@ -1,4 +1,5 @@
-//! `netpol-agent connect`: connects standard input and output to the API socket.
+//! `netpol-agent connect`: connects standard input and output to the socket of the agent's API. `netpol` runs it in the
+//! agent's pod, through `pods/exec` of the API server.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -36,14 +37,15 @@ pub(super) fn run(args: &ConnectArgs) -> Result<ExitCode> {
     }
 }
 
-/// Sends the input. The end of the input does not end the connection, because the response is still to be read.
+/// Sends the input to the agent. The end of the input does not end the connection, because the response is still to be
+/// read.
 fn send(mut input: impl Read, mut socket: &UnixStream) {
     // An error here also ends the connection, and is reported where the response is read.
     let _ = io::copy(&mut input, &mut socket);
 }
 
-/// Copies the response until the agent closes the connection. Each part is written at once, because it may be the last
-/// for a long time.
+/// Copies the response until the agent closes the connection. Each part is written immediately, because the next part
+/// may arrive much later.
 fn receive(mut socket: &UnixStream, mut output: impl Write) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -70,7 +72,7 @@ fn watch_output(socket: &UnixStream) {
     let _ = socket.shutdown(Shutdown::Both);
 }
 
-/// Returns whether the other end of a pipe or socket is closed. Other files have no other end.
+/// Returns whether the other end of a pipe or socket is closed; false for other files.
 fn is_reader_gone(output: BorrowedFd<'_>) -> bool {
     // Without requested events, only errors and hangups are reported: `poll(2)`.
     let mut polled = [PollFd::new(output, PollFlags::empty())];

@@ -1,4 +1,4 @@
-//! Parses targets of `--flow-export`.
+//! Parses the targets of `--flow-export`, to which the agent exports flow records.
 
 use std::str::FromStr;
 
@@ -26,7 +26,7 @@ impl FromStr for FlowExport {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("file", rest)) => parse_file(rest).map(Target::File),
-            Some(("otlp", url)) => parse_endpoint(url).map(Target::Otlp),
+            Some(("otlp", url)) => parse_otlp(url).map(Target::Otlp),
             _ => Err(format!("unknown target; {FORMS}")),
         }
         .map(Self)
@@ -55,9 +55,9 @@ fn parse_file(text: &str) -> Result<FileTarget, String> {
     Ok(target)
 }
 
-/// Parses a base URL, to which `/v1/logs` is appended, as OpenTelemetry defines it for
+/// Parses the base URL of a collector. Appends `/v1/logs` to its path, as OpenTelemetry defines it for
 /// `OTEL_EXPORTER_OTLP_ENDPOINT`.
-fn parse_endpoint(url: &str) -> Result<Endpoint, String> {
+fn parse_otlp(url: &str) -> Result<Endpoint, String> {
     let uri: Uri = url.parse().map_err(|error| format!("{url:?} is not a URL ({error}); {FORMS}"))?;
     match (uri.scheme_str(), uri.query(), uri.authority()) {
         (Some("http"), None, Some(authority)) if !authority.as_str().contains('@') => {}
@@ -132,8 +132,8 @@ mod tests {
         }
     }
 
-    /// With `args_override_self`, a repeated option replaces its earlier value, but only if the option accepts a single
-    /// value.
+    /// With clap's `args_override_self`, a repeated option replaces its earlier value. This must not apply to
+    /// `--flow-export`, which accepts several values.
     #[test]
     fn a_repeated_option_adds_a_target() {
         use clap::Parser;

@@ -17,14 +17,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::LogFormat;
 
-/// Starts the log. Standard output is only for deny events.
+/// Starts the log. The log does not go to standard output, which is only for deny events.
 pub(super) fn start(format: LogFormat, verbose: bool) {
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
     // The Kubernetes client logs every error response. The source logs each failure once, so the messages of the client
     // are logged only with --verbose.
     let client = if verbose { level } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(level).with_target("kube_client", client);
-    // With `log_internal_errors`, the layer would panic if standard error is closed.
+    // The layer formats and writes each event. With `log_internal_errors`, it would panic if standard error is closed.
     let layer = tracing_subscriber::fmt::layer().with_target(false).log_internal_errors(false);
     let layer = match format {
         LogFormat::Json => layer.with_writer(|| SafeJson(io::stderr())).json().flatten_event(true).boxed(),
@@ -37,7 +37,7 @@ pub(super) fn start(format: LogFormat, verbose: bool) {
     tracing_subscriber::registry().with(layer.with_filter(targets)).init();
 }
 
-/// Writes fields as `message name=value …`, escaped.
+/// Writes the fields of an event as `message name=value …`, escaped.
 #[derive(Debug)]
 struct SafeFields;
 
@@ -131,6 +131,7 @@ mod tests {
 
     use super::*;
 
+    /// A name that clears the screen, starts a forged log line, and has invisible characters.
     const HOSTILE: &str = "web\u{1b}[2J\r\n2026-01-01T00:00:00Z  INFO ready\u{202e}\u{200b}";
 
     #[derive(Clone, Debug, Default)]

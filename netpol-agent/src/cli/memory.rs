@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use netpol_policy::compile::ALLOW_ENTRY;
 
-/// Units, as in Kubernetes.
+/// Units, as in Kubernetes: `Gi` stands for a factor of 2 to the power of 30.
 const UNITS: [(&str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
 
 /// Kernel memory for policies, in bytes.
@@ -13,9 +13,9 @@ const UNITS: [(&str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
 pub(super) struct PolicyMemory(pub(super) u64);
 
 impl PolicyMemory {
-    /// Returns the capacity of `ALLOW`: as many entries as fit into the memory. This map is a hash map, which reserves
-    /// 16 bytes for each entry of its capacity, even if the entry does not exist. The other maps of policies are tries,
-    /// which only use memory for existing entries. So their capacities do not depend on the memory.
+    /// Returns the capacity of the BPF map `ALLOW`: as many entries as fit into the memory. This map is a hash map,
+    /// which reserves 16 bytes for each entry of its capacity, even if the entry does not exist. The other maps of
+    /// policies are tries, which only use memory for existing entries. So their capacities do not depend on `self`.
     pub(super) fn allow_entries(self) -> u32 {
         u32::try_from(self.0 / ALLOW_ENTRY).unwrap_or(u32::MAX).min(1 << 26)
     }

@@ -31,15 +31,15 @@ use netpol_dataplane::{AttachMode, Capacities, FlowTotalsMode, SHARED_TABLE_DIVI
 use netpol_policy::text::error_chain;
 use netpol_source::ObjectSource;
 
-/// Success.
+/// Exit code: success.
 pub const OK: u8 = 0;
-/// Failure, in full or in part.
+/// Exit code: failure, in full or in part.
 pub const FAILED: u8 = 1;
-/// Another agent runs on the same pin path or API socket.
+/// Exit code: another agent runs on the same pin path or API socket.
 pub const LOCKED: u8 = 3;
-/// The agent was built without its BPF programs.
+/// Exit code: the agent was built without its BPF programs.
 pub const NO_OBJECT: u8 = 4;
-/// Privileges or a BPF filesystem are missing, or the kernel is too old.
+/// Exit code: privileges or a BPF filesystem are missing, or the kernel is too old.
 pub const UNABLE: u8 = 5;
 
 const EXIT_CODES: &str = "\
@@ -57,7 +57,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Enforce policies, and print deny events as JSON lines.
-    // An overlay of a deployment can only append arguments. So if an option is repeated, its last value is used.
+    // A Kustomize overlay can only append arguments. So if an option is repeated, its last value is used.
     #[command(after_help = RUN_HELP, args_override_self = true)]
     Run(Box<RunArgs>),
     /// Connect standard input and output to the API socket of the agent, for clients on other machines.
@@ -233,7 +233,8 @@ enum RecordFlows {
     All,
 }
 
-/// How the container runtime reports the start of a pod.
+/// The start gate, which delays the start of each pod until its policies are enforced: how the container runtime
+/// reports a start to the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum StartGate {
     /// NRI if the container runtime serves it when the agent starts, else CNI if --cni-config and --cni-bin are
@@ -315,7 +316,7 @@ impl Sizes {
         Capacities {
             endpoints,
             endpoints_overflow: endpoints,
-            // ID 0 belongs to no endpoint.
+            // Maps with entries for each endpoint ID also have entries for ID 0, which belongs to no endpoint.
             counters: (endpoints + 1) * 2,
             endpoint_ids: endpoints + 1,
             flow_tables_v4: endpoints + 1,
@@ -398,7 +399,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|error| {
-        // Messages of the BPF verifier have many lines.
+        // `Safe` escapes line breaks, and messages of the BPF verifier have many lines. So each line is printed
+        // separately.
         let text = format!("error: {}", error_chain(error.as_ref()));
         text.lines().for_each(|line| print::error_line(Safe(line)));
         ExitCode::from(exit_code(&error))

@@ -1,10 +1,10 @@
-//! Writes the output of commands. If the reader closes the pipe early (`netpol-agent status | head -1`), this is not an
-//! error. `println!` would panic.
+//! Writes the output of commands. It is not an error if the reader closes the pipe early, as in
+//! `netpol-agent status | head -1`. In this case, `println!` would panic.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
-/// Writes to standard output. A closed pipe is not an error.
+/// Writes to standard output, without adding a newline. A closed pipe is not an error.
 pub(super) fn out(text: impl Display) -> io::Result<()> {
     write(&mut io::stdout().lock(), text)
 }

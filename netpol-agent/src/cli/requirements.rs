@@ -9,6 +9,7 @@ use netpol_dataplane::KernelVersion;
 
 /// Oldest tested kernel.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
+/// The number of this capability.
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// A requirement that is not met.
@@ -49,12 +50,13 @@ pub(super) fn check(command: &'static str) -> Result<(), RequirementError> {
     }
 }
 
-/// Returns the capabilities that are missing in `/proc/self/status`. `CAP_SYS_ADMIN` includes `CAP_BPF` and
-/// `CAP_PERFMON`. Source: `include/uapi/linux/capability.h`.
+/// Returns the capabilities that this process needs, but does not have. `status`: the text of `/proc/self/status`.
+/// `CAP_SYS_ADMIN` includes `CAP_BPF` and `CAP_PERFMON`. Source: `include/uapi/linux/capability.h`.
 fn missing_capabilities(status: &str) -> Vec<&'static str> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(effective) = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return Vec::new() };
     let has = |bit: u32| effective >> bit & 1 == 1;
+    // Name, number, and whether `CAP_SYS_ADMIN` includes the capability.
     let needed = [("CAP_BPF", 39, true), ("CAP_PERFMON", 38, true), ("CAP_NET_ADMIN", 12, false)];
     let is_missing = |(_, bit, in_sys_admin): &(&str, u32, bool)| !(has(*bit) || *in_sys_admin && has(CAP_SYS_ADMIN));
     needed.into_iter().filter(is_missing).map(|(name, ..)| name).collect()
@@ -69,7 +71,9 @@ mod tests {
         for (mask, names) in [
             ("000001ffffffffff", &[][..]),
             ("0000000000000000", &["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]),
+            // `CAP_SYS_ADMIN` and `CAP_NET_ADMIN`.
             ("0000000000201000", &[]),
+            // `CAP_BPF` and `CAP_PERFMON`.
             ("000000c000000000", &["CAP_NET_ADMIN"]),
         ] {
             assert_eq!(missing_capabilities(&format!("Name:\tx\nCapEff:\t{mask}\n")), names, "{mask}");

@@ -1,5 +1,5 @@
-//! Starts the start gate in the mode of `--start-gate`. The start gate delays the start of each pod until its policies
-//! are enforced.
+//! Starts the start gate, which delays the start of each pod until its policies are enforced. The mode is that of
+//! `--start-gate`: an NRI plugin or a CNI plugin of the container runtime, or off.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,6 +14,7 @@ use crate::gate::{self, Gate};
 
 /// Starts the gate, as a task in the current tokio runtime.
 pub(super) fn start(args: &RunArgs, requests: &Requests) {
+    // Replaces `Auto` by the chosen mode.
     let (mode, reason) = match args.start_gate {
         StartGate::Auto => {
             let (mode, reason) = choose(&args.nri_socket, [&args.cni_config, &args.cni_bin]);
@@ -46,14 +47,14 @@ pub(super) fn start(args: &RunArgs, requests: &Requests) {
     }
 }
 
-/// Returns the mode for `auto`: NRI if the container runtime serves it, else CNI if the plugin can be installed, else
-/// off. Also returns why this mode was chosen. A deployment that must not use CNI mounts the two directories read-only,
-/// or not at all.
+/// Returns the mode for `auto`: NRI if the container runtime serves it, else CNI if the CNI plugin can be installed,
+/// else off. Also returns why this mode was chosen. A deployment that must not use the CNI plugin mounts the two
+/// directories read-only, or not at all.
 fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (StartGate, String) {
-    let nri_socket_shown = nri_socket.display();
+    let nri_path = nri_socket.display();
     let no_nri = match UnixStream::connect(nri_socket) {
-        Ok(_) => return (StartGate::Nri, format!("the container runtime serves NRI at {nri_socket_shown}")),
-        Err(error) => format!("no NRI at {nri_socket_shown} ({error})"),
+        Ok(_) => return (StartGate::Nri, format!("the container runtime serves NRI at {nri_path}")),
+        Err(error) => format!("no NRI at {nri_path} ({error})"),
     };
     for directory in cni_directories {
         if let Err(error) = access(directory, AccessFlags::W_OK) {
@@ -65,6 +66,7 @@ fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (StartGate, String)
     (StartGate::Cni, format!("{no_nri}; {configuration} and {plugins} are writable"))
 }
 
+/// Returns what is needed to install the CNI plugin.
 fn installation(args: &RunArgs) -> std::io::Result<Installation> {
     let (socket, when_agent_away) = (args.api_socket.clone(), args.when_agent_away);
     Ok(Installation {
@@ -88,9 +90,9 @@ mod tests {
         let (socket, config, bin, missing) = (at("nri.sock"), at("net.d"), at("bin"), at("missing"));
         std::fs::create_dir(&config).expect("cannot create a directory");
         std::fs::create_dir(&bin).expect("cannot create a directory");
-        let check = |directories: [&Path; 2], expected: StartGate, words: &str| {
+        let check = |directories: [&Path; 2], expected: StartGate, part_of_reason: &str| {
             let (mode, reason) = choose(&socket, directories);
-            assert!(mode == expected && reason.contains(words), "{mode:?}: {reason}");
+            assert!(mode == expected && reason.contains(part_of_reason), "{mode:?}: {reason}");
         };
         check([&missing, &bin], StartGate::Off, "missing is not writable (No such file or directory)");
         check([&config, &missing], StartGate::Off, "no NRI at");

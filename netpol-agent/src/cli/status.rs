@@ -93,7 +93,8 @@ fn by_interface(status: Option<&netpol_api::Status>) -> BTreeMap<u32, &netpol_ap
     endpoints.map(|endpoint| (endpoint.ifindex, endpoint)).collect()
 }
 
-/// Returns a table of policies that exceed the memory limit, if any.
+/// Returns a table of the policies of which only a part is enforced, because of the memory limit. Without such
+/// policies, the text is empty.
 fn partial_policies(partial: &[PartialPolicy]) -> String {
     if partial.is_empty() {
         return String::new();
@@ -148,6 +149,7 @@ fn rows_of(endpoint: &EndpointStatus, from_agent: Option<&netpol_api::Endpoint>)
     if endpoint.observing {
         notes.push("OBSERVED ONLY".to_owned());
     }
+    // Anti-spoofing is on by default, so it is not a note.
     notes.extend(endpoint.flags.iter().filter(|flag| **flag != "anti-spoofing").map(|flag| (*flag).to_owned()));
     if let Some(conflict) = from_agent.and_then(|endpoint| endpoint.conflict.as_ref()) {
         notes.push(format!("CONFLICT: {conflict}"));

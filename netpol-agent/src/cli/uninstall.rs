@@ -1,4 +1,4 @@
-//! `netpol-agent uninstall`.
+//! `netpol-agent uninstall`: removes what agents have installed on the node.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -45,8 +45,8 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(FAILED))
 }
 
-/// Removes the socket of an agent that was killed, and the directory that the agent created for it. Returns what was
-/// removed, and what could not be removed.
+/// Removes the API socket of an agent that was killed. Also removes the socket's directory, if it is empty and has the
+/// default name `netpol`. Returns what was removed, and what could not be removed.
 fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     let mut removed = Vec::new();
     let failed = |path: &Path, error: io::Error| Some(format!("{}: {error}", path.display()));
@@ -73,8 +73,8 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     (removed, None)
 }
 
-/// Waits for SIGTERM or SIGINT. Blocks them first, because for PID 1 of a PID namespace, the kernel ignores
-/// signals that have no handler and are not blocked (`pid_namespaces(7)`).
+/// Waits for SIGTERM or SIGINT. Blocks these signals first: otherwise the kernel would not deliver them to PID 1 of a
+/// container, because it ignores signals without a handler there (`pid_namespaces(7)`).
 fn wait_for_signal() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block SIGTERM")?;
@@ -103,7 +103,7 @@ mod tests {
         fs::write(directory.join("other"), "").expect("cannot write the file");
         assert_eq!(remove_socket(&socket).0.len(), 1, "the directory contains another file");
         fs::remove_file(directory.join("other")).expect("cannot remove the file");
-        assert_eq!(remove_socket(&socket).0.len(), 1);
+        assert_eq!(remove_socket(&socket).0.len(), 1, "the empty directory");
         assert!(!directory.exists());
         fs::create_dir(&directory).expect("cannot create the directory");
         fs::write(&socket, "precious").expect("cannot write the file");

@@ -10,7 +10,8 @@ use netlink_sys::{Socket, SocketAddr};
 use super::signatures::{POLICY_ENGINES, Signature};
 use super::{Finding, Findings, NameList, legacy};
 
-// Source: `include/uapi/linux/netfilter/nfnetlink.h`, `nf_tables.h`, `include/uapi/linux/netlink.h`.
+// Netlink constants for requests to nftables. Source: `include/uapi/linux/netfilter/nfnetlink.h`, `nf_tables.h`,
+// `include/uapi/linux/netlink.h`.
 const GET_CHAIN: u16 = 10 << 8 | 4;
 const NEW_CHAIN: u16 = 10 << 8 | 3;
 const CHAIN_TABLE: u16 = 1;
@@ -24,7 +25,7 @@ const HEADER_SIZE: usize = 16;
 /// Size of `struct nfgenmsg`.
 const NFGENMSG_SIZE: usize = 4;
 
-/// Whether the dump continues.
+/// Whether more datagrams of the dump follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DumpState {
     More,
@@ -63,8 +64,8 @@ fn dump(matches: &mut Matches) -> io::Result<()> {
     }
 }
 
-/// The chains and tables found, for each of [`POLICY_ENGINES`]. Other chains are not stored: a node may have tens of
-/// thousands.
+/// For each of [`POLICY_ENGINES`], the chains and tables of this engine that were found on the node. Other chains are
+/// not stored: a node may have tens of thousands.
 #[derive(Debug, Default)]
 struct Matches([BTreeSet<String>; POLICY_ENGINES.len()]);
 
@@ -78,7 +79,7 @@ impl Matches {
                     let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
                     return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(DumpState::Done) };
                 }
-                // Chains may be missing in an interrupted dump. They would be treated as removed.
+                // Chains may be missing in an interrupted dump. Without an error, they would be treated as removed.
                 _ if flags & DUMP_INTERRUPTED != 0 => return Err(io::ErrorKind::Interrupted.into()),
                 NEW_CHAIN => self.read_chain(body.get(NFGENMSG_SIZE..).unwrap_or_default()),
                 _ => {}
@@ -105,6 +106,7 @@ impl Matches {
         self.record(table, chain);
     }
 
+    /// Stores the names of a chain and of its table if they are signs of a policy engine.
     fn record(&mut self, table: &str, chain: &str) {
         for (found, engine) in self.0.iter_mut().zip(&POLICY_ENGINES) {
             for signature in engine.signatures {
@@ -132,7 +134,7 @@ impl Matches {
     }
 }
 
-/// Returns the length, the type and the flags of the first message.
+/// Reads the header of the first netlink message. Returns the length, the type and the flags of the message.
 fn header(bytes: &[u8]) -> Option<(usize, u16, u16)> {
     let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *bytes else { return None };
     let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
@@ -143,6 +145,7 @@ fn header(bytes: &[u8]) -> Option<(usize, u16, u16)> {
 mod tests {
     use super::*;
 
+    /// Builds a netlink attribute with a string.
     fn attribute(kind: u16, value: &str) -> Vec<u8> {
         let length = u16::try_from(4 + value.len() + 1).unwrap();
         let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
@@ -151,6 +154,7 @@ mod tests {
         bytes
     }
 
+    /// Builds a netlink message.
     fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(HEADER_SIZE + body.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
@@ -161,6 +165,7 @@ mod tests {
         bytes
     }
 
+    /// Builds the message for one chain: table, handle and name. `Matches` must skip the handle, which is a number.
     fn chain(table: &str, name: &str) -> Vec<u8> {
         let handle = [&[12, 0, 2, 0][..], &[0; 8]].concat();
         message(NEW_CHAIN, 2, &[vec![2, 0, 0, 0], attribute(1, table), handle, attribute(3, name)].concat())
@@ -168,6 +173,7 @@ mod tests {
 
     #[test]
     fn chains_and_tables_of_other_policy_engines_are_recognized() {
+        // A table, a chain, and a part of the engine's name. Empty: the chain is not a sign of a policy engine.
         for (table, name, expected) in [
             ("filter", "FORWARD", ""),
             ("filter", "KUBE-FORWARD", ""),
@@ -198,8 +204,8 @@ mod tests {
     #[test]
     fn an_error_message_and_an_interrupted_dump_are_errors() {
         let mut matches = Matches::default();
-        let refusal = matches.read(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
-        assert_eq!(refusal.raw_os_error(), Some(libc::EPERM));
+        let error = matches.read(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         let interrupted = message(NEW_CHAIN, 2 | DUMP_INTERRUPTED, &[0; 4]);
         assert_eq!(matches.read(&interrupted).unwrap_err().kind(), io::ErrorKind::Interrupted);
     }

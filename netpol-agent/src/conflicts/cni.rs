@@ -1,4 +1,4 @@
-//! Reads the CNI configuration that the container runtime uses.
+//! Finds CNI plugins that conflict with netpol, in the configuration that the container runtime uses.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,10 +9,11 @@ use serde::Deserialize;
 use super::signatures::PLUGINS;
 use super::{Finding, Findings};
 
-/// Maximum size of a configuration; larger than any real one.
+/// Maximum size of a configuration file in bytes. No real file is larger.
 pub(crate) const MAX_SIZE: u64 = 1 << 20;
 
-/// A list of plugins, or a single plugin. Source: the CNI specification, "Network configuration format".
+/// A configuration file: a list of plugins (`plugins`), or a single plugin (`type`). Source: the CNI specification,
+/// "Network configuration format".
 #[derive(Debug, Deserialize)]
 struct Configuration {
     #[serde(rename = "type")]
@@ -76,7 +77,7 @@ fn types(file: &Path) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    /// Names and contents of files, and the plugins that should be found.
+    /// Names and contents of files, and the conflicting plugins that should be found.
     type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
 
     const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#;

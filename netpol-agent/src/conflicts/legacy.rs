@@ -1,4 +1,4 @@
-//! Reads chains of `iptables-legacy`, which nftables does not list.
+//! Reads the netfilter chains of `iptables-legacy`. A dump of nftables does not contain these chains.
 
 use std::ffi::c_int;
 use std::fs;
@@ -8,7 +8,8 @@ use std::os::fd::AsRawFd;
 
 /// The table in which policy engines create their chains.
 const TABLE: &str = "filter";
-/// Source: `include/uapi/linux/netfilter_ipv4/ip_tables.h`, and `ip6_tables.h` with the same numbers.
+/// Socket options that read a table. Source: `include/uapi/linux/netfilter_ipv4/ip_tables.h`, and `ip6_tables.h` with
+/// the same numbers.
 const GET_INFO: c_int = 64;
 const GET_ENTRIES: c_int = 65;
 /// Size of `struct ipt_getinfo`; its last member is the size of all entries.
@@ -26,7 +27,7 @@ struct Family {
     bind: &'static str,
     /// The level of the socket options.
     level: c_int,
-    /// Where an entry stores `target_offset` (`next_offset` follows).
+    /// The position of `target_offset` in `struct ipt_entry` or `struct ip6t_entry`; `next_offset` follows.
     target_offset_at: usize,
 }
 
@@ -59,6 +60,7 @@ pub(super) fn chains(mut report: impl FnMut(&str)) -> io::Result<()> {
 }
 
 impl Family {
+    /// Returns the entries (rules, and starts of chains) of the table.
     fn entries(&self) -> io::Result<Vec<u8>> {
         // The kernel accepts this option on any IP socket. A UDP socket needs no CAP_NET_RAW.
         let socket = UdpSocket::bind(self.bind)?;
@@ -74,6 +76,7 @@ impl Family {
         Ok(entries.split_off(ENTRIES_OFFSET))
     }
 
+    /// Reads a socket option into the buffer, which contains the name of the table.
     fn get(&self, socket: &UdpSocket, option: c_int, buffer: &mut [u8]) -> io::Result<()> {
         let mut length = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
         // SAFETY: the kernel writes at most `length` bytes, and `length` is the buffer's size.
@@ -89,7 +92,7 @@ impl Family {
 fn report_chain_names(entries: &[u8], target_offset_at: usize, report: &mut impl FnMut(&str)) {
     let mut rest = entries;
     while let (Some(target), Some(next)) = (u16_at(rest, target_offset_at), u16_at(rest, target_offset_at + 2)) {
-        // `struct xt_error_target`: size, name, revision, then 30 bytes of text.
+        // `struct xt_error_target`: size, name of the target, revision, then 30 bytes of text.
         let target = rest.get(usize::from(target)..usize::from(next)).unwrap_or_default();
         if text(target.get(2..31)) == "ERROR" {
             report(text(target.get(32..62)));
@@ -135,6 +138,7 @@ mod tests {
 
     #[test]
     fn chains_are_distinguished_from_rules() {
+        // A rule of a built-in chain, the start of a chain, a rule of this chain, and the end of the table.
         let table =
             [entry("", "of INPUT"), entry("ERROR", "cali-INPUT"), entry("REJECT", "no"), entry("ERROR", "ERROR")];
         assert_eq!(chain_names(&table.concat()), ["cali-INPUT", "ERROR"]);

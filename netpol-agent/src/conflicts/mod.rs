@@ -29,7 +29,7 @@ pub enum ConflictKind {
     Program,
     /// Netfilter chains of another policy engine.
     Chains,
-    /// A CNI plugin.
+    /// A CNI plugin with pods on which netpol cannot enforce policies.
     Cni,
 }
 
@@ -65,10 +65,11 @@ impl Conflicts {
             location: finding.location.clone(),
             advice: finding.advice.to_owned(),
         };
-        let found = self.lock();
-        found.iter().flat_map(|(kind, found)| found.iter().map(|found| status(*kind, found))).collect()
+        let by_kind = self.lock();
+        by_kind.iter().flat_map(|(kind, found)| found.iter().map(|conflict| status(*kind, conflict))).collect()
     }
 
+    /// Replaces the conflicts of a kind.
     fn set(&self, kind: ConflictKind, found: Findings) {
         self.lock().insert(kind, found);
     }
@@ -125,6 +126,7 @@ pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Conflict
 }
 
 impl Detector {
+    /// Runs all checks once.
     fn detect(&mut self) {
         for kind in ConflictKind::ALL {
             let found = match kind {
@@ -142,13 +144,14 @@ impl Detector {
 }
 
 impl ConflictReporter {
+    /// Logs conflicts that are new or resolved since the last check of this kind, and stores the current ones.
     fn report(&mut self, kind: ConflictKind, found: Findings) {
         let last_found = self.last_found.remove(&kind).unwrap_or_default();
-        for (what, Finding { location, advice }) in found.iter().filter(|(what, _)| !last_found.contains_key(*what)) {
-            tracing::warn!(kind = kind.name(), conflict = what, location, "{what} conflicts with netpol: {advice}");
+        for (name, Finding { location, advice }) in found.iter().filter(|(name, _)| !last_found.contains_key(*name)) {
+            tracing::warn!(kind = kind.name(), conflict = name, location, "{name} conflicts with netpol: {advice}");
         }
-        for what in last_found.keys().filter(|what| !found.contains_key(*what)) {
-            tracing::info!(kind = kind.name(), conflict = what, "conflict resolved");
+        for name in last_found.keys().filter(|name| !found.contains_key(*name)) {
+            tracing::info!(kind = kind.name(), conflict = name, "conflict resolved");
         }
         self.conflicts.set(kind, found.clone());
         self.last_found.insert(kind, found);
@@ -193,6 +196,8 @@ mod tests {
             names.iter().map(finding).collect()
         };
         let mut reporter = ConflictReporter::default();
+        // Reports the conflicts that one check found. Returns the number of log lines about new and about resolved
+        // conflicts, and then the number of current conflicts of this kind.
         let mut report = |kind, names: &[&str]| {
             let log = log(|| reporter.report(kind, found(names)));
             let count = |words: &str| log.lines().filter(|line| line.contains(words)).count();

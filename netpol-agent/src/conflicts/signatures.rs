@@ -1,6 +1,7 @@
-//! Signatures of policy engines and CNI plugins that conflict with netpol.
+//! Policy engines and CNI plugins that conflict with netpol: their names in netfilter and in CNI configurations, and
+//! advice for users.
 
-/// How a policy engine is recognized in netfilter.
+/// How a policy engine is recognized in the netfilter rules of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signature {
     /// The name of a chain starts with this prefix.
@@ -13,6 +14,7 @@ pub(super) enum Signature {
 pub(super) struct PolicyEngine {
     pub(super) name: &'static str,
     pub(super) signatures: &'static [Signature],
+    /// The effect of the conflict, and how to end it. Printed after the engine's name.
     pub(super) advice: &'static str,
 }
 
@@ -30,8 +32,8 @@ const WEAVE: &str = "it enforces the same policies, and a packet passes only if 
 /// The known policy engines. Sources:
 /// * kube-router: <https://github.com/cloudnativelabs/kube-router/tree/master/pkg/controllers/netpol>; its nftables
 ///   tables have chains with the same names
-/// * k3s runs the same code: <https://docs.k3s.io/networking/networking-services>, and does not remove its chains:
-///   <https://github.com/k3s-io/k3s/issues/7244>
+/// * k3s runs kube-router's code: <https://docs.k3s.io/networking/networking-services>, and does not remove its chains
+///   when it stops: <https://github.com/k3s-io/k3s/issues/7244>
 /// * kindnet: <https://github.com/kubernetes-sigs/kind/releases/tag/v0.24.0>,
 ///   <https://github.com/kubernetes-sigs/kube-network-policies/blob/main/pkg/dataplane/controller.go>
 /// * Calico: <https://github.com/projectcalico/calico/tree/master/felix/rules>, with nftables
@@ -66,8 +68,8 @@ const ENFORCES: &str = "it enforces the same policies, and a packet passes only 
 const NO_VETH: &str = "pods of this plugin have no veth on the node, so netpol CANNOT enforce policies for them. Use a plugin \
     that creates veths (bridge, ptp)";
 
-/// Conflicting CNI plugins by `type`. Sources for the plugins that enforce policies:
-/// <https://github.com/cilium/cilium/tree/main/plugins/cilium-cni>,
+/// Conflicting CNI plugins: the `type` in the CNI configuration, and the advice. Sources for the plugins that enforce
+/// policies: <https://github.com/cilium/cilium/tree/main/plugins/cilium-cni>,
 /// <https://github.com/projectcalico/calico/tree/master/cni-plugin>,
 /// <https://github.com/antrea-io/antrea/tree/main/build/charts/antrea/conf>, <https://github.com/weaveworks/weave>,
 /// <https://github.com/ovn-org/ovn-kubernetes/tree/master/go-controller/cmd/ovn-k8s-cni-overlay>,

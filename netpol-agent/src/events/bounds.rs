@@ -1,4 +1,5 @@
-//! Bounds the size of records. Records copy names, rules and lists from objects, where these can have any length.
+//! Bounds the size of flow records. They copy names, rules and lists from Kubernetes objects, where these can have any
+//! length.
 
 use std::io::{self, Write};
 
@@ -9,10 +10,10 @@ use serde::Serialize;
 pub(super) const MAX_LISTED: usize = 16;
 /// Maximum length of a text in bytes.
 const MAX_TEXT: usize = 1024;
-/// Maximum length of a fix in bytes.
+/// Maximum length in bytes of a fix (the YAML of a rule that would allow the flow).
 const MAX_FIX: usize = 4096;
 
-/// Bounds the parts of a record that do not come from an explanation.
+/// Bounds the ends and the hints of a record. [`bound_side`] bounds the sides, which come from an explanation.
 pub(super) fn bound_record(record: &mut FlowRecord) {
     for end in [&mut record.from, &mut record.to] {
         bound_end(end);
@@ -26,7 +27,8 @@ fn bound_end(end: &mut FlowEnd) {
     }
 }
 
-/// Bounds one side of an explanation: the evaluation at the source or at the destination.
+/// Bounds one side of an explanation: the evaluation of the policies at the source or at the destination. A fix longer
+/// than [`MAX_FIX`] is omitted. The list of policies is not bounded here, but by [`listed`].
 pub(super) fn bound_side(side: &mut FlowSide) {
     let rules = [&mut side.rule, &mut side.nearest].into_iter().flatten();
     rules.for_each(|FlowRule { unmet_conditions, .. }| bound_texts(unmet_conditions));
@@ -81,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_side_has_a_bounded_size() {
+    fn a_side_is_bounded_and_a_small_one_is_unchanged() {
         let rule = |conditions: usize| FlowRule {
             policy: "shop/web".into(),
             path: "spec.egress[0]".into(),

@@ -1,5 +1,5 @@
-//! Keeps the last records in memory, for clients of the API. If the buffer is full, the oldest record of the pod that
-//! uses the most memory is removed, so that a flood of records of one pod does not remove the records of other pods.
+//! Keeps the last flow records in memory, for clients of the API. If the buffer is full, the oldest record of the pod
+//! that uses the most memory is removed. So a flood of records of one pod does not remove the records of other pods.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use super::queue::KeyedQueue;
 
 /// Number of records that a subscription can lag behind. A small number is enough, because the receiver of a
 /// subscription only moves records to its own queue.
-const CHANNEL: usize = 1024;
+const CHANNEL_CAPACITY: usize = 1024;
 /// Maximum size of all records in bytes.
 const MAX_BYTES: usize = 64 << 20;
 
@@ -35,11 +35,13 @@ pub struct FlowBuffer(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     buffer: Mutex<Buffer>,
-    new: broadcast::Sender<Arc<BufferedRecord>>,
+    /// Sends each new record to all subscriptions.
+    new_records: broadcast::Sender<Arc<BufferedRecord>>,
 }
 
 #[derive(Debug, Default)]
 struct Buffer {
+    /// Maximum number of records.
     capacity: usize,
     records: KeyedQueue<Arc<BufferedRecord>>,
 }
@@ -48,7 +50,8 @@ impl FlowBuffer {
     /// Creates a buffer for this number of records. With 0, records are only sent to subscriptions.
     pub fn new(capacity: usize) -> Self {
         let buffer = Buffer { capacity, ..Buffer::default() };
-        Self(Arc::new(Shared { buffer: Mutex::new(buffer), new: broadcast::Sender::new(CHANNEL) }))
+        let new_records = broadcast::Sender::new(CHANNEL_CAPACITY);
+        Self(Arc::new(Shared { buffer: Mutex::new(buffer), new_records }))
     }
 
     /// Adds a record. `key` identifies the pod that the record is counted for, see
@@ -58,9 +61,9 @@ impl FlowBuffer {
         // The record is added and sent under one lock, so that a new subscription gets each record once.
         let mut buffer = self.lock();
         buffer.push(key, Arc::clone(&record));
-        if self.0.new.receiver_count() > 0 {
+        if self.0.new_records.receiver_count() > 0 {
             // An error means that there is no subscription any more.
-            let _ = self.0.new.send(record);
+            let _ = self.0.new_records.send(record);
         }
     }
 
@@ -72,7 +75,7 @@ impl FlowBuffer {
     /// Returns the records so far, and a receiver of all later ones.
     pub fn subscribe(&self) -> (Vec<Arc<BufferedRecord>>, broadcast::Receiver<Arc<BufferedRecord>>) {
         let buffer = self.lock();
-        (buffer.records(), self.0.new.subscribe())
+        (buffer.records(), self.0.new_records.subscribe())
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffer> {
@@ -115,7 +118,7 @@ pub(crate) mod tests {
     use super::super::describe::header;
     use super::*;
 
-    /// Returns a record of a pod. `number` identifies the record.
+    /// Returns a record of a pod. `number` identifies the record; it is stored in the field `suppressed`.
     pub(crate) fn record(pod: &str, number: u64) -> BufferedRecord {
         let time = SystemTime::now();
         let record = RateLimitedRecord {
@@ -175,6 +178,7 @@ pub(crate) mod tests {
         for number in 0..1000 {
             buffer.push(1, record("shop/victim", number));
         }
+        // Each record contains the name of its pod, so records of this pod are large.
         let large = "x".repeat(MAX_BYTES / 100);
         for number in 0..120 {
             buffer.push(2, record(&large, number));

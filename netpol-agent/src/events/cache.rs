@@ -1,5 +1,6 @@
-//! Keeps explanations, so that repeated flows cost little. An explanation is valid until the engine has a new version,
-//! because then the objects of the cluster may have changed.
+//! Caches explanations of flows (which policies and rules decided the verdict), so that repeated flows cost little. An
+//! explanation is valid until the engine, which has the objects of the cluster, has a new version: then the objects may
+//! have changed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ const MAX_BYTES: usize = 16 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ExplanationKey {
     pub(super) packet: Packet,
+    /// The rule set by which the packet was evaluated.
     pub(super) rule_set: RuleSetId,
     /// Whether the flow is explained as if policies in shadow mode were enforced.
     pub(super) shadow: bool,
@@ -26,13 +28,15 @@ pub(super) struct ExplanationKey {
 /// The explanations.
 #[derive(Debug, Default)]
 pub(super) struct ExplanationCache {
+    /// The version of the engine to which the explanations belong.
     engine_version: u64,
     explanations: HashMap<ExplanationKey, Arc<Explanation>>,
+    /// The size of all explanations in bytes.
     bytes: usize,
 }
 
 impl ExplanationCache {
-    /// Returns an explanation that is still valid.
+    /// Returns an explanation that is still valid. If the engine has a new version, first removes all explanations.
     pub(super) fn get(&mut self, key: &ExplanationKey, engine_version: u64) -> Option<Arc<Explanation>> {
         if self.engine_version != engine_version {
             self.clear();

@@ -12,11 +12,12 @@ use netpol_policy::model::{Backend, Labels, Pod, PodKey};
 
 use super::bounds::{bound_record, listed};
 
-/// Where the names in records come from.
+/// What names in records are taken from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names<'a> {
+    /// Has the cluster state, and the policies of each rule set.
     pub(super) engine: &'a Engine,
-    /// The local node.
+    /// The name of the local node.
     pub(super) node: &'a str,
 }
 
@@ -33,7 +34,8 @@ pub(super) fn verdict(event: &FlowEvent) -> FlowVerdict {
     let allows = Reason::from_code(event.reason).is_some_and(Reason::allows);
     match event.flags & (event_flags::SHADOW | event_flags::OBSERVED) {
         0 if !allows => FlowVerdict::Denied,
-        // With --observe, nothing is enforced: the packet has passed, although its reason denies it.
+        // Policies in shadow mode would deny the flow. Or the agent runs with `--observe` and enforces nothing: then
+        // the packet has passed, although its reason denies it.
         flags if flags & event_flags::SHADOW != 0 || !allows => FlowVerdict::Shadow,
         _ => FlowVerdict::Allowed,
     }
@@ -57,17 +59,18 @@ pub(super) fn describe(event: &FlowEvent, pod: Option<&PodKey>, names: Names<'_>
     let cluster_state = names.engine.cluster_state();
     let direction = direction(event);
     let ports = protocol::has_ports(event.protocol);
-    // The source address may be spoofed. The interface shows which pod is the sender.
+    // The pod of the interface is one end, whatever address the packet has: a source address may be spoofed.
     let (sender, receiver) = match direction {
         Direction::Egress => (pod, None),
         Direction::Ingress => (None, pod),
     };
-    let end = |address: &[u8; 16], port: [u8; 2], own: Option<&PodKey>| {
+    let end = |address: &[u8; 16], port: [u8; 2], interface_pod: Option<&PodKey>| {
         let address = address_of(event.family, address);
-        let pod = own.and_then(|key| cluster_state.pods.get(key));
-        let pod = pod
-            .or_else(|| address.filter(|_| own.is_none()).and_then(|address| cluster_state.pod_with_address(address)));
-        let end = describe_end(own, pod, address, ports.then(|| u16::from_be_bytes(port)), names);
+        let pod = match interface_pod {
+            Some(key) => cluster_state.pods.get(key),
+            None => address.and_then(|address| cluster_state.pod_with_address(address)),
+        };
+        let end = describe_end(interface_pod, pod, address, ports.then(|| u16::from_be_bytes(port)), names);
         (end, pod.map(|pod| pod.labels.clone()))
     };
     let (mut from, labels_from) = end(&event.source, event.source_port, sender);
@@ -122,16 +125,16 @@ pub(super) fn header(time: SystemTime, node: &str) -> RecordHeader {
     RecordHeader { schema: RECORD_SCHEMA.to_owned(), time: rfc3339(time), node: node.to_owned() }
 }
 
-/// Describes one end of a flow: its source or its destination. `own` is the pod of the interface, if this end is that
-/// pod. `pod` is the object of the pod at this end, if the cluster state still has this object.
+/// Describes one end of a flow: its source or its destination. `interface_pod` is the pod of the interface, if this end
+/// is that pod. `pod` is the object of the pod at this end, if the cluster state still has this object.
 fn describe_end(
-    own: Option<&PodKey>,
+    interface_pod: Option<&PodKey>,
     pod: Option<&Pod>,
     address: Option<IpAddr>,
     port: Option<u16>,
     names: Names<'_>,
 ) -> FlowEnd {
-    let key = own.or(pod.map(|pod| &pod.key));
+    let key = interface_pod.or(pod.map(|pod| &pod.key));
     let node_at = |address: IpAddr| {
         let cluster_state = names.engine.cluster_state();
         let local = cluster_state.is_local_address(address).then_some(names.node);
@@ -179,8 +182,8 @@ fn mark_masqueraded(from: &mut FlowEnd, to: &FlowEnd, event: &FlowEvent, names: 
     ))
 }
 
-/// Adds the Services that the packet was sent to. Post-DNAT, the destination is a backend's address; then adds the
-/// Services that have this backend.
+/// Adds the Services that the packet was sent to. If the packet was denied post-DNAT, its destination is the address of
+/// a backend. Then adds the Services that have this backend.
 fn name_services(to: &mut FlowEnd, event: &FlowEvent, cluster_state: &ClusterState) {
     let (Some(address), Some(port)) = (to.address, to.port) else { return };
     if let Some(frontend) = cluster_state.frontend_at(address, event.protocol, port) {
@@ -190,8 +193,8 @@ fn name_services(to: &mut FlowEnd, event: &FlowEvent, cluster_state: &ClusterSta
         });
         to.services = services.collect();
     } else if event.reason == Reason::BackendDenied as u8 {
-        let selecting = cluster_state.services_of(Backend { address, port }, event.protocol);
-        to.via_services = selecting.iter().map(ToString::to_string).collect();
+        let with_backend = cluster_state.services_of(Backend { address, port }, event.protocol);
+        to.via_services = with_backend.iter().map(ToString::to_string).collect();
     }
 }
 
@@ -234,6 +237,7 @@ mod tests {
 
     use super::*;
 
+    /// Pod `db-0` on node `n1`, Service `db` with this pod as its backend, and node `n2`.
     const SHOP: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: db-0, namespace: shop, labels: {app: db}}, spec: {nodeName: n1}, status: {podIP: 10.1.0.2}}
 ---
@@ -249,6 +253,7 @@ endpoints: [{addresses: [10.1.0.2]}]
 ports: [{port: 5432}]
 ";
 
+    /// Returns an engine with the objects of [`SHOP`]. The local node, `n1`, has the address 192.0.2.1.
     fn engine() -> Engine {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
         let objects = manifest::parse(SHOP, "f").objects.into_iter().map(|located| located.object).collect();
@@ -312,10 +317,11 @@ ports: [{port: 5432}]
         ] {
             assert_eq!(name(&to_db(source).from), expected);
         }
-        // A spoofed source: the interface shows the sender. The pod's object may be deleted already.
+        // A spoofed source address: the pod of the interface is the sender. Its object may be deleted already.
         let gone = PodKey::new("shop", "gone");
         let spoofed = event(Direction::Egress, Reason::SpoofedSource, [10, 1, 0, 2], [10, 1, 0, 3], 80);
         assert_eq!(name(&record(&spoofed, Some(&gone)).from), "shop/gone@");
+        // If the pod of the interface is not known, the sender is the pod with the source address.
         let described = describe(&spoofed, None, Names { engine: &engine(), node: "n1" }, UNIX_EPOCH);
         let [source_labels, destination_labels] = described.labels;
         assert_eq!(source_labels.and_then(|labels| labels.get("app").cloned()).as_deref(), Some("db"));

@@ -20,9 +20,11 @@ pub(super) struct Explanation {
     pub(super) other: Option<FlowSide>,
     /// Hints on frequent causes.
     pub(super) hints: Vec<String>,
-    /// If the other end is not a pod: the `ipBlock`s of this pod's policies that contain its address.
+    /// If the other end is outside of the cluster: the `ipBlock`s in this pod's policies that contain the address of
+    /// the other end.
     pub(super) blocks: Vec<String>,
-    /// The rule that allows the flow at this pod.
+    /// The rule that allows the flow at this pod. For a flow to a Service, this is the rule that allows the first
+    /// allowed backend.
     pub(super) rule: Option<CountedRule>,
 }
 
@@ -34,8 +36,9 @@ pub(super) struct CountedRule {
     pub(super) content_hash: u64,
 }
 
-/// Explains the flow that starts with `packet`, according to the current objects. With [`Mode::Shadow`], explains it as
-/// if policies in shadow mode were enforced. Returns `None` if the pod was deleted.
+/// Explains the flow that starts with `packet`, according to the current objects. With [`Mode::Shadow`], explains the
+/// flow as if policies in shadow mode (evaluated, but not enforced) were enforced. Returns `None` if the pod was
+/// deleted.
 pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Explanation> {
     cluster_state.pods.get(&packet.pod)?;
     let FlowExplanation { egress, ingress, blocks, mut hints } = explain_flow(cluster_state, packet, mode);
@@ -49,6 +52,7 @@ pub(super) fn explain(cluster_state: &ClusterState, packet: &Packet, mode: Mode)
     let mut own = record_side(own);
     bound_texts(&mut hints);
     if let Some(CountedRule { rule, .. }) = &counted {
+        // If the flow is to a Service, `own` has no rule yet.
         let rule = FlowRule { policy: rule.policy.to_string(), path: rule.path(), unmet_conditions: Vec::new() };
         own.rule.get_or_insert(rule);
     }
@@ -90,6 +94,7 @@ fn allowing_rule(
     mode: Mode,
 ) -> Option<RuleRef> {
     if let Some(rule) = &own.rule {
+        // The path ends with the index, as in `spec.egress[0]`.
         let index = rule.path.strip_suffix(']')?.rsplit_once('[')?.1.parse().ok()?;
         return Some(RuleRef { policy: rule.policy.clone(), direction: packet.direction, index });
     }
@@ -138,6 +143,8 @@ mod tests {
 
     use super::*;
 
+    /// Pods web and db, each with one policy. The policy of web allows egress to db at port 5432, but the policy of db
+    /// allows ingress only at port 5433.
     const SHOP: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIP: 10.1.0.1}}
 ---
@@ -163,6 +170,7 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {m
         ClusterState::from_objects(manifest::parse(SHOP, "f").objects.into_iter().map(|located| located.object))
     }
 
+    /// Returns a packet that pod web sends.
     fn packet(remote: [u8; 4], port: u16) -> Packet {
         Packet {
             pod: PodKey::new("shop", "web"),
@@ -207,6 +215,7 @@ ports: [{port: 5432}]
         let objects = manifest::parse(&format!("{SHOP}{service}"), "f").objects;
         let state = ClusterState::from_objects(objects.into_iter().map(|located| located.object));
         let explained = explain(&state, &packet([10, 96, 0, 7], 80), Mode::Enforce).expect("no pod");
+        // Whether db allows the connection does not matter here: flows are counted for the rules of web.
         assert_eq!((explained.own.verdict, explained.own.reason.as_str()), (FlowVerdict::Allowed, "service"));
         let rule = explained.rule.expect("no rule").rule;
         assert_eq!((rule.policy.to_string().as_str(), rule.path().as_str()), ("shop/web", "spec.egress[0]"));

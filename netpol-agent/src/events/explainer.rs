@@ -18,7 +18,7 @@ use crate::reconcile::Reconciler;
 /// policies, and explanations must not cost more than enforcement.
 const MAX_MICROS: u64 = 200_000;
 
-/// Returns the part of [`MAX_MICROS`] for flows with this verdict. Denied flows get the largest part.
+/// Returns the part of [`MAX_MICROS`] for flows with this verdict. Denied flows have the largest part.
 const fn micros_of(verdict: FlowVerdict) -> u64 {
     match verdict {
         FlowVerdict::Denied => MAX_MICROS / 2,
@@ -26,20 +26,21 @@ const fn micros_of(verdict: FlowVerdict) -> u64 {
     }
 }
 
-/// Explains flows, and keeps the explanations.
+/// Explains flows: which policies and rules lead to the verdict. Keeps the explanations in a cache.
 #[derive(Debug)]
 pub(super) struct Explainer {
-    /// Limits the microseconds per second, for each verdict.
-    spent: [Shares; FlowVerdict::ALL.len()],
-    known: ExplanationCache,
+    /// Limits the microseconds per second, for each verdict. A limit is divided among the pods.
+    shares: [Shares; FlowVerdict::ALL.len()],
+    cache: ExplanationCache,
+    /// Compares verdicts with those of the reference evaluator, the direct implementation of the policy API.
     agreement: Agreement,
 }
 
 impl Default for Explainer {
     fn default() -> Self {
         Self {
-            spent: FlowVerdict::ALL.map(|verdict| Shares::new(micros_of(verdict))),
-            known: ExplanationCache::default(),
+            shares: FlowVerdict::ALL.map(|verdict| Shares::new(micros_of(verdict))),
+            cache: ExplanationCache::default(),
             agreement: Agreement::default(),
         }
     }
@@ -58,7 +59,7 @@ impl Explainer {
         reconciler: &Reconciler<D>,
     ) -> Option<Arc<Explanation>> {
         let key = observed.explanation_key()?;
-        self.known.get(&key, reconciler.engine_version())
+        self.cache.get(&key, reconciler.engine_version())
     }
 
     /// Explains the verdict of an event. The error is the reason why there is no explanation.
@@ -68,12 +69,12 @@ impl Explainer {
         observed: &Observed<'_>,
         reconciler: &Reconciler<D>,
     ) -> Result<Arc<Explanation>, &'static str> {
-        let explanation = match self.known.get(&key, reconciler.engine_version()) {
+        let explanation = match self.cache.get(&key, reconciler.engine_version()) {
             Some(known) => known,
             None => self.compute(key, observed, reconciler)?,
         };
         let differs = self.agreement.differs(observed, &explanation, reconciler);
-        // An explanation of another verdict would be misleading.
+        // An explanation that has another verdict than the event would be misleading.
         let allows = explanation.own.verdict == FlowVerdict::Allowed;
         if allows != (observed.verdict == FlowVerdict::Allowed) {
             return Err(if differs {
@@ -85,23 +86,26 @@ impl Explainer {
         Ok(explanation)
     }
 
+    /// Computes an explanation that is not in the cache, if the limit of CPU time permits it.
     fn compute<D: Dataplane>(
         &mut self,
         key: ExplanationKey,
         observed: &Observed<'_>,
         reconciler: &Reconciler<D>,
     ) -> Result<Arc<Explanation>, &'static str> {
-        let (budget, share) = (observed.event.budget(), &mut self.spent[observed.verdict as usize]);
-        if !share.allow(budget, observed.now) {
+        // The number of a pod and a direction.
+        let user = observed.event.budget();
+        let shares = &mut self.shares[observed.verdict as usize];
+        if !shares.allow(user, observed.now) {
             return Err("the agent's time for explanations was used up");
         }
         let begun = thread_time();
         let mode = if key.shadow { Mode::Shadow } else { Mode::Enforce };
         let explanation = explain(reconciler.engine().cluster_state(), &key.packet, mode);
         let took = thread_time().saturating_sub(begun);
-        share.spend(budget, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        shares.spend(user, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let explanation = Arc::new(explanation.ok_or("the pod was deleted")?);
-        self.known.insert(key, Arc::clone(&explanation));
+        self.cache.insert(key, Arc::clone(&explanation));
         Ok(explanation)
     }
 }

@@ -1,5 +1,5 @@
-//! Summarizes denied multicast and broadcast packets: one line per minute for each group of similar packets. Otherwise,
-//! one cause would lead to hundreds of lines, one for each sender and receiving pod.
+//! Summarizes denied multicast and broadcast packets: one line per minute for each group of similar packets. Without
+//! this, one cause would lead to hundreds of lines, one for each sender and receiving pod.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -28,12 +28,15 @@ struct GroupKey {
     direction: FlowDirection,
     reason: String,
     protocol: String,
+    /// The destination address and port; `None` in groups beyond [`MAX_GROUPS`].
     to: Option<(IpAddr, Option<u16>)>,
 }
 
 #[derive(Debug)]
 struct Group {
+    /// The number of packets since the last summary.
     packets: u64,
+    /// The pods or addresses that sent these packets.
     senders: BTreeSet<String>,
     /// When the next summary is due.
     due: Instant,
@@ -50,7 +53,7 @@ impl Groups {
         event.family != 0 && is_multicast && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
     }
 
-    /// Counts an event.
+    /// Counts the packets of an event: its own packet, and those that had no event because of the rate limit.
     pub(super) fn count(&mut self, event: &FlowEvent, record: &FlowRecord, now: Instant) {
         let mut key = GroupKey {
             verdict: record.verdict,
@@ -203,7 +206,8 @@ mod tests {
         let broadcast = event(1, [255; 4]);
         assert!(Groups::is_summarized(&broadcast));
         assert!(Groups::is_summarized(&FlowEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
-        // Without the flag GROUP, 10.1.0.255 counts as a unicast address, because the prefix length is not known.
+        // Without the flag `GROUP` (the frame was sent to an Ethernet group address), 10.1.0.255 counts as a unicast
+        // address, because the prefix length is not known.
         assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])));
         assert!(!Groups::is_summarized(&FlowEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
     }

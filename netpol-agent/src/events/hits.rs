@@ -1,4 +1,4 @@
-//! Counts the flows of each rule and each policy.
+//! Counts the flows that each rule allows, and the flows that are denied, or would be denied, because of each policy.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,10 +16,10 @@ use crate::reconcile::Reconciler;
 const MAX_COUNTED: usize = 10_000;
 /// Maximum number of rules of one namespace that have counters. The same limit applies to policies.
 const MAX_PER_NAMESPACE: usize = 1000;
-/// Maximum number of policies for which one event is counted.
+/// One event is counted for at most this number of policies.
 pub(super) const MAX_POLICIES: usize = 64;
 
-/// Minimum time between two calls of `refresh` that have an effect.
+/// Minimum time between two calls of [`HitCounters::refresh`] that have an effect.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A counter of flows.
@@ -38,19 +38,23 @@ struct RuleHits {
     hits: Hits,
 }
 
-/// All counters. Only `refresh` removes counters. To remove them whenever an event needs a free counter would take too
-/// long.
+/// All counters. Only `refresh` removes counters. If an event needs a new counter and the limit is
+/// reached, no other counter is removed for it: to find one for each event would take too long.
 #[derive(Debug)]
 pub struct HitCounters {
+    /// When counting started.
     since: SystemTime,
     rules: HashMap<RuleRef, RuleHits>,
     rule_quota: Quota,
+    /// Flows that were allowed by an unknown rule, or by a rule without a counter.
     other_flows: u64,
+    /// Denied flows.
     denied: PolicyCounters,
+    /// Flows that policies in shadow mode would deny.
     shadow: PolicyCounters,
     /// Policies that select pods of this node.
     local: BTreeSet<PolicyKey>,
-    /// When `local` was set, and the version of the engine at this time.
+    /// When `local` was set, and [`Reconciler::engine_version`] at this time.
     refreshed: Option<(Instant, u64)>,
 }
 
@@ -120,7 +124,7 @@ impl HitCounters {
         (content_hash(cluster_state, rule)? == counted.content_hash).then_some(counted.hits)
     }
 
-    /// Returns the counted rules of the policies that select pods of this node, sorted.
+    /// Returns the counters of rules of the policies that select pods of this node, sorted by rule.
     pub fn local_rules(&self) -> Vec<(&RuleRef, Hits)> {
         let local = self.rules.iter().filter(|(rule, _)| self.local.contains(&rule.policy));
         let mut rules: Vec<_> = local.map(|(rule, counted)| (rule, counted.hits)).collect();
@@ -128,8 +132,8 @@ impl HitCounters {
         rules
     }
 
-    /// Finds out which policies select pods of this node, and removes counters of rules and policies that do not exist any
-    /// more. Most calls return immediately.
+    /// Finds out which policies select pods of this node, and removes counters of rules and policies that do not exist
+    /// any more. Does nothing in most calls: see [`REFRESH_INTERVAL`].
     pub(super) fn refresh<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: Instant) {
         let version = reconciler.engine_version();
         let is_outdated = |(at, refreshed_version): (Instant, u64)| {
@@ -205,6 +209,7 @@ mod tests {
 
     use super::*;
 
+    /// Returns a cluster with the policy `shop/web`, which has one rule for this port.
     fn cluster_state(port: u16) -> ClusterState {
         let text = format!(
             "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: web, namespace: shop}}, \
@@ -213,13 +218,14 @@ mod tests {
         ClusterState::from_objects(manifest::parse(&text, "f").objects.into_iter().map(|located| located.object))
     }
 
+    /// Returns the ingress rule of `shop/web` with this index, and the hash of its content in this cluster.
     fn rule(index: usize, cluster_state: &ClusterState) -> CountedRule {
         let rule = RuleRef { policy: PolicyKey::new("shop", "web"), direction: Direction::Ingress, index };
         CountedRule { content_hash: content_hash(cluster_state, &rule).unwrap_or_default(), rule }
     }
 
     #[test]
-    fn flows_are_counted_until_the_rule_changes() {
+    fn the_counter_of_a_rule_starts_again_at_zero_when_the_rule_changes() {
         let (before, after) = (cluster_state(80), cluster_state(81));
         let mut counters = HitCounters::default();
         let at = SystemTime::UNIX_EPOCH;
@@ -247,13 +253,13 @@ mod tests {
         }
         assert_eq!((counters.rules.len(), counters.other_flows()), (MAX_PER_NAMESPACE, 2 * MAX_PER_NAMESPACE as u64));
         counters.count_allowed(&rule(0, &state), 1, at);
-        assert_eq!(counters.rules.len(), MAX_PER_NAMESPACE + 1, "other namespaces have room");
+        assert_eq!(counters.rules.len(), MAX_PER_NAMESPACE + 1, "namespace shop must still have room");
         for index in 0..2 * MAX_COUNTED {
             counters.count_allowed(&of_namespace(index % 100, index), 1, at);
             counters.count_denied(&[PolicyKey::new(format!("n{}", index % 100), index.to_string())], at);
         }
         assert_eq!((counters.rules.len(), counters.denied.hits.len()), (MAX_COUNTED, MAX_COUNTED));
-        // Counters of rules and policies that do not exist are removed.
+        // Only the rule of `shop/web` exists. All other counters are removed, and there is room for new ones.
         counters.remove_stale(&state);
         assert_eq!((counters.rules.len(), counters.denied.hits.len()), (1, 0));
         counters.count_allowed(&of_namespace(0, 0), 1, at);

@@ -1,5 +1,6 @@
-//! Counts, for each pod, the denied packets and the flows without a record. The eBPF programs limit the number of
-//! events, and the agent limits the number of records.
+//! Counts, for each pod, the denied packets and the flows that have no flow record, and creates summaries of these
+//! counts. Such packets and flows exist because the eBPF programs limit the number of events, and the agent limits the
+//! number of records.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,7 +16,7 @@ use crate::reconcile::Reconciler;
 /// Interval of the summaries.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Packets and flows without a record.
+/// The packets and flows without a record.
 #[derive(Debug)]
 pub(super) struct Limited {
     /// The counters of the eBPF programs at the last summary, by event budget. A pod has an event budget for each
@@ -23,6 +24,7 @@ pub(super) struct Limited {
     counted: HashMap<u32, (PodKey, u64)>,
     /// Packets and flows that the agent did not record since the last summary, by event budget.
     skipped: HashMap<u32, u64>,
+    /// Number of events that the agent did not record, since its start.
     skipped_events: u64,
     last_summary: Instant,
 }
@@ -44,7 +46,7 @@ impl Default for Limited {
 }
 
 impl Limited {
-    /// Counts an event that the agent does not record.
+    /// Counts an event that the agent does not record. The event stands for `count` packets or flows.
     pub(super) fn skip(&mut self, budget: u32, count: u64) {
         *self.skipped.entry(budget).or_default() += count;
         self.skipped_events += 1;
@@ -55,8 +57,8 @@ impl Limited {
         self.skipped_events
     }
 
-    /// Returns the summaries that are due. `suppressed` returns a counter of the eBPF programs for an endpoint ID: the
-    /// packets or flows for which the programs sent no event.
+    /// Returns the summaries if they are due. `suppressed` returns a counter of the eBPF programs for an endpoint ID:
+    /// the packets or flows for which the programs sent no event.
     pub(super) fn due<D: Dataplane>(
         &mut self,
         now: Instant,
@@ -80,14 +82,14 @@ impl Limited {
                 let before =
                     self.counted.get(&budget).filter(|(counted_pod, before)| counted_pod == pod && *before <= count);
                 let without_event = count - before.map_or(0, |(_, before)| *before);
-                let new = without_event + self.skipped.remove(&budget).unwrap_or(0);
-                if new > 0 {
+                let without_record = without_event + self.skipped.remove(&budget).unwrap_or(0);
+                if without_record > 0 {
                     let record = RateLimitedRecord {
                         header: header(time, reconciler.node()),
                         verdict: verdict_of(kind, reconciler.observes()),
                         direction: flow_direction(direction),
                         pod: pod.to_string(),
-                        suppressed: new,
+                        suppressed: without_record,
                     };
                     summaries.push(LimitedSummary { record, namespace: pod.namespace.clone(), without_event });
                 }
@@ -107,8 +109,8 @@ fn budgets() -> impl Iterator<Item = (Direction, EventKind)> {
     EventKind::ALL.into_iter().flat_map(|kind| Direction::BOTH.map(|direction| (direction, kind)))
 }
 
-/// Returns the verdict of events of a kind. If `observes` is true, nothing is enforced, so packets of the kind `Denied`
-/// have passed.
+/// Returns the verdict of events of a kind. If `observes` is true (option `--observe`), nothing is enforced, so packets
+/// of the kind `Denied` have passed.
 const fn verdict_of(kind: EventKind, observes: bool) -> FlowVerdict {
     match kind {
         EventKind::Denied if observes => FlowVerdict::Shadow,
@@ -123,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_observe_nothing_is_denied() {
+    fn with_the_option_observe_no_verdict_is_denied() {
         let verdicts = |observes| EventKind::ALL.map(|kind| verdict_of(kind, observes));
         assert_eq!(verdicts(false), [FlowVerdict::Denied, FlowVerdict::Allowed, FlowVerdict::Shadow]);
         assert_eq!(verdicts(true), [FlowVerdict::Shadow, FlowVerdict::Allowed, FlowVerdict::Shadow]);

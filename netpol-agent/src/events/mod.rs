@@ -1,7 +1,9 @@
-//! Records flows with the names of pods and policies: in memory for clients of the API, and denied flows also as JSON
-//! lines. The eBPF programs limit the number of events of each pod. The reporter limits the number of records and the
-//! time for explanations (which policies and rules led to a verdict), and divides each limit among the pods. Events
-//! without a record are counted.
+//! Turns the events of the eBPF programs into flow records, with the names of pods and policies. The records are kept
+//! in memory for clients of the API. Records of denied flows are also written as JSON lines.
+//!
+//! The eBPF programs limit the number of events of each pod. The reporter limits the number of records and the time for
+//! explanations (which policies and rules led to a verdict), and divides each limit among the pods. Events without a
+//! record are counted.
 
 mod agreement;
 mod bounds;
@@ -56,13 +58,14 @@ use revoked::RevokedFlows;
 pub use shadow::ShadowFlows;
 use shares::Shares;
 
-/// The default of --flow-buffer.
+/// The default of `--flow-buffer`: the size of the buffer in memory.
 pub const DEFAULT_FLOW_BUFFER: usize = 10_000;
 /// Maximum number of records of each verdict, per second.
 const MAX_RECORDS: u64 = 1000;
 /// Minimum time between two checks for summaries that are due. A summary is a record that counts several events.
 const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
-/// Queue key of summaries. No pod has this key, so summaries have their own share of the queue.
+/// The key of summaries in the buffer and in the queue of lines. Records of flows have the key of a pod's event budget
+/// (see [`FlowEvent::budget`]), and each key has its own share.
 const SUMMARY_KEY: u32 = u32::MAX;
 
 /// If [`Reporter::recent_pods`] has more interfaces than this, all of them are removed.
@@ -71,29 +74,38 @@ const MAX_RECENT_PODS: usize = 16_384;
 /// Turns events into records.
 #[derive(Debug)]
 pub struct Reporter {
+    /// JSON lines on standard output.
     lines: Lines,
+    /// The records in memory.
     buffer: FlowBuffer,
+    /// Files and collectors that also receive the records.
     exporters: Exporters,
     /// When the node started, by the wall clock.
     boot: SystemTime,
     /// Number of events of each verdict.
     events: [u64; FlowVerdict::ALL.len()],
     /// Limits the records per second, for each verdict.
-    recorded: [Shares; FlowVerdict::ALL.len()],
+    record_limits: [Shares; FlowVerdict::ALL.len()],
     explainer: Explainer,
+    /// Counters of the flows of each rule and each policy.
     hits: HitCounters,
+    /// Counters of the flows that policies in shadow mode would deny.
     shadow: ShadowFlows,
     shadow_policies: ShadowPolicyCache,
     revoked: RevokedFlows,
+    /// Denied multicast and broadcast packets, which are only summarized.
     groups: Groups,
+    /// Counters of the packets and flows without a record, because of the rate limits.
     limited: Limited,
-    /// When `summarize` last did its work.
+    /// When `summarize` last checked for summaries that are due.
     last_summarized: Instant,
     /// Pods by interface, also of removed endpoints: their last events may still be in the ring buffer.
     recent_pods: HashMap<u32, PodKey>,
+    /// The writer of Kubernetes Events.
     kubernetes: Option<Sink>,
+    /// Whether allowed flows are recorded.
     records_allowed: bool,
-    /// Number of flows without totals (packets and bytes). `None`: the agent records no totals.
+    /// Number of flows whose totals (packets and bytes) are not recorded. `None`: the agent records no totals of flows.
     totals_not_kept: Option<Arc<AtomicU64>>,
 }
 
@@ -106,7 +118,7 @@ impl Reporter {
             exporters: Exporters::default(),
             boot: boot_time(),
             events: [0; FlowVerdict::ALL.len()],
-            recorded: FlowVerdict::ALL.map(|_| Shares::new(MAX_RECORDS)),
+            record_limits: FlowVerdict::ALL.map(|_| Shares::new(MAX_RECORDS)),
             explainer: Explainer::default(),
             hits: HitCounters::default(),
             shadow: ShadowFlows::default(),
@@ -148,14 +160,14 @@ impl Reporter {
         self.records_allowed
     }
 
-    /// Also records totals of flows, if there is a reader.
+    /// Also records totals of flows, if there is a reader. The agent passes them to [`Self::record_totals`].
     #[must_use]
     pub fn with_flow_totals(mut self, reader: Option<&FlowTotalsReader>) -> Self {
         self.totals_not_kept = reader.map(FlowTotalsReader::not_kept);
         self
     }
 
-    /// Records the packets and bytes of a flow.
+    /// Records the totals of a flow: its packets and bytes.
     pub fn record_totals<D: Dataplane>(&mut self, totals: &FlowTotals, reconciler: &Reconciler<D>) {
         let pod = self.pod_of(&totals.first_packet, reconciler);
         let buffered = totals::record(totals, pod.as_ref(), reconciler, SystemTime::now());
@@ -184,17 +196,18 @@ impl Reporter {
             self.count_shadow(&observed, &mut described.record, reconciler);
             return self.groups.count(event, &described.record, observed.now);
         }
-        let allowed = self.recorded[observed.verdict as usize].allow(event.budget(), observed.now);
-        if !allowed && (observed.verdict == FlowVerdict::Allowed || self.kubernetes.is_none()) {
+        let within_limit = self.record_limits[observed.verdict as usize].allow(event.budget(), observed.now);
+        // A Kubernetes Event is written even if the limit allows no record.
+        if !within_limit && (observed.verdict == FlowVerdict::Allowed || self.kubernetes.is_none()) {
             return self.skip(&observed, reconciler);
         }
         let mut described = describe(event, observed.pod.as_ref(), names, observed.time);
         described.record.sender = observed.sender(&described.record.from, reconciler);
         self.report_to_kubernetes(&observed, &described, reconciler);
-        if !allowed {
+        if !within_limit {
             return self.skip(&observed, reconciler);
         }
-        self.recorded[observed.verdict as usize].spend(event.budget(), 1);
+        self.record_limits[observed.verdict as usize].spend(event.budget(), 1);
         self.add_explanation(&observed, &mut described, reconciler);
         if event.reason == Reason::Revoked as u8 {
             let last_change = reconciler.last_change(event.ifindex);
@@ -207,7 +220,7 @@ impl Reporter {
         self.keep(event.budget(), is_line, BufferedRecord { record, labels, time: observed.time });
     }
 
-    /// Returns the pod of the event's interface.
+    /// Returns the pod of the event's interface, even if its endpoint was removed recently.
     fn pod_of<D: Dataplane>(&mut self, event: &FlowEvent, reconciler: &Reconciler<D>) -> Option<PodKey> {
         match reconciler.endpoint(event.ifindex).and_then(|pod_endpoint| pod_endpoint.pod.as_ref()) {
             Some(pod) => {
@@ -218,8 +231,8 @@ impl Reporter {
         }
     }
 
-    /// Keeps the name of a pod. The last events of the pod and the totals of its flows may be recorded after its
-    /// endpoint is removed.
+    /// Keeps the name of an interface's pod, because the last events of the pod and the totals of its flows may be
+    /// recorded after its endpoint is removed.
     fn remember_pod(&mut self, ifindex: IfIndex, pod: &PodKey) {
         if self.recent_pods.get(&ifindex.0) == Some(pod) {
             return;
@@ -246,6 +259,7 @@ impl Reporter {
         }
     }
 
+    /// Returns the policies to count and to list for a flow that policies in shadow mode would deny.
     fn shadow_policies<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -255,8 +269,8 @@ impl Reporter {
         self.shadow_policies.get(engine, version, observed.event.rule_set, reconciler.observes())
     }
 
-    /// Counts a would-be denial by policies, workloads and port. If the record cannot list all policies, lists the
-    /// policies in shadow mode first.
+    /// Counts a would-be denial, in the counter of its policies, workloads and port. If the record does not list all
+    /// policies, replaces its list by one that starts with the policies in shadow mode.
     fn count_shadow<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -289,8 +303,8 @@ impl Reporter {
                 self.shadow.count_other(observed.namespace(), observed.count(), observed.time);
             }
             FlowVerdict::Allowed => {
-                let known = self.explainer.known(observed, reconciler);
-                self.count_rule(observed, known.as_deref());
+                let cached = self.explainer.known(observed, reconciler);
+                self.count_rule(observed, cached.as_deref());
             }
         }
     }
@@ -333,17 +347,19 @@ impl Reporter {
         }
     }
 
-    /// Counts an allowed flow for the rule that allows it. A flow of a pod that no policy isolates has no rule.
-    fn count_rule(&mut self, observed: &Observed<'_>, known: Option<&Explanation>) {
+    /// Counts an allowed flow for the rule that allows it. The explanation names this rule. Without an explanation, the
+    /// rule is unknown. A flow of a pod that no policy isolates has no rule.
+    fn count_rule(&mut self, observed: &Observed<'_>, explanation: Option<&Explanation>) {
         let by_rule = [Reason::Rule, Reason::Service].iter().any(|reason| *reason as u8 == observed.event.reason);
-        match known.and_then(|explanation| explanation.rule.as_ref()) {
+        match explanation.and_then(|explanation| explanation.rule.as_ref()) {
             Some(rule) => self.hits.count_allowed(rule, observed.count(), observed.time),
             None if by_rule => self.hits.count_allowed_by_unknown(observed.count()),
             None => {}
         }
     }
 
-    /// Adds a record to the buffer, exports it, and writes it as a line if requested.
+    /// Adds a record to the buffer, exports it, and writes it as a line if `is_line`. `key` identifies the pod whose
+    /// share the record uses: see [`FlowEvent::budget`].
     fn keep(&self, key: u32, is_line: bool, buffered: BufferedRecord) {
         if is_line {
             self.lines.push(key, &*buffered.record);
@@ -352,7 +368,7 @@ impl Reporter {
         self.buffer.push(key, buffered);
     }
 
-    /// Keeps a summary in the same way as `keep`. Summaries of allowed flows are not written as lines.
+    /// Same as [`Self::keep`], for a summary. Summaries of allowed flows are not written as lines.
     fn keep_summary(&self, verdict: FlowVerdict, record: Record, time: SystemTime) {
         let buffered = BufferedRecord { record: Arc::new(record), labels: [None, None], time };
         self.keep(SUMMARY_KEY, verdict != FlowVerdict::Allowed, buffered);
@@ -371,6 +387,7 @@ impl Reporter {
         }
         self.last_summarized = now;
         self.read_clock();
+        // Totals of flows may be recorded after their pod's endpoint is removed, even if the pod had no event.
         if self.totals_not_kept.is_some() {
             for pod_endpoint in reconciler.pod_endpoints() {
                 if let Some(pod) = &pod_endpoint.pod {
@@ -395,7 +412,7 @@ impl Reporter {
         }
     }
 
-    /// Computes `boot` again, because the wall clock may have been set since the last time.
+    /// Computes `boot` again, because the wall clock may have been set meanwhile.
     fn read_clock(&mut self) {
         self.boot = boot_time();
     }
@@ -454,7 +471,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_follow_the_clock_after_it_was_set() {
+    fn times_of_records_are_right_after_the_wall_clock_was_set() {
         let mut reporter = Reporter::new(Lines::to(std::io::sink()), FlowBuffer::new(1));
         let before = reporter.boot;
         reporter.boot = before + Duration::from_hours(24);

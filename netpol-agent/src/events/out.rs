@@ -1,6 +1,6 @@
-//! Writes lines to standard output on a separate thread, so that a blocked reader does not block enforcement. If lines
-//! arrive faster than they are read, the queue gets full; then lines of the pods that use the most memory in the queue
-//! are dropped first.
+//! Writes events as lines of JSON to standard output, on a separate thread. So a reader of standard output that blocks
+//! does not block enforcement. If lines arrive faster than they are written, the queue gets full. Then lines of the
+//! pods that use the most memory in the queue are dropped first.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +25,9 @@ pub struct Lines {
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
+    /// Notified when a line is added, and when no more lines will arrive.
     changed: Condvar,
+    /// Number of lines that were not written.
     lost: AtomicU64,
 }
 
@@ -50,8 +52,8 @@ struct Queue {
 }
 
 impl Queue {
-    /// Adds a line. If the queue is full, drops the newest lines of the key that uses the most memory. If this is the
-    /// key of the new line, drops the new line. Returns the number of dropped lines.
+    /// Adds a line. `key` stands for a pod. If the queue is full, drops the newest lines of the key that uses the most
+    /// memory. If the new line itself has this key, drops the new line. Returns the number of dropped lines.
     fn push(&mut self, key: u32, line: Vec<u8>) -> usize {
         let mut dropped = 0;
         while self.lines.len() >= MAX_LINES || self.lines.bytes() + line.len() > MAX_BYTES {
@@ -103,6 +105,7 @@ impl Lines {
         self.shared.count_lost(1);
     }
 
+    /// Returns the number of lines that were not written.
     pub(super) fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
     }
@@ -137,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// A pipe that closes after one line.
+    /// A pipe that closes after one line. The number counts the writes.
     struct Closing(u32);
 
     impl Write for Closing {

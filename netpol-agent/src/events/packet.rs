@@ -23,6 +23,7 @@ pub(super) fn of_event(event: &FlowEvent, pod: &PodKey) -> Option<Packet> {
         port: if protocol::has_ports(event.protocol) { port } else { 0 },
         from_node: direction == Direction::Ingress && reason == Reason::LocalNode,
         is_hairpin: direction == Direction::Ingress && reason == Reason::Hairpin,
+        // The eBPF programs report these reasons only post-DNAT.
         post_dnat: matches!(reason, Reason::BackendDenied | Reason::NotAllBackendsAllowed),
     })
 }
@@ -62,13 +63,13 @@ mod tests {
     }
 
     #[test]
-    fn events_that_policies_do_not_decide_have_no_packet() {
+    fn only_events_with_a_verdict_of_policies_have_a_packet() {
         let pod = PodKey::new("shop", "web");
         for reason in [Reason::SpoofedSource, Reason::Malformed, Reason::TunnelEndpoint, Reason::FlowTableFull] {
             assert_eq!(of_event(&event(Direction::Egress, reason, protocol::TCP), &pod), None, "{reason:?}");
         }
-        let other_node = of_event(&event(Direction::Egress, Reason::NotAllBackendsAllowed, protocol::TCP), &pod);
-        assert!(other_node.is_some_and(|packet| packet.post_dnat));
+        let denied_post_dnat = of_event(&event(Direction::Egress, Reason::NotAllBackendsAllowed, protocol::TCP), &pod);
+        assert!(denied_post_dnat.is_some_and(|packet| packet.post_dnat));
         let from_node = of_event(&event(Direction::Ingress, Reason::LocalNode, protocol::TCP), &pod);
         assert!(from_node.is_some_and(|packet| packet.from_node && !packet.is_hairpin));
     }

@@ -1,6 +1,6 @@
-//! The policies that are counted and listed for a flow that policies in shadow mode would deny. A pod may have
-//! thousands of policies, so these lists are determined once for each rule set (the rules of all policies that isolate
-//! a pod in one direction), not for each event.
+//! Determines which policies are counted, and which are listed in the record, for a flow that policies in shadow mode
+//! would deny. A pod may have thousands of policies, so these lists are determined once for each rule set (the rules of
+//! all policies that isolate a pod in one direction), not for each event.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,15 +18,17 @@ const MAX_RULE_SETS: usize = 4096;
 /// Lists of the policies of a rule set, for flows that policies in shadow mode would deny.
 #[derive(Debug)]
 pub(super) struct ShadowPolicies {
-    /// The policies in shadow mode; with `--observe`, all policies. At most [`MAX_POLICIES`].
+    /// The policies whose counters include the flow: those in shadow mode; with `--observe`, all policies. At most
+    /// [`MAX_POLICIES`].
     pub(super) counted: Vec<PolicyKey>,
-    /// The policies that a record lists, policies in shadow mode first.
+    /// The policies that a record lists: those in shadow mode first, then the others. At most [`MAX_LISTED`].
     pub(super) listed: Vec<String>,
     /// Whether all policies in shadow mode are in `listed`.
     pub(super) is_complete: bool,
 }
 
 impl ShadowPolicies {
+    /// Creates the lists of a rule set. `observes`: whether the agent runs with `--observe`.
     fn new(engine: &Engine, rule_set: RuleSetId, observes: bool) -> Self {
         let cluster_state = engine.cluster_state();
         let is_shadow = |key: &&PolicyKey| {
@@ -42,7 +44,7 @@ impl ShadowPolicies {
     }
 }
 
-/// The policies of each rule set, valid as long as the engine is unchanged.
+/// The lists of each rule set, valid as long as the engine is unchanged.
 #[derive(Debug, Default)]
 pub(super) struct ShadowPolicyCache {
     engine_version: u64,
@@ -50,7 +52,8 @@ pub(super) struct ShadowPolicyCache {
 }
 
 impl ShadowPolicyCache {
-    /// Returns the policies of a rule set.
+    /// Returns the lists of a rule set. `engine_version` changes with each change of the engine. `observes`: see
+    /// [`ShadowPolicies::new`].
     pub(super) fn get(
         &mut self,
         engine: &Engine,

@@ -1,5 +1,5 @@
-//! Remembers which change revoked a flow: since this change, policies no longer allow the open flow. So deny events of
-//! the flow report this change, and not a later one that affected the same endpoint.
+//! Stores which change revoked a flow (an open flow that policies no longer allow since this change). So all deny
+//! events of the flow report this change, and not a later change that affected the same endpoint.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use netpol_common::FlowEvent;
 use super::describe::rfc3339;
 use crate::reconcile::BatchChange;
 
-/// Maximum number of revoked flows that are remembered.
+/// Maximum number of revoked flows that are stored.
 const MAX_FLOWS: usize = 4096;
-/// A flow without an event for this time is forgotten.
+/// If a stored flow has no event for this time, its stored change is no longer used.
 const MAX_AGE: Duration = Duration::from_mins(5);
 
 /// The addresses, ports and protocol of a flow at an endpoint (a pod interface under enforcement).
@@ -31,8 +31,8 @@ struct FlowId {
 pub(super) struct RevokedFlows(HashMap<FlowId, (Arc<BatchChange>, Instant)>);
 
 impl RevokedFlows {
-    /// Returns the change that revoked the flow of an event, and remembers it. For a flow that is not known yet, this
-    /// is `last_change`, the last change that affected the endpoint of the event.
+    /// Returns the change that revoked the flow of an event. For a flow that is not stored yet, this is `last_change`,
+    /// the last change that affected the endpoint of the event; it is then stored.
     pub(super) fn revoked_by(
         &mut self,
         event: &FlowEvent,
@@ -86,6 +86,7 @@ mod tests {
 
     use super::*;
 
+    /// Returns the change of a batch. Its generation is the number of the batch.
     fn change(number: u64) -> Arc<BatchChange> {
         Arc::new(BatchChange {
             generation: Generation(number),
@@ -100,6 +101,7 @@ mod tests {
         let mut flows = RevokedFlows::default();
         let now = Instant::now();
         let event = |port: u16| FlowEvent { endpoint: 1, source_port: port.to_be_bytes(), ..FlowEvent::default() };
+        // Returns the generation of the change that revoked the flow. `last` is the generation of the last change.
         let mut generation = |port, last, now| {
             flows.revoked_by(&event(port), Some(&change(last)), now).map(|revoked| revoked.generation)
         };

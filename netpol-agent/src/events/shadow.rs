@@ -17,8 +17,9 @@ use crate::reconcile::Reconciler;
 const MAX_COUNTERS: usize = 4096;
 /// Maximum number of counters for the pods of a namespace.
 const MAX_OF_NAMESPACE: usize = 512;
-/// Maximum number of counters for flows with the same source workload and the same namespace in which policies apply:
-/// a pod that scans ports leaves room for the flows of other pods. All sources that are not pods count as one source.
+/// Maximum number of counters for flows with the same source workload and the same namespace in which policies apply.
+/// So a pod that scans ports leaves room for the flows of other pods. All sources that are not pods count as one
+/// source.
 const MAX_OF_SOURCE: usize = 256;
 /// Maximum number of namespaces for which flows without a counter are counted.
 const MAX_NAMESPACES: usize = 1024;
@@ -38,7 +39,7 @@ struct ShadowKey {
 }
 
 impl ShadowKey {
-    /// Returns the namespace of the pod at which policies would deny the flow.
+    /// Returns the namespace in which policies apply: that of the pod at which they would deny the flow.
     fn namespace(&self) -> Arc<str> {
         let pod = match self.direction {
             FlowDirection::Ingress => &self.to,
@@ -47,7 +48,7 @@ impl ShadowKey {
         pod.namespace.as_deref().unwrap_or_default().into()
     }
 
-    /// Returns a text that identifies the source and `namespace()`, see [`MAX_OF_SOURCE`].
+    /// Returns a text that identifies the source workload and the result of [`Self::namespace`], see [`MAX_OF_SOURCE`].
     fn source(&self) -> Arc<str> {
         let WorkloadEnd { namespace, workload, pod, .. } = &self.from;
         let workload = workload.as_ref().map(|workload| (&workload.kind, &workload.name));
@@ -67,8 +68,8 @@ struct FlowsByMinute {
 impl FlowsByMinute {
     fn add(&mut self, at: SystemTime, flows: u64) {
         let minute = minute_of(at);
-        // The clock was set back. Without this, minutes in the future would count as recent until the clock reaches
-        // them.
+        // The condition is true if the clock was set back. Without the reset, minutes in the future would count as
+        // recent until the clock reaches them.
         if self.latest > minute + MINUTES as u64 {
             self.flows.clear();
         }
@@ -109,26 +110,31 @@ fn minute_of(at: SystemTime) -> u64 {
 #[derive(Clone, Debug)]
 struct ShadowCounter {
     flows: FlowsByMinute,
+    /// The time of the first flow.
     first: SystemTime,
+    /// The time of the last flow.
     last: SystemTime,
 }
 
 /// All counters.
 #[derive(Debug)]
 pub struct ShadowFlows {
+    /// Flows have been counted since this time.
     since: SystemTime,
     counters: HashMap<ShadowKey, ShadowCounter>,
+    /// The numbers of counters, by [`ShadowKey::namespace`].
     namespaces: Quota,
+    /// The numbers of counters, by [`ShadowKey::source`].
     sources: Quota,
     /// Flows without a counter.
     other: FlowsByMinute,
     /// Flows without a counter, by namespace of the pod at which policies would deny them.
     other_by_namespace: HashMap<String, FlowsByMinute>,
-    /// When old counters were removed last.
+    /// When old counters were removed for the last time.
     cleaned: SystemTime,
     /// Policies in shadow mode, and since when each is in this mode.
     policies: BTreeMap<PolicyKey, SystemTime>,
-    /// The version of the engine when `policies` was set.
+    /// The result of [`Reconciler::engine_version`] when `policies` was set. It changes when objects change.
     reviewed: Option<u64>,
 }
 
@@ -193,7 +199,7 @@ impl ShadowFlows {
         }
     }
 
-    /// Removes counters without a flow in the last hour. Does this at most once a minute.
+    /// Removes counters without a flow in the last hour, at most once a minute.
     fn remove_old(&mut self, now: SystemTime) {
         // An error means that the clock was set back.
         if now.duration_since(self.cleaned).is_ok_and(|passed| passed < Duration::from_mins(1)) {

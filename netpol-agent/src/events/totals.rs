@@ -32,7 +32,7 @@ pub(super) fn record<D: Dataplane>(
         interval: totals
             .interval
             .as_ref()
-            .map(|(since, part)| IntervalCounts { since: rfc3339(*since), counts: counts(part) }),
+            .map(|(since, traffic)| IntervalCounts { since: rfc3339(*since), counts: counts(traffic) }),
         ended: totals.ending.map(ending),
     };
     BufferedRecord { record: Record::FlowTotals(Box::new(record)).into(), labels, time }

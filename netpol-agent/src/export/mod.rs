@@ -25,12 +25,12 @@ const MAX_QUEUED_RECORDS: usize = 4096;
 /// Maximum time that [`ExportThreads::finish`] waits.
 pub const FINISH_TIMEOUT: Duration = Duration::from_millis(600);
 
-/// Where records go.
+/// Where flow records are exported to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Files on this node.
     File(FileTarget),
-    /// A collector.
+    /// An OpenTelemetry collector.
     Otlp(Endpoint),
 }
 
@@ -57,7 +57,7 @@ pub struct FileTarget {
     pub files: u32,
 }
 
-/// Where a collector receives logs by OTLP/HTTP.
+/// The endpoint at which a collector receives logs by OTLP/HTTP (not the interface of a pod).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// A name or an address; an IPv6 address has no brackets.
@@ -76,16 +76,19 @@ impl Endpoint {
     }
 }
 
-/// The running exports. All clones use the same exports, which end when the last clone is dropped.
+/// Sends records to the threads of all targets. Clones send to the same threads, which end when the last clone is
+/// dropped.
 #[derive(Clone, Debug, Default)]
 pub struct Exporters(Arc<[Exporter]>);
 
+/// The queue and the counters of one target.
 #[derive(Debug)]
 struct Exporter {
+    /// The result of [`Target::name`].
     target: String,
     queue: mpsc::Sender<Arc<Record>>,
     counters: Arc<ExportCounters>,
-    /// When this sender is dropped, the pauses between retries end.
+    /// Dropping this sender resolves [`Input::stopped`]. Then the thread does not pause between retries any more.
     _running: oneshot::Sender<()>,
 }
 
@@ -93,7 +96,7 @@ struct Exporter {
 struct Input {
     records: mpsc::Receiver<Arc<Record>>,
     counters: Arc<ExportCounters>,
-    /// Resolves when the agent stops.
+    /// Resolves when the [`Exporters`] are dropped, because the agent stops.
     stopped: oneshot::Receiver<()>,
 }
 
@@ -104,11 +107,11 @@ impl Exporters {
     /// # Errors
     /// If a thread cannot be started.
     pub fn start(targets: &[Target], node: &str) -> io::Result<(Self, ExportThreads)> {
-        let (mut exporters, mut ends) = (Vec::new(), Vec::new());
+        let (mut exporters, mut threads) = (Vec::new(), Vec::new());
         for target in targets {
             let (queue, records) = mpsc::channel(MAX_QUEUED_RECORDS);
             let (running, stopped) = oneshot::channel();
-            let (end, ended) = oneshot::channel();
+            let (ended, thread_end) = oneshot::channel();
             let counters = Arc::new(ExportCounters::default());
             let input = Input { records, counters: Arc::clone(&counters), stopped };
             let (own_target, node) = (target.clone(), node.to_owned());
@@ -118,12 +121,12 @@ impl Exporters {
                     Target::Otlp(endpoint) => otlp::run(endpoint, &node, input),
                 }
                 // `ExportThreads` may have been dropped.
-                let _ = end.send(());
+                let _ = ended.send(());
             })?;
             exporters.push(Exporter { target: target.name(), queue, counters, _running: running });
-            ends.push(ended);
+            threads.push(thread_end);
         }
-        Ok((Self(exporters.into()), ExportThreads(ends)))
+        Ok((Self(exporters.into()), ExportThreads(threads)))
     }
 
     /// Adds a record to the queue of each target. Never waits: if a queue is full, the record counts as dropped.
@@ -146,7 +149,7 @@ impl Exporters {
     }
 }
 
-/// Waits for the threads to end.
+/// Waits for the threads to end. Each receiver resolves when a thread ends.
 #[derive(Debug, Default)]
 pub struct ExportThreads(Vec<oneshot::Receiver<()>>);
 
@@ -154,9 +157,9 @@ impl ExportThreads {
     /// Waits until the queued records are exported, for at most [`FINISH_TIMEOUT`]. Drop the [`Exporters`] first.
     pub async fn finish(self) {
         let all = async {
-            for ended in self.0 {
+            for thread_end in self.0 {
                 // An error also means that the thread has ended.
-                let _ = ended.await;
+                let _ = thread_end.await;
             }
         };
         let _ = timeout(FINISH_TIMEOUT, all).await;

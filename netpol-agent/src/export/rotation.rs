@@ -1,4 +1,5 @@
-//! A file that is renamed when it reaches its maximum size. The size of all files together is bounded.
+//! A file for exported records. It is renamed when it reaches its maximum size, and a new file is created. The size of
+//! all files together is bounded.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -11,7 +12,7 @@ use super::FileTarget;
 /// Number of bytes at the end of an existing file that are searched for an incomplete last line. Every line is shorter.
 const TAIL: u64 = 1 << 20;
 
-/// The files of a target.
+/// The files of an export target: the current file `PATH`, and the earlier files `PATH.1`, `PATH.2` and so on.
 #[derive(Debug)]
 pub(super) struct RotatedFile {
     target: FileTarget,
@@ -38,7 +39,7 @@ impl RotatedFile {
         size + bytes as u64 <= self.target.max_size
     }
 
-    /// Writes whole lines, after a rotation if they do not fit. If writing fails, none of them remains in the file.
+    /// Writes whole lines, after a rotation if they do not fit. If writing fails, removes what was written of them.
     pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.open.as_ref().is_some_and(|open| !self.is_current(open)) {
             self.open = None;
@@ -56,7 +57,8 @@ impl RotatedFile {
                 Ok(())
             }
             Err(error) => {
-                // A part may have been written. If it cannot be removed now, the next call of `open` removes it.
+                // Some of the bytes may have been written. If they cannot be removed now, the next call of `open`
+                // removes at least the incomplete line.
                 let _ = open.file.set_len(open.size);
                 self.open = None;
                 Err(error)
@@ -98,7 +100,7 @@ impl RotatedFile {
         }
         for number in (1..self.target.files).rev() {
             match fs::rename(self.path(number - 1), self.path(number)) {
-                // An agent that ended during a rotation leaves a gap.
+                // An agent that ended during a rotation leaves a gap in the numbers.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => result?,
             }

@@ -1,4 +1,4 @@
-//! Tests which records arrive at a collector and in files.
+//! Tests which flow records arrive at an OpenTelemetry collector and in files.
 
 mod collector;
 mod schema;
@@ -72,7 +72,8 @@ fn wait_until(condition: &str, is_met: impl Fn() -> bool) {
     }
 }
 
-/// Returns the counters of the only target.
+/// Returns how many records the only target has exported, and how many it has dropped, in the order of
+/// [`DropReason::ALL`]: queue full, write failed, rejected, expired.
 fn counts(exporters: &Exporters) -> (u64, [u64; 4]) {
     let (_, counters) = exporters.counters().next().expect("no target");
     (counters.exported(), DropReason::ALL.map(|reason| counters.dropped(reason)))
@@ -84,7 +85,7 @@ fn finish(threads: ExportThreads) {
 }
 
 #[test]
-fn a_collector_receives_log_records_of_the_protocol() {
+fn a_collector_receives_the_records_as_log_records_of_otlp() {
     let collector = Collector::start(vec![]);
     let (exporters, threads) = start(Target::Otlp(collector.endpoint("/base/v1/logs")));
     let records = [flow(FlowVerdict::Denied, 80), flow(FlowVerdict::Allowed, 443), rate_limited()];
@@ -105,11 +106,12 @@ fn a_collector_receives_log_records_of_the_protocol() {
 
     let logs = &request.body["resourceLogs"][0]["scopeLogs"][0]["logRecords"];
     assert_eq!(logs.as_array().map(Vec::len), Some(3));
+    // The severity numbers of OpenTelemetry: 9 is INFO, 13 is WARN.
     for (log, (record, severity, event)) in logs.as_array().into_iter().flatten().zip(
         records
             .iter()
             .zip([(13, "netpol.flow"), (9, "netpol.flow"), (13, "netpol.rateLimited")])
-            .map(|(record, (number, event))| (record, number, event)),
+            .map(|(record, (severity, event))| (record, severity, event)),
     ) {
         assert_eq!((&log["severityNumber"], &log["eventName"]), (&json!(severity), &json!(event)));
         assert_eq!(log["timeUnixNano"], "1795938412120000000");
@@ -126,6 +128,7 @@ fn a_collector_receives_log_records_of_the_protocol() {
 
 #[test]
 fn failed_requests_are_retried_and_rejected_records_are_counted() {
+    // These responses have the header `Retry-After: 0`.
     let retry = |status| Answer::Status(status, Some("0"), "");
     let partial = r#"{"partialSuccess":{"rejectedLogRecords":"1","errorMessage":"too old"}}"#;
     let answers = vec![
@@ -136,6 +139,7 @@ fn failed_requests_are_retried_and_rejected_records_are_counted() {
         Answer::Status(200, None, "{}"),
         Answer::Status(200, None, partial),
         Answer::Status(400, None, r#"{"message":"no such field"}"#),
+        // In OTLP, 500 is not a status that is retried.
         Answer::Status(500, Some("0"), ""),
     ];
     let collector = Collector::start(answers);
@@ -170,7 +174,7 @@ fn a_collector_that_does_not_respond_delays_nothing() {
     (0..2 * MAX_QUEUED_RECORDS).for_each(|_| exporters.push(&record));
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     let (exported, [queue_full, ..]) = counts(&exporters);
-    // The thread has removed at most one batch from the queue.
+    // The thread has removed at most one batch (512 records) from the queue. All further records were dropped.
     assert_eq!(exported, 0);
     assert!((MAX_QUEUED_RECORDS as u64 - 512..=MAX_QUEUED_RECORDS as u64).contains(&queue_full), "{queue_full}");
     drop(exporters);
@@ -180,7 +184,8 @@ fn a_collector_that_does_not_respond_delays_nothing() {
 }
 
 #[test]
-fn a_stop_ends_the_pause_before_a_retry() {
+fn a_stop_of_the_agent_ends_the_pause_before_a_retry() {
+    // `Retry-After` is 60 seconds.
     let collector = Collector::start(vec![Answer::Status(503, Some("60"), "")]);
     let (exporters, threads) = start(Target::Otlp(collector.endpoint("/v1/logs")));
     exporters.push(&flow(FlowVerdict::Denied, 80));

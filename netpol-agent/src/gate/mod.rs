@@ -58,11 +58,11 @@ pub enum StartError {
 /// A command to the overlay.
 #[derive(Debug)]
 enum Command {
-    /// A pod starts.
+    /// A pod starts. The answer also has the generation (number) of the last batch that the source has sent.
     Start(PodStart, oneshot::Sender<(StartState, Generation)>),
     /// Pods that ran already when the runtime connected.
     Running(Vec<PodStart>),
-    /// The sandbox with this ID has stopped.
+    /// The sandbox of this pod with this ID has stopped.
     Stop(PodKey, String),
 }
 
@@ -109,7 +109,8 @@ impl StartingPods {
     }
 }
 
-/// Forwards batches, and adds a batch for each change of the addresses of starting pods.
+/// Forwards batches, and adds a batch for each change of the addresses of starting pods. An added batch has the same
+/// generation as the batch before it.
 async fn forward(
     mut overlay: Overlay,
     mut batches: mpsc::Receiver<Batch>,
@@ -159,19 +160,21 @@ impl Gate {
     }
 
     /// Waits until a starting pod's policies are enforced. If they are not enforced within `limit`, a pod in a
-    /// namespace that is exempt from the gate may start anyway.
+    /// namespace that is exempt from the gate may start anyway. `via` is the kind of gate for logs and metrics: `cni`
+    /// or `nri`.
     ///
     /// # Errors
     /// If the policies of a pod that is not exempt are not enforced within `limit`.
     pub async fn hold(&self, start: PodStart, via: &'static str, limit: Duration) -> Result<AdmittedPod, StartError> {
         let (started, key) = (Instant::now(), start.key.clone());
-        let containers = &self.requests.container_starts;
-        containers.hold(&key);
+        // Records that the runtime waits. This call itself does not delay the start.
+        let container_starts = &self.requests.container_starts;
+        container_starts.hold(&key);
         let result = self.start(start, started + limit).await;
         let took = started.elapsed();
         match result {
             Ok(()) => {
-                containers.remove(&key);
+                container_starts.remove(&key);
                 self.requests.gate.record(&key, via, StartOutcome::Enforced, took, None);
                 tracing::info!(pod = %key, via, took_ms = took.as_millis(), "enforced; the pod may start");
                 Ok(AdmittedPod { took, exempt: None })
@@ -194,7 +197,7 @@ impl Gate {
         self.decide(key, via, Duration::ZERO, error)
     }
 
-    /// Allows or refuses the start of a pod before its policies are enforced.
+    /// Allows or refuses the start of a pod whose policies are not enforced, for the reason in `error`.
     fn decide(
         &self,
         key: &PodKey,
@@ -221,7 +224,7 @@ impl Gate {
         let generation = match self.announce(&start, until).await? {
             (StartState::Known(_), generation) => generation,
             (StartState::Unknown, _) => {
-                self.find(&start.key, until).await?;
+                self.wait_for_object(&start.key, until).await?;
                 match self.announce(&start, until).await? {
                     (StartState::Known(_), generation) => generation,
                     (StartState::Unknown, _) => return Err(StartError::NoSuchPod(start.key)),
@@ -243,7 +246,7 @@ impl Gate {
         }
     }
 
-    /// Adds the addresses of running pods if they are not published yet.
+    /// Adds the addresses of pods that already run, if the API server has not published these addresses yet.
     pub async fn running(&self, running: Vec<PodStart>) {
         // If the overlay has ended, the agent is stopping.
         let _ = self.requests.starting.0.send(Command::Running(running)).await;
@@ -275,7 +278,7 @@ impl Gate {
     }
 
     /// Waits until the source has sent the current version of the pod.
-    async fn find(&self, key: &PodKey, until: Instant) -> Result<(), StartError> {
+    async fn wait_for_object(&self, key: &PodKey, until: Instant) -> Result<(), StartError> {
         let failed = |reason: String| StartError::Source(key.clone(), reason);
         let (answer, answered) = oneshot::channel();
         let query = SourceQuery { subject: Subject::Object(ObjectKey::Pod(key.clone())), answer };
@@ -298,6 +301,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_start_of_a_pod_is_refused_in_time_while_the_agent_is_busy() {
+        // The overlay never answers, as while the agent handles earlier changes.
         let (commands, _receiver) = mpsc::channel(1);
         let about = About {
             node: "n1".into(),

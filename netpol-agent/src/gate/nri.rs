@@ -1,4 +1,5 @@
-//! Connects the gate to the container runtime with NRI (Node Resource Interface).
+//! Connects the start gate, which delays the start of a pod until its policies are enforced, to the container runtime
+//! with NRI (Node Resource Interface).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -13,12 +14,12 @@ use netpol_policy::model::{PodKey, Uid};
 use super::{Gate, GateStats, PodStart, StartError};
 use netpol_node::{Netlink, is_link_local};
 
-/// Value of the label `via` for starts that NRI reports.
+/// Value of the metric label `via` for starts that NRI reports.
 const VIA: &str = "nri";
 /// Maximum time for which a start is delayed.
 const MAX_HOLD: Duration = Duration::from_secs(1);
 
-/// Delays the starts that a runtime reports.
+/// Delays the starts of pods that a runtime reports.
 struct NriGate {
     gate: Gate,
     stats: GateStats,
@@ -27,14 +28,16 @@ struct NriGate {
     started_before: Mutex<HashSet<String>>,
 }
 
-/// Keeps a connection to the runtime, in the current task.
+/// Keeps a connection to the runtime, in the current task. Never returns, unless NRI cannot be used.
 pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
-    // NRI calls plugins in the order of their index: plugins that do not depend on enforcement run before this one.
+    // NRI calls plugins in the order of their indexes. With the index 90, other plugins usually run before this one:
+    // they need not wait for enforcement.
     let options = match Options::new("netpol", 90) {
         Ok(options) => options,
         Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not delayed"),
     };
     let handler = Arc::new(NriGate { gate: gate.clone(), stats: stats.clone(), started_before: Mutex::default() });
+    // The last error that was logged.
     let mut reported = None;
     let report = |ended: Result<Disconnected, Error>, wait: Duration| {
         let error = match ended {
@@ -74,8 +77,8 @@ impl Handler for NriGate {
         for sandbox in sandboxes {
             by_pod.entry((sandbox.namespace.clone(), sandbox.name.clone())).or_default().push(sandbox);
         }
-        // A restarted pod can have several sandboxes, but only one of them runs. Such pods are skipped: the addresses
-        // of the Pod object are used.
+        // A restarted pod can have several sandboxes, but only one of them runs. Pods with several sandboxes are
+        // skipped here: the addresses in their Pod objects are used.
         let single = by_pod.into_values().filter(|sandboxes| sandboxes.len() == 1).flatten();
         let mut running = Vec::new();
         for sandbox in single.filter(|sandbox| !sandbox.host_network) {
@@ -131,7 +134,7 @@ impl Handler for NriGate {
     }
 
     fn unanswered(&self, sandbox: Sandbox, start: Start) {
-        // For a container in any other sandbox, the start of the sandbox has already waited for enforcement.
+        // Only the sandboxes in `started_before` have not waited for enforcement before their first container.
         if start == Start::Container && !self.started_before().contains(&sandbox.id) {
             return;
         }

@@ -1,5 +1,6 @@
-//! Adds the addresses of starting pods to the objects of the source. The API server publishes a pod's addresses only
-//! after its containers run. The container runtime reports them earlier.
+//! Adds the addresses of starting pods to the Pod objects of the source (the API server, or a directory). The API
+//! server publishes the addresses of a pod only after the pod's containers run. The container runtime reports the
+//! addresses earlier.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,21 +26,21 @@ pub struct PodStart {
 #[expect(clippy::large_enum_variant, reason = "the value is matched at once and never stored")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StartState {
-    /// The source has sent the pod. The event adds the addresses to it; `None`: the pod has the addresses already.
+    /// The source has sent the pod. The event adds the addresses to the pod; `None`: the pod has the addresses already.
     Known(Option<Event>),
-    /// No pod of this node has this name and UID. The source may send it later.
+    /// The source has sent no pod of this node with this name and UID. It may send the pod later.
     Unknown,
 }
 
-/// The pods of this node, and the addresses of those that are starting.
+/// The pods of this node, and the addresses that the runtime has reported for starting pods.
 #[derive(Debug)]
 pub(super) struct Overlay {
     node: Arc<str>,
     /// The pods of this node, as the source reports them.
     pods: BTreeMap<PodKey, Pod>,
-    /// Pods with addresses that are not published yet.
+    /// Starting pods: the API server has not published their addresses yet.
     starts: BTreeMap<PodKey, Start>,
-    /// Pods that ran when the runtime connected, if the source has not sent them yet.
+    /// Pods that already ran when the runtime connected to the agent, and that the source has not sent yet.
     running: BTreeMap<PodKey, PodStart>,
 }
 
@@ -58,7 +59,7 @@ impl Overlay {
         Self { node, pods: BTreeMap::new(), starts: BTreeMap::new(), running: BTreeMap::new() }
     }
 
-    /// Adds addresses to the events of the source.
+    /// Adds the addresses of starting pods to the events of the source.
     pub(super) fn apply(&mut self, events: &mut [Event]) {
         for event in events {
             match event {
@@ -78,9 +79,9 @@ impl Overlay {
         }
     }
 
-    /// Records a starting pod.
+    /// Records a starting pod, if the source has sent the pod.
     pub(super) fn start(&mut self, start: &PodStart) -> StartState {
-        let Some(pod) = self.pods.get(&start.key).filter(|pod| is_same(pod.uid, start.uid)) else {
+        let Some(pod) = self.pods.get(&start.key).filter(|pod| may_be_same_pod(pod.uid, start.uid)) else {
             return StartState::Unknown;
         };
         let (uid, published_before) = (start.uid, pod.addresses.clone());
@@ -92,15 +93,15 @@ impl Overlay {
         StartState::Known(may_have_changed.then_some(Event::Apply(Object::Pod(pod))))
     }
 
-    /// Adds the addresses of running pods that have no addresses in their objects: they were started while no agent
-    /// ran. Returns the changed pods.
+    /// Adds the addresses of running pods that have no addresses in their Pod objects: these pods were started while no
+    /// agent ran. Returns the changed pods.
     pub(super) fn running(&mut self, running: Vec<PodStart>) -> Vec<Event> {
         self.running = running.into_iter().map(|start| (start.key.clone(), start)).collect();
         let known: Vec<PodKey> = self.running.keys().filter(|key| self.pods.contains_key(*key)).cloned().collect();
         known.iter().filter_map(|key| self.start_running(key)).collect()
     }
 
-    /// Adds the addresses of a pod that ran when the runtime connected.
+    /// Adds the addresses of a pod that already ran when the runtime connected. Returns the changed pod.
     fn start_running(&mut self, key: &PodKey) -> Option<Event> {
         let start = self.running.remove(key)?;
         self.pods.get(key).filter(|pod| pod.addresses.is_empty())?;
@@ -127,17 +128,18 @@ impl Overlay {
         }
         self.pods.insert(pod.key.clone(), pod.clone());
         if self.running.contains_key(&pod.key) {
+            // The event is not needed: the next call adds the addresses to `pod`.
             self.start_running(&pod.key);
         }
         self.apply_pod_addresses(pod);
     }
 
-    /// Replaces the addresses of a starting pod by the addresses of its sandbox. Stops this when the API server has
-    /// published new addresses.
+    /// Replaces the addresses of a starting pod by the addresses of its sandbox, until the API server has published new
+    /// addresses.
     fn apply_pod_addresses(&mut self, pod: &mut Pod) {
         let Some(start) = self.starts.get(&pod.key) else { return };
         let is_published = pod.addresses != start.published_before || pod.addresses == start.addresses;
-        if !is_same(pod.uid, start.uid) || pod.finished || is_published {
+        if !may_be_same_pod(pod.uid, start.uid) || pod.finished || is_published {
             self.starts.remove(&pod.key);
         } else {
             pod.addresses.clone_from(&start.addresses);
@@ -150,8 +152,8 @@ impl Overlay {
     }
 }
 
-/// Returns whether two UIDs can be of the same pod. Pods from manifest files have no UID.
-fn is_same(one: Option<Uid>, other: Option<Uid>) -> bool {
+/// Returns whether two pods with the same name and these UIDs may be the same pod. Pods from manifests have no UID.
+fn may_be_same_pod(one: Option<Uid>, other: Option<Uid>) -> bool {
     one.zip(other).is_none_or(|(one, other)| one == other)
 }
 
@@ -296,8 +298,8 @@ mod tests {
         assert!(matches!(&objects[0], Object::Pod(pod) if last_octets(pod) == [5]));
         overlay.apply(&mut [Event::Reset(Vec::new())]);
         assert!(overlay.starts.is_empty() && overlay.pods.is_empty());
-        let elsewhere = Pod { node: Some("n2".into()), ..web_pod(1, &[]) };
-        addresses_after(&mut overlay, apply_event(elsewhere));
+        let on_other_node = Pod { node: Some("n2".into()), ..web_pod(1, &[]) };
+        addresses_after(&mut overlay, apply_event(on_other_node));
         assert_eq!(overlay.start(&pod_start(1, "a", 5)), StartState::Unknown);
     }
 }

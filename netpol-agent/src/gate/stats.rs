@@ -1,4 +1,5 @@
-//! State of the start gate, and numbers of the starts that it delayed, for metrics and status.
+//! The state of the start gate (which delays the start of a pod until its policies are enforced), and the numbers of
+//! the starts that it delayed. Both are for metrics and the status.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,60 +15,63 @@ pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 15, 25, 50, 250, 1_000];
 /// Maximum number of starts in the status.
 const RECENT: usize = 10;
 
-/// How long starts were delayed, in cumulative buckets.
+/// How long starts were delayed, as a histogram.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Times {
-    /// Number of starts up to each of [`BOUNDS`].
+pub struct StartDelays {
+    /// For each of [`BOUNDS`]: the number of starts that were delayed by at most this time.
     pub buckets: [u64; BOUNDS.len()],
     /// Number of starts.
     pub count: u64,
-    /// Total time.
+    /// Sum of the delays.
     pub sum: Duration,
 }
 
-/// State and counts of the gate. Clones share everything.
+/// The state and the numbers of starts. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct GateStats(Arc<Mutex<Counts>>);
+pub struct GateStats(Arc<Mutex<State>>);
 
+/// The fields up to `error` are those of [`GateStatus`].
 #[derive(Debug, Default)]
-struct Counts {
+struct State {
     mode: &'static str,
     reason: Option<String>,
     configuration: Option<String>,
     runtime: Option<String>,
     error: Option<String>,
+    /// Numbers of starts, see [`GateStats::starts`].
     starts: BTreeMap<(&'static str, StartOutcome), u64>,
-    times: Times,
+    delays: StartDelays,
     recent: VecDeque<RecentStart>,
 }
 
 impl GateStats {
-    /// Sets how the runtime reports starts (`nri`, `cni` or `off`). `reason`: why the agent has chosen this; `None` if
-    /// it is set by an option.
+    /// Sets how starts are reported to the agent (`nri`, `cni` or `off`). `reason`: why the agent has chosen this mode;
+    /// `None` if an option sets the mode.
     pub fn set_mode(&self, mode: &'static str, reason: Option<String>) {
-        let mut counts = self.lock();
-        (counts.mode, counts.reason) = (mode, reason);
+        let mut state = self.lock();
+        (state.mode, state.reason) = (mode, reason);
     }
 
-    /// Records that this list of CNI plugins contains `netpol-cni`.
-    pub fn installed(&self, list: String) {
-        let mut counts = self.lock();
-        (counts.configuration, counts.error) = (Some(list), None);
+    /// Records that the list of plugins in this CNI configuration file contains `netpol-cni`.
+    pub fn installed(&self, file: String) {
+        let mut state = self.lock();
+        (state.configuration, state.error) = (Some(file), None);
     }
 
-    /// Records that a runtime is connected.
+    /// Records that a container runtime is connected by NRI.
     pub fn connected(&self, runtime: String) {
-        let mut counts = self.lock();
-        (counts.runtime, counts.error) = (Some(runtime), None);
+        let mut state = self.lock();
+        (state.runtime, state.error) = (Some(runtime), None);
     }
 
     /// Records why no runtime is connected, or why the CNI plugin is not installed.
     pub fn disconnected(&self, error: String) {
-        let mut counts = self.lock();
-        (counts.runtime, counts.configuration, counts.error) = (None, None, Some(error));
+        let mut state = self.lock();
+        (state.runtime, state.configuration, state.error) = (None, None, Some(error));
     }
 
-    /// Records a start.
+    /// Records a start of a pod. `via`: how the start was reported (`nri` or `cni`). `took`: how long it was delayed.
+    /// `reason`: why the pod's policies are not enforced.
     pub fn record(
         &self,
         pod: &PodKey,
@@ -76,15 +80,15 @@ impl GateStats {
         took: Duration,
         reason: Option<String>,
     ) {
-        let mut counts = self.lock();
-        *counts.starts.entry((via, outcome)).or_default() += 1;
-        counts.times.count += 1;
-        counts.times.sum += took;
-        for (bucket, bound) in counts.times.buckets.iter_mut().zip(BOUNDS) {
+        let mut state = self.lock();
+        *state.starts.entry((via, outcome)).or_default() += 1;
+        state.delays.count += 1;
+        state.delays.sum += took;
+        for (bucket, bound) in state.delays.buckets.iter_mut().zip(BOUNDS) {
             *bucket += u64::from(took <= Duration::from_millis(bound.into()));
         }
-        counts.recent.truncate(RECENT - 1);
-        counts.recent.push_front(RecentStart {
+        state.recent.truncate(RECENT - 1);
+        state.recent.push_front(RecentStart {
             time: rfc3339(SystemTime::now()),
             pod: pod.to_string(),
             via: via.to_owned(),
@@ -94,37 +98,37 @@ impl GateStats {
         });
     }
 
-    /// Returns the number of starts by path (NRI or CNI) and outcome.
+    /// Returns the numbers of starts, by how they were reported (`nri` or `cni`) and by outcome.
     pub fn starts(&self) -> BTreeMap<(&'static str, StartOutcome), u64> {
         self.lock().starts.clone()
     }
 
     /// Returns how long starts were delayed.
-    pub fn times(&self) -> Times {
-        self.lock().times
+    pub fn times(&self) -> StartDelays {
+        self.lock().delays
     }
 
-    /// Returns how the runtime reports starts, and whether this works now.
+    /// Returns how starts are reported to the agent, and whether this works now.
     pub fn mode(&self) -> (&'static str, bool) {
-        let counts = self.lock();
-        (counts.mode, counts.runtime.is_some() || counts.configuration.is_some())
+        let state = self.lock();
+        (state.mode, state.runtime.is_some() || state.configuration.is_some())
     }
 
     /// Returns the status.
     pub fn status(&self) -> GateStatus {
-        let counts = self.lock();
+        let state = self.lock();
         GateStatus {
-            mode: counts.mode.to_owned(),
-            reason: counts.reason.clone(),
-            configuration: counts.configuration.clone(),
-            runtime: counts.runtime.clone(),
-            error: counts.error.clone(),
-            recent: counts.recent.iter().cloned().collect(),
+            mode: state.mode.to_owned(),
+            reason: state.reason.clone(),
+            configuration: state.configuration.clone(),
+            runtime: state.runtime.clone(),
+            error: state.error.clone(),
+            recent: state.recent.iter().cloned().collect(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        // The counts are consistent after each change.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent even if a thread panicked while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -134,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starts_are_counted_and_the_last_ones_are_kept() {
+    fn starts_are_counted_and_the_latest_starts_are_listed() {
         let stats = GateStats::default();
         for took in [0, 2, 3, 2_000] {
             let pod = PodKey::new("shop", format!("web-{took}").as_str());

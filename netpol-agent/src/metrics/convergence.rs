@@ -1,7 +1,7 @@
 //! Measures the time from the arrival of a change at the agent until it is enforced.
 //!
-//! A batch of changes is *applied* when it is compiled, and each of its map entries was written or has failed. It is
-//! *enforced* when no failed write or attach is left. Failed ones are retried.
+//! A batch of changes is *applied* when it is compiled, and the write of each of its map entries has succeeded or
+//! failed. Failed writes and attach operations are retried. The batch is *enforced* when none of them is left.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,7 +29,9 @@ pub(super) struct Convergence {
     pub(super) last_change: Option<Duration>,
     /// Arrival times of the batches that are applied, but not enforced yet.
     unfinished: VecDeque<Instant>,
+    /// Number of measured batches.
     pub(super) count: u64,
+    /// Sum of the measured times.
     pub(super) sum: Duration,
     /// For each of [`BOUNDS`], the number of batches that took at most this time.
     pub(super) buckets: [u64; BOUNDS.len()],
@@ -42,8 +44,8 @@ impl Convergence {
         self.last_change = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     }
 
-    /// Records that a batch was applied. Measures the time from `received_at`, when the agent received it, until it is
-    /// enforced.
+    /// Records that a batch was applied. Measures the time from `received_at`, when the agent received the batch, until
+    /// the batch is enforced.
     pub(super) fn measure(&mut self, generation: Generation, received_at: Instant) {
         self.record_applied(generation);
         if self.unfinished.len() == MAX_UNFINISHED {
@@ -75,8 +77,13 @@ mod tests {
         let mut convergence = Convergence::default();
         convergence.record_applied(Generation(1));
         convergence.record_all_enforced();
-        assert_eq!((convergence.enforced, convergence.count), (Generation(1), 0), "the first objects are not measured");
-        let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the monotonic clock is too young");
+        assert_eq!(
+            (convergence.enforced, convergence.count),
+            (Generation(1), 0),
+            "the batch of the first objects is not measured"
+        );
+        let before =
+            Instant::now().checked_sub(Duration::from_millis(30)).expect("the machine was booted less than 30 ms ago");
         convergence.measure(Generation(2), before);
         convergence.measure(Generation(3), before);
         assert_eq!((convergence.applied, convergence.enforced), (Generation(3), Generation(1)));

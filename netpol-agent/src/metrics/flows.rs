@@ -103,12 +103,13 @@ struct Labels<'a> {
 }
 
 impl Labels<'_> {
+    /// Returns the names and values of the labels.
     fn each(&self) -> [(&'static str, &str); 3] {
         [("namespace", self.namespace), ("pod", self.pod), ("direction", self.direction.name())]
     }
 }
 
-/// Returns the counters of suppressed events that are not 0.
+/// Returns the number of suppressed events of this kind for each pod and direction that has any.
 fn suppressed<'a>(page: &'a Page<'a>, kind: EventKind) -> impl Iterator<Item = (Labels<'a>, u64)> {
     pods(page).filter_map(move |(pod, id, direction)| {
         let suppressed = page.meter.counters.suppressed(id, direction, kind).unwrap_or(0);
@@ -117,6 +118,7 @@ fn suppressed<'a>(page: &'a Page<'a>, kind: EventKind) -> impl Iterator<Item = (
     })
 }
 
+/// Adds the number of flows (`hits`) of each rule that has a counter of its own.
 fn rule_flows(page: &Page<'_>, samples: &mut Samples) {
     for (rule, hits) in page.reporter.hits().local_rules() {
         let path = rule.path();

@@ -164,7 +164,7 @@ const CHANGES: PageTable = &[
     gauge(
         "netpol_evaluating_seconds",
         "Time spent so far on the changes that are being compiled; 0 if there are none.",
-        |page, samples| samples.value(page.reconciler.evaluating().unwrap_or_default().as_secs_f64()),
+        |page, samples| samples.value(page.reconciler.compiling_for().unwrap_or_default().as_secs_f64()),
     ),
     gauge("netpol_generation", "Generation of the last batch of changes that is enforced.", |page, samples| {
         samples.value(page.meter.convergence.enforced.0);
@@ -247,7 +247,7 @@ fn omitted_parts(page: &Page<'_>, samples: &mut Samples) {
     }
 }
 
-/// Returns each known pod and its endpoint ID, with each direction.
+/// Returns each known pod with its endpoint ID, once for each direction.
 pub(super) fn pods<'a>(page: &Page<'a>) -> impl Iterator<Item = (&'a PodKey, u32, Direction)> {
     let endpoints = page
         .reconciler

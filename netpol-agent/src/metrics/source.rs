@@ -1,5 +1,5 @@
-//! Metrics of the source of objects. Until the source has sent its first objects, only these and the metrics
-//! of the start gate exist.
+//! Metrics of the source of objects (an API server or a directory). Until the source has sent its first objects, only
+//! these metrics and those of the start gate exist.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::api::Readiness;
 
 type Kinds = BTreeMap<&'static str, KindState>;
 
-/// Metrics for each kind of objects. Only the API server as the source has kinds.
+/// Metrics for each kind of objects. If the source is a directory, there are no kinds and none of these metrics.
 const KINDS: Table<Kinds> = &[
     gauge(
         "netpol_source_in_sync",
@@ -49,7 +49,7 @@ const READY: Table<Readiness> =
         samples.value(u8::from(*readiness == Readiness::Ready));
     })];
 
-/// Returns the metrics while the source has not sent its first objects.
+/// Returns the metrics for the time in which the source has not sent its first objects.
 pub fn render_waiting(source: &SourceState) -> String {
     let mut text = String::new();
     append_source(&mut text, source, &Readiness::Starting);

@@ -1,44 +1,44 @@
-//! A metric is one row of a table: name, help text, type and values. `cargo xtask tidy` reads the rows and compares
-//! them with the docs.
+//! Tables of Prometheus metrics. A metric is one row of a table: its name, help text and type, and a function that adds
+//! its samples. `cargo xtask tidy` compares the rows with the docs.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use netpol_policy::text::Safe;
 
-/// A row. `F` adds the samples of the metric.
+/// A row of a table. `F` is the type of the function that adds the metric's samples.
 #[derive(Debug)]
 pub(super) struct Metric<F> {
     kind: &'static str,
     name: &'static str,
     help: &'static str,
-    samples: F,
+    add_samples: F,
 }
 
-/// A table of metrics with values from an `S`.
+/// A table of metrics. `S` is the type of the data from which the values come.
 pub(super) type Table<S> = &'static [Metric<fn(&S, &mut Samples)>];
 
 /// A value that can increase and decrease.
-pub(super) const fn gauge<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
-    Metric { kind: "gauge", name, help, samples }
+pub(super) const fn gauge<F: Copy>(name: &'static str, help: &'static str, add_samples: F) -> Metric<F> {
+    Metric { kind: "gauge", name, help, add_samples }
 }
 
 /// A value that increases until the agent stops. Its name ends with `_total`.
-pub(super) const fn counter<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
-    Metric { kind: "counter", name, help, samples }
+pub(super) const fn counter<F: Copy>(name: &'static str, help: &'static str, add_samples: F) -> Metric<F> {
+    Metric { kind: "counter", name, help, add_samples }
 }
 
-/// Number of observations below each bound: [`Samples::histogram`].
-pub(super) const fn histogram<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
-    Metric { kind: "histogram", name, help, samples }
+/// For each bound, the number of observations that are not higher: see [`Samples::histogram`].
+pub(super) const fn histogram<F: Copy>(name: &'static str, help: &'static str, add_samples: F) -> Metric<F> {
+    Metric { kind: "histogram", name, help, add_samples }
 }
 
-/// Number and sum of observations: [`Samples::summary`].
-pub(super) const fn summary<F: Copy>(name: &'static str, help: &'static str, samples: F) -> Metric<F> {
-    Metric { kind: "summary", name, help, samples }
+/// Number and sum of observations: see [`Samples::summary`].
+pub(super) const fn summary<F: Copy>(name: &'static str, help: &'static str, add_samples: F) -> Metric<F> {
+    Metric { kind: "summary", name, help, add_samples }
 }
 
-/// The lines of one metric, in the Prometheus text format.
+/// The samples of one metric, as lines of the Prometheus text format.
 #[derive(Debug)]
 pub(super) struct Samples {
     name: &'static str,
@@ -63,7 +63,8 @@ impl Samples {
         }
     }
 
-    /// Adds the buckets, the sum and the number of observations. The bounds are in seconds.
+    /// Adds the buckets, the sum and the number of observations. A bucket is its bound in seconds, and the number of
+    /// observations that are not higher than the bound.
     pub(super) fn histogram(&mut self, buckets: impl Iterator<Item = (f64, u64)>, sum: Duration, count: u64) {
         self.labeled_histogram(&[], buckets, sum, count);
     }
@@ -76,8 +77,8 @@ impl Samples {
         sum: Duration,
         count: u64,
     ) {
-        for (bound, below) in buckets {
-            self.add("_bucket", &[labels, &[("le", &bound.to_string())]].concat(), below);
+        for (bound, up_to_bound) in buckets {
+            self.add("_bucket", &[labels, &[("le", &bound.to_string())]].concat(), up_to_bound);
         }
         self.add("_bucket", &[labels, &[("le", "+Inf")]].concat(), count);
         self.add("_sum", labels, sum.as_secs_f64());
@@ -100,7 +101,7 @@ impl Samples {
 
 /// Appends the metrics of a table. A metric without samples is omitted.
 pub(super) fn append<S, F: Fn(&S, &mut Samples)>(text: &mut String, table: &[Metric<F>], source: &S) {
-    for Metric { kind, name, help, samples: add_samples } in table {
+    for Metric { kind, name, help, add_samples } in table {
         let mut samples = Samples { name, lines: String::new() };
         add_samples(source, &mut samples);
         if !samples.lines.is_empty() {

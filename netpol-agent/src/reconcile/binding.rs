@@ -1,10 +1,11 @@
-//! Binds veths to pods. A veth is bound once, to the pod address that is found in its network namespace, and stays
-//! bound until the interface is removed. Its pod is the pod that has this address according to API objects. So nothing
-//! that a pod does inside its namespace changes which policies apply to it.
+//! Binds veths to pods. A veth (the end in the node's network namespace) is bound once, to the pod address that is
+//! found in the network namespace of its other end (the pod end). The veth stays bound until it is removed. The pod of
+//! a bound veth is the pod that has this address according to API objects. So nothing that a pod does inside its
+//! namespace changes which policies apply to it.
 //!
-//! It is a conflict if an unbound interface has the address of a pod that has another interface. Then the unbound
-//! interface is shut (all of its traffic is dropped), and the conflict is reported. A shut interface stays shut until
-//! it is bound or removed.
+//! It is a conflict if an unbound interface has the address of a pod to which another interface is bound. Then the
+//! unbound interface is shut (all of its traffic is dropped), and the conflict is reported. A shut interface stays shut
+//! until it is bound or removed.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -22,11 +23,11 @@ use netpol_node::{PodEnd, Veth, is_link_local};
 /// For each interface without a binding, the pods that have its addresses.
 type Claims = BTreeMap<IfIndex, Vec<PodKey>>;
 
-/// How long changes of the MAC address of a new interface are adopted: later plugins of a CNI chain (`tuning`) may
-/// change it. This is longer than the interval between two full listings of interfaces.
+/// How long the agent follows changes of the MAC address of a new interface: later plugins of a CNI chain (`tuning`)
+/// may change the address. This time is longer than the interval between two full listings of interfaces.
 pub(super) const MAC_LEARNING: Duration = Duration::from_secs(15);
 
-/// The pod of an interface, and what is wrong with it.
+/// The pod of an interface, and problems with the addresses of this interface.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
     pub(super) binding: Binding,
@@ -37,7 +38,7 @@ pub(super) struct Identity {
     /// The pod of the network namespace, if this is an additional interface of the namespace, without an address of the
     /// pod.
     pub(super) secondary: Option<PodKey>,
-    /// Addresses that the pod's object does not list.
+    /// Addresses of the interface that the pod's object does not list.
     pub(super) unlisted: Vec<IpAddr>,
 }
 
@@ -56,9 +57,9 @@ pub(super) enum Binding {
 /// The binding of a veth.
 #[derive(Debug, Default)]
 pub(super) struct Bound {
-    /// Addresses of the pod that the namespace had when the veth was bound.
+    /// Addresses of the pod that were found in the namespace when the veth was bound.
     addresses: Vec<IpAddr>,
-    /// The pod that the veth was bound to. `None` after the binding was adopted from an earlier agent, until the pod is
+    /// The pod that the veth is bound to. If the binding was adopted from an earlier agent, `None` until the pod is
     /// found.
     pod: Option<PodKey>,
     /// MAC address of the pod; zeros if unknown.
@@ -66,7 +67,7 @@ pub(super) struct Bound {
     /// IPv6 link-local address of the pod, which is updated when it changes; zeros if there is none.
     pub(super) link_local: [u8; 16],
     /// Whether the binding was adopted from an earlier agent. If so, the MAC address is set only if it is unknown, and
-    /// changes of it are ignored.
+    /// later changes of the MAC address are ignored.
     adopted: bool,
 }
 
@@ -77,7 +78,8 @@ impl Binding {
 }
 
 impl Identity {
-    /// Adopts the binding of an earlier agent.
+    /// Returns the identity with the binding of an earlier agent, which wrote this endpoint. If all traffic of the
+    /// endpoint was dropped, the interface is not bound.
     pub(super) fn adopted(endpoint: &Endpoint) -> Self {
         let addresses: Vec<IpAddr> = addresses_of(endpoint).collect();
         if addresses.is_empty() || endpoint.has(endpoint_flags::UNKNOWN) {
@@ -90,11 +92,13 @@ impl Identity {
         }
     }
 
+    /// Shuts the interface, and reports the conflict.
     fn shut(&mut self, veth: &Veth, conflict: &str) {
         (self.binding, self.pod) = (Binding::Shut, None);
         self.report(veth, Some(format!("{conflict}; dropping all of its traffic")));
     }
 
+    /// Logs a new or resolved conflict, and stores it.
     fn report(&mut self, veth: &Veth, conflict: Option<String>) {
         if self.conflict != conflict {
             if let Some(conflict) = &conflict {
@@ -107,6 +111,7 @@ impl Identity {
     }
 }
 
+/// Returns an address if it is an IPv6 link-local address.
 fn as_link_local(address: &IpAddr) -> Option<Ipv6Addr> {
     if let IpAddr::V6(v6) = address { Some(*v6).filter(is_link_local) } else { None }
 }
@@ -120,21 +125,22 @@ fn bound_interfaces(interfaces: &Interfaces) -> impl Iterator<Item = (IfIndex, &
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Finds the pod of each interface. `relisted`: the interfaces have just been listed.
+    /// Finds the pod of each interface. `relisted`: all interfaces have just been listed.
     pub(super) fn bind(&mut self, relisted: bool) {
         let veths = &self.snapshot.veths;
         let mut interfaces = std::mem::take(&mut self.interfaces);
-        // Interfaces that are bound to a pod that still has the address have precedence.
+        // The interface of each pod. First, these are the bound interfaces whose pods still have the address of the
+        // binding: they have precedence over other interfaces.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
-        // Bound interfaces with an address that another pod has now.
-        let mut moved: Vec<(IfIndex, PodKey)> = Vec::new();
+        // Bound interfaces, if another pod has the address of the binding now, each with this other pod.
+        let mut reassigned: Vec<(IfIndex, PodKey)> = Vec::new();
         for (&ifindex, Interface { identity, .. }) in &mut interfaces {
             identity.pod = None;
             let Binding::Bound(bound) = &mut identity.binding else { continue };
             let Some(pod) = bound.addresses.iter().find_map(|address| self.local_pod_at(*address)) else { continue };
             match bound.pod.get_or_insert_with(|| pod.clone()) {
                 same if *same == pod => drop(interface_of.insert(pod, ifindex)),
-                _ => moved.push((ifindex, pod)),
+                _ => reassigned.push((ifindex, pod)),
             }
         }
         let claims = self.claims(&interfaces);
@@ -153,13 +159,13 @@ impl<D: Dataplane> Reconciler<D> {
             identity.binding = Binding::Bound(Bound { addresses, pod: Some(pod.clone()), ..Bound::default() });
             interface_of.insert(pod, ifindex);
         }
-        // If no other interface is bound to the new pod of the address, the interface is bound to that pod: the object
-        // of the earlier pod was stale, or the address was reused.
-        for (ifindex, pod) in moved {
+        // If no other interface is bound to the pod that has the address now, the interface is bound to this pod.
+        // Either the object of the earlier pod was stale, or the address was reused.
+        for (ifindex, pod) in reassigned {
             if interface_of.contains_key(&pod) {
                 continue;
             }
-            // The binding changes only after a new listing, which may find the real interface of the pod.
+            // The binding changes only after a new listing of interfaces, which may find the real interface of the pod.
             if relisted
                 && let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex)
                 && let Binding::Bound(bound) = &mut identity.binding
@@ -210,29 +216,30 @@ impl<D: Dataplane> Reconciler<D> {
         claims
     }
 
-    /// Returns the pod of this node with this address.
+    /// Returns the pod of this node with this address, if the pod is an endpoint of the engine: the pod is in
+    /// `policies`, or its object is new and not evaluated yet.
     fn local_pod_at(&self, address: IpAddr) -> Option<PodKey> {
         let pod = &self.pods.pod_at(address)?.key;
         (self.policies.contains_key(pod) || !self.pods.is_evaluated(pod)).then(|| pod.clone())
     }
 
-    /// Returns the name of an interface; its index if no snapshot has it.
+    /// Returns the name of an interface, or its index if the last snapshot of interfaces does not contain it.
     pub(super) fn name_of(&self, ifindex: IfIndex) -> String {
         let veth = self.snapshot.veths.get(&ifindex).map(|(veth, _)| &veth.name);
         let name = veth.or_else(|| self.snapshot.routed.get(&ifindex).map(|device| &device.name));
         name.map_or_else(|| ifindex.to_string(), Clone::clone)
     }
 
-    /// Returns a conflict if another interface on the same bridge has the same MAC address: each of the two would
-    /// receive frames for the other.
+    /// Returns a conflict if another bound interface on the same bridge has the same MAC address. In this case, each of
+    /// the two interfaces could receive frames for the other.
     fn same_mac(&self, interfaces: &Interfaces, veth: &Veth, pod_end: &PodEnd) -> Option<String> {
         let mac = pod_end.mac?;
         let other = self.neighbors(interfaces, veth).find(|(_, bound)| bound.mac == mac)?.0;
         Some(format!("the interface has the MAC address of {}", self.name_of(other)))
     }
 
-    /// Returns whether a link-local address belongs to the local node or to another pod on the same bridge. A pod that
-    /// takes such an address does not get the identity of the owner.
+    /// Returns whether a link-local address belongs to the local node or to another pod on the same bridge. If a pod
+    /// sets such an address on its interface, the agent does not accept the address as the pod's.
     fn is_taken(&self, interfaces: &Interfaces, veth: &Veth, address: Ipv6Addr) -> bool {
         self.snapshot.local_addresses.contains(&IpAddr::V6(address))
             || self.neighbors(interfaces, veth).any(|(_, bound)| bound.link_local == address.octets())
@@ -251,8 +258,8 @@ impl<D: Dataplane> Reconciler<D> {
         })
     }
 
-    /// Updates the MAC address and the link-local address of bound interfaces. Changes of the MAC address are adopted
-    /// only while the interface is new, changes of the link-local address always.
+    /// Updates the MAC address and the link-local address of bound interfaces. The agent follows changes of the MAC
+    /// address only while the interface is new, but always follows changes of the link-local address.
     fn update_link_addresses(&self, interfaces: &mut Interfaces) {
         let update = |(ifindex, bound): (IfIndex, &Bound)| {
             let (veth, pod_end) = self.snapshot.veths.get(&ifindex)?;
@@ -262,12 +269,12 @@ impl<D: Dataplane> Reconciler<D> {
             if let Some(found) = pod_end.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
                 match self.same_mac(interfaces, veth, pod_end) {
                     None => mac = found,
-                    // An interface that has a MAC address keeps it.
+                    // An interface with a known MAC address keeps this address, so there is no conflict.
                     Some(same) => conflict = (mac == [0; 6]).then_some(same),
                 }
             }
             // The current link-local address is kept while the interface has it. It is also kept while the interface
-            // has none, because the address may return.
+            // has no link-local address, because the current one may return.
             let mut found = pod_end.addresses.iter().filter_map(as_link_local);
             if !found.clone().any(|address| address.octets() == link_local)
                 && let Some(free) = found.find(|address| !self.is_taken(interfaces, veth, *address))
@@ -325,7 +332,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the addresses of an interface that its pod's object does not list.
+    /// Returns the addresses of an interface (of its pod end) that its pod's object does not list.
     fn unlisted(&self, pod: &PodKey, pod_end: &PodEnd) -> Vec<IpAddr> {
         let Some(pod) = self.pods.get(pod) else { return Vec::new() };
         let is_unlisted = |address: &&IpAddr| {
@@ -337,7 +344,7 @@ impl<D: Dataplane> Reconciler<D> {
 }
 
 /// Returns a newer interface (with a higher index) that claims the same pod. No interface is bound to the pod yet. The
-/// newest interface is the pod's: older ones may be left from an earlier sandbox.
+/// newest interface will be bound to it, because older ones may be left from an earlier sandbox.
 fn newer_claimant(claims: &Claims, ifindex: IfIndex, pod: &PodKey) -> Option<IfIndex> {
     let newer = claims.range((std::ops::Bound::Excluded(ifindex), std::ops::Bound::Unbounded));
     newer.filter(|(_, pods)| pods.contains(pod)).map(|(other, _)| *other).next()

@@ -1,7 +1,8 @@
-//! Runs the engine on a separate thread: compilation can take long, and must not block the main loop.
+//! Runs the engine (the compiler of policies) on a separate thread: compilation can take long, and must not block the
+//! main loop.
 //!
-//! The main loop sends the engine to the thread with a job. The thread returns the engine with the writes. While the
-//! engine is compiling, the loop uses the pods of this node ([`super::pods`]) and the policies that are enforced.
+//! The main loop moves the engine and a job to the thread. The thread returns the engine and the changes of the maps
+//! (the writes). Until then, the loop uses the pods of this node ([`super::pods`]) and the policies that are enforced.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,8 +28,8 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 pub enum Compiler {
     /// Immediately, on the current thread: no job is ever pending.
     Inline,
-    /// When [`Reconciler::compile`](super::Reconciler::compile) is called, so that tests can check the state before
-    /// that.
+    /// When [`Reconciler::compile`](super::Reconciler::compile) is called, so that tests can check the state before the
+    /// job runs.
     Manual,
     /// On this thread.
     Thread(Worker<Task>),
@@ -48,12 +49,12 @@ impl Compiler {
 /// A job for the engine.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Compile the first objects, to replace the tables of an earlier agent.
+    /// Compile the first objects (the events), and replace the tables of an earlier agent (the snapshot).
     Start(Box<Snapshot>, Vec<Event>),
     /// Apply these events one by one.
     Apply(Vec<Event>),
-    /// Apply these events, which are the difference after an outage of the source. No mix of old and new objects may be
-    /// enforced: the events are applied in a safe order, or the engine is replaced.
+    /// Apply these events, which are all changes during an outage of the API server. No mix of old and new objects may
+    /// be enforced: the events are applied in a safe order, or the engine is replaced.
     Resync(Vec<Event>),
     /// Replace the engine with one that has the same objects and new IDs, before the IDs are used up.
     Renew,
@@ -75,14 +76,14 @@ pub struct Compiled {
     pub(super) engine: Box<Engine>,
     pub(super) step: Step,
     pub(super) stats: EngineStats,
-    /// Policies that are only partly enforced.
+    /// Policies that are only partly enforced, because of the memory limit for policies.
     pub(super) omitted: BTreeMap<PolicyKey, Omitted>,
 }
 
 /// The writes of a job.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Writes in order.
+    /// Changes of the maps, in the order in which they are written.
     Writes(Vec<Change>),
     /// A migration from the tables of one engine to the tables of another. `before` is written first, then the policies
     /// of all endpoints, then `after`.
@@ -92,8 +93,9 @@ pub(super) enum Step {
 /// Copies of the engine's metrics. They are reported while the compile thread has the engine.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EngineStats {
-    counted: Option<Instant>,
-    /// Expected number of entries of each map.
+    /// When the numbers were read from the engine. `None`: never.
+    updated: Option<Instant>,
+    /// Number of entries that each map should have.
     pub(super) entries: BTreeMap<MapName, usize>,
     /// Number of invalid fields in policies.
     pub(super) diagnostics: usize,
@@ -101,13 +103,13 @@ pub(super) struct EngineStats {
 
 impl EngineStats {
     fn refresh(&mut self, engine: &Engine) {
-        if self.counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
-            *self = Self { counted: Some(Instant::now()), entries: entries(engine), diagnostics: diagnostics(engine) };
+        if self.updated.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
+            *self = Self { updated: Some(Instant::now()), entries: entries(engine), diagnostics: diagnostics(engine) };
         }
     }
 }
 
-/// Returns the expected number of entries of each map.
+/// Returns the number of entries that each map should have.
 pub(super) fn entries(engine: &Engine) -> BTreeMap<MapName, usize> {
     let mut entries = BTreeMap::new();
     for change in engine.tables().entries() {
@@ -163,8 +165,8 @@ pub(super) fn placeholder(scope: NodeScope) -> Box<Engine> {
     Box::new(Engine::new(scope, FirstIds::default()))
 }
 
-/// Replaces the engine with a new engine, which has the same objects with the changes in `events`. Returns the
-/// migration to the tables of the new engine.
+/// Replaces the engine with a new engine, which has the same objects, changed by `events`. Returns the migration to the
+/// tables of the new engine.
 fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[Endpoint]) -> Step {
     let mut old = snapshot_of(engine.tables());
     // The egress rule sets of orphaned endpoints (their pods are deleted) are migrated, too.
@@ -172,15 +174,16 @@ fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[End
         old.note_egress(endpoint.egress);
         old.note_egress(endpoint.shadow_egress);
     }
-    // A rule set that allows nothing has no map entries, so its ID is found only in endpoints.
-    let desired = engine.tables().endpoints().map(|(_, policy)| Endpoint {
+    // A rule set that allows nothing has no map entries, so its ID is found only in endpoints. These are the endpoints
+    // according to the old engine; they may not be written yet.
+    let compiled_endpoints = engine.tables().endpoints().map(|(_, policy)| Endpoint {
         ingress: policy.ingress,
         egress: policy.egress,
         shadow_ingress: policy.shadow_ingress,
         shadow_egress: policy.shadow_egress,
         ..Endpoint::default()
     });
-    let used: Vec<Endpoint> = endpoints.iter().copied().chain(desired).collect();
+    let used: Vec<Endpoint> = endpoints.iter().copied().chain(compiled_endpoints).collect();
     let next = engine.successor(events, free_ids(&old, &used));
     **engine = next;
     migration(&old, engine)
@@ -193,7 +196,8 @@ fn migration(old: &Snapshot, engine: &Engine) -> Step {
     Step::Migration { before: migration.before, policies, after: migration.after }
 }
 
-/// Returns free memory to the kernel. Parsing and loading use far more memory than the agent needs later.
+/// Returns free memory to the kernel. During its start, the agent parses all objects and loads the eBPF programs. This
+/// needs far more memory than the agent needs later.
 fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the argument is a number, and only free memory is affected.

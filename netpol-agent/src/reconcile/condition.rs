@@ -1,4 +1,5 @@
-//! Checks whether this node enforces what a client waits for, and reports why not.
+//! Checks the conditions that clients wait for, for example that this node enforces a policy. If a condition does not
+//! hold, returns why.
 
 use std::net::IpAddr;
 
@@ -18,8 +19,8 @@ use netpol_source::Generation;
 pub struct Check {
     /// Condition that must hold.
     pub condition: Condition,
-    /// Number of the batch with the change that the client waits for. The condition cannot hold before this batch is
-    /// applied.
+    /// Number of the batch of events that contains the change for which the client waits. The condition cannot hold
+    /// before this batch is applied.
     pub generation: Generation,
     /// Addresses that the pod of the condition must have; `None`: any.
     pub addresses: Option<Vec<IpAddr>>,
@@ -34,7 +35,7 @@ pub enum ConditionState {
     NotYet(Option<String>),
     /// The object does not exist.
     Absent,
-    /// The condition will never hold on this node.
+    /// The condition cannot hold on this node until objects or the agent's options change, or a suspension ends.
     Never(String),
 }
 
@@ -43,7 +44,7 @@ pub enum ConditionState {
 pub struct CheckResult {
     /// State of the condition.
     pub condition: ConditionState,
-    /// Last batch that was applied.
+    /// Number of the last batch of events that was applied.
     pub applied: Generation,
     /// Pods of this node that the condition is about.
     pub pods: Vec<String>,
@@ -60,7 +61,7 @@ impl CheckResult {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Checks one condition. `applied` is the last batch that was applied.
+    /// Checks one condition. `applied` is the number of the last batch of events that was applied.
     pub fn check(&self, check: &Check, applied: Generation) -> CheckResult {
         let mut result =
             CheckResult { condition: ConditionState::Holds, applied, pods: Vec::new(), pending: Vec::new() };
@@ -68,6 +69,7 @@ impl<D: Dataplane> Reconciler<D> {
             result.condition = ConditionState::NotYet(Some("its latest change is not applied yet".to_owned()));
             return result;
         }
+        // While the engine (the compiler of policies) runs on another thread, it cannot be queried.
         if !self.has_engine() {
             result.condition = ConditionState::NotYet(Some("changes are still being evaluated".to_owned()));
             return result;
@@ -86,7 +88,7 @@ impl<D: Dataplane> Reconciler<D> {
                 }
                 self.add_pods(&mut result, |_, desired| {
                     let EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, .. } = desired;
-                    self.selects(&[ingress, egress, shadow_ingress, shadow_egress], &policy)
+                    self.rule_sets_contain(&[ingress, egress, shadow_ingress, shadow_egress], &policy)
                 });
             }
             Condition::Enforced(Target { kind: TargetKind::Pod, namespace, name }) => {
@@ -96,7 +98,7 @@ impl<D: Dataplane> Reconciler<D> {
                     Some(pod) if check.addresses.as_ref().is_some_and(|addresses| *addresses != pod.addresses) => {
                         ConditionState::NotYet(Some("its addresses are not applied yet".to_owned()))
                     }
-                    Some(pod) => self.condition_of(pod),
+                    Some(pod) => self.can_be_enforced(pod),
                 };
                 if result.condition == ConditionState::Holds {
                     self.add_pods(&mut result, |pod, _| pod.key == key);
@@ -136,7 +138,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns why no policy of a namespace is enforced now: `--observe`, or a suspension. The engine must be
-    /// available.
+    /// available (not on another thread).
     pub fn not_enforced_in(&self, namespace: &str) -> Option<String> {
         if self.options.observe {
             return Some("the agent enforces nothing (--observe)".to_owned());
@@ -147,11 +149,12 @@ impl<D: Dataplane> Reconciler<D> {
         Some(format!("enforcement is suspended until {until}"))
     }
 
-    /// Adds the pods with an endpoint that still has a rule set of a deleted policy.
+    /// Adds the pods with an endpoint that still has a rule set of a deleted policy. Orphaned endpoints (of deleted
+    /// pods) keep their last policies, so they are not added.
     fn add_pods_with_deleted_policy(&self, result: &mut CheckResult, policy: &PolicyKey) {
         for pod_endpoint in self.pod_endpoints().filter(|pod_endpoint| !pod_endpoint.is_orphaned()) {
             let Some(pod) = &pod_endpoint.pod else { continue };
-            if self.selects(&all_policies(&pod_endpoint.endpoint), policy) {
+            if self.rule_sets_contain(&all_policies(&pod_endpoint.endpoint), policy) {
                 result.pods.push(pod.to_string());
                 let reason = "the policy is still enforced on the pod".to_owned();
                 result.pending.push(Pending { pod: pod.to_string(), reason });
@@ -170,7 +173,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.failures.is_empty() && self.interfaces.values().all(|interface| interface.error().is_none())
     }
 
-    /// Returns whether there are Node objects but none of this node: `--node` is wrong.
+    /// Returns whether there are Node objects, but none for this node. Then `--node` is wrong.
     pub fn is_node_unknown(&self) -> bool {
         self.pods.is_node_unknown()
     }
@@ -185,12 +188,12 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces_that(|interface| interface.identity.conflict.is_some()).len()
     }
 
-    /// Returns the number of addresses of pods that their objects do not list.
+    /// Returns the number of addresses that pods' interfaces have, but the pods' objects do not list.
     pub fn unlisted_addresses(&self) -> usize {
         self.interfaces.values().map(|interface| interface.identity.unlisted.len()).sum()
     }
 
-    /// Returns the number of additional interfaces in pods' namespaces.
+    /// Returns the number of additional interfaces in pods' network namespaces.
     pub fn secondary_interfaces(&self) -> usize {
         self.interfaces_that(|interface| interface.identity.secondary.is_some()).len()
     }
@@ -243,8 +246,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.pods.iter()
     }
 
-    /// Returns whether a pod can be enforced on this node at all.
-    fn condition_of(&self, pod: &Pod) -> ConditionState {
+    /// Returns `Holds` if policies can be enforced on a pod at this node, otherwise why they cannot.
+    fn can_be_enforced(&self, pod: &Pod) -> ConditionState {
         match &pod.node {
             None => ConditionState::NotYet(Some("the pod is not scheduled yet".to_owned())),
             Some(node) if *node != self.options.node => ConditionState::Never(format!(
@@ -263,13 +266,13 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns whether one of the rule sets of an endpoint contains a policy.
-    fn selects(&self, directions: &[DirectionPolicy], policy: &PolicyKey) -> bool {
+    fn rule_sets_contain(&self, directions: &[DirectionPolicy], policy: &PolicyKey) -> bool {
         directions
             .iter()
             .any(|direction| self.engine.rule_set(direction.rule_set).is_some_and(|policies| policies.contains(policy)))
     }
 
-    /// Returns why a pod of this node is not enforced yet.
+    /// Returns why policies are not enforced on a pod of this node yet. `None`: they are enforced.
     fn pending_reason<'a>(&'a self, pod: &Pod) -> Option<String> {
         const UNEVALUATED: &str = "its policies are still being evaluated";
         let endpoint_of_pod = |interface: &'a Interface| {
@@ -316,6 +319,7 @@ impl<D: Dataplane> Reconciler<D> {
         let desired =
             if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
         let written = &pod_endpoint.endpoint;
+        // While an entry is missing that policies in shadow mode need, `desired_endpoint` omits these policies.
         let is_written = |policy: EndpointPolicy| {
             let shadow = [policy.shadow_ingress, policy.shadow_egress];
             [policy.ingress, policy.egress] == [written.ingress, written.egress]

@@ -7,16 +7,16 @@ use std::time::Instant;
 
 use netpol_policy::model::PodKey;
 
-/// Maximum number of pods. If there are more, all are removed. The unprotected time of a removed pod (the time before
-/// its policies are enforced) counts from the appearance of its interface.
+/// Maximum number of pods. When it is reached, all pods are removed. The unprotected time of a pod (the time without
+/// enforcement) starts when its containers can start. For a removed pod, it starts when the pod's interface appears.
 const MAX_PODS: usize = 4_096;
 
 /// When the first container of a pod could start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ContainerStart {
-    /// The container runtime waits for the agent: no container runs.
+    /// The container runtime waits for the agent, so no container runs.
     Held,
-    /// Since this time, the start is not delayed any more, although the pod's policies were not enforced at this time.
+    /// The start is delayed only until this time. The pod's policies were not enforced at this time.
     Possible(Instant),
 }
 
@@ -44,7 +44,8 @@ impl ContainerStarts {
         pods.insert(pod.clone(), start);
     }
 
-    /// Records that the container runtime does not wait for the agent any more.
+    /// Records that the container runtime no longer waits for the agent before it starts the containers of any pod,
+    /// because its connection to the agent has ended.
     pub fn release_all(&self) {
         let now = Instant::now();
         for start in self.lock().values_mut().filter(|start| **start == ContainerStart::Held) {
@@ -52,7 +53,7 @@ impl ContainerStarts {
         }
     }
 
-    /// Removes a pod that is enforced, or that has no running sandbox any more.
+    /// Removes a pod: its policies are enforced, or its sandbox has stopped.
     pub fn remove(&self, pod: &PodKey) {
         self.lock().remove(pod);
     }
@@ -63,7 +64,7 @@ impl ContainerStarts {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PodKey, ContainerStart>> {
-        // The map is consistent after each change.
+        // The map is consistent even if a thread panicked while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

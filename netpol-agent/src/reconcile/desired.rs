@@ -1,4 +1,5 @@
-//! Determines the desired endpoint of an interface. Nothing here changes any state.
+//! Determines the desired endpoint of an interface: the map entry with the addresses and policies of its pod. Nothing
+//! here changes any state.
 
 use std::net::IpAddr;
 
@@ -13,9 +14,10 @@ use netpol_dataplane::Dataplane;
 /// Policy of a direction in which everything is dropped.
 const DROP_ALL: DirectionPolicy = DirectionPolicy { rule_set: QUARANTINE, any: PortSetId::NONE };
 
-/// How to treat veths of unknown pods. A veth belongs to an unknown pod if its peer is in another network namespace and
-/// never had the address of a known pod of this node. It does not matter which program created the veth. A deleted pod
-/// is not unknown: its endpoint stays as it was until the interface is removed or another pod has the address.
+/// How to treat veths of unknown pods. A veth belongs to an unknown pod if its other end is in another network
+/// namespace and never had the address of a known pod of this node. It does not matter which program created the veth.
+/// A deleted pod is not unknown: its endpoint stays as it was until the interface is removed or another pod has the
+/// address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum UnknownPods {
     /// Leave them alone.
@@ -31,13 +33,15 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.get(&ifindex)?.identity.pod.as_ref()
     }
 
-    /// Returns the desired endpoint of an interface for this phase, without ID and version. `None`: no endpoint.
+    /// Returns the desired endpoint of an interface, without ID and version. `None`: no endpoint. `pod`: the pod of the
+    /// interface; `None`: unknown. `phase`: how the endpoint relates to the pod.
     pub(super) fn desired_endpoint(&self, ifindex: IfIndex, pod: Option<&PodKey>, phase: Phase) -> Option<Endpoint> {
         self.snapshot.veths.get(&ifindex)?;
         let interface = self.interfaces.get(&ifindex)?;
         let Some(pod) = pod else {
             let is_left_alone =
                 self.options.unknown_pods == UnknownPods::Allow || self.snapshot.uplinks.contains(&ifindex);
+            // Because of the flag `UNKNOWN`, all traffic is dropped, whatever the policies are.
             let (ingress, egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
             let unknown = Endpoint { ifindex, flags: endpoint_flags::UNKNOWN, ingress, egress, ..Endpoint::default() };
             return (!is_left_alone || interface.identity.binding.is_shut()).then_some(unknown);
@@ -55,6 +59,7 @@ impl<D: Dataplane> Reconciler<D> {
         if self.options.anti_spoofing {
             desired.flags |= endpoint_flags::ANTI_SPOOFING;
         }
+        // The policies are not compiled yet. The flag sets the reason of drops: `tables-incomplete`.
         if phase == Phase::Shut {
             desired.flags |= endpoint_flags::INCOMPLETE;
             (desired.ingress, desired.egress) = (DROP_ALL, DROP_ALL);
@@ -66,10 +71,12 @@ impl<D: Dataplane> Reconciler<D> {
         if policy.incomplete || self.failures.affects([desired.ingress, desired.egress]) {
             desired.flags |= endpoint_flags::INCOMPLETE;
         }
-        // While an entry is missing, policies in shadow mode would report too many denials, so they are not evaluated.
+        // While a map entry is missing, policies in shadow mode would report too many denials, so they are not
+        // evaluated.
         if self.failures.affects([desired.shadow_ingress, desired.shadow_egress]) {
             (desired.shadow_ingress, desired.shadow_egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
         }
+        // Without a prefix, a block could allow the addresses of its `except`.
         if self.failures.is_prefix_missing() {
             for direction in [&mut desired.ingress, &mut desired.egress] {
                 if direction.isolated() {

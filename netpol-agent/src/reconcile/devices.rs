@@ -1,5 +1,5 @@
-//! Finds the devices that lead out of the node. Packets from pods leave the node by these devices, where a program
-//! evaluates them post-DNAT.
+//! Finds the devices by which packets from pods leave the node, and attaches `netpol_recheck` to these devices. This
+//! program evaluates the packets again post-DNAT.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use super::program::{ProgramEvent, ProgramState};
 use netpol_dataplane::{Dataplane, Role};
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Returns whether a route leads to an interface.
+    /// Returns whether a route of the node uses an interface.
     pub fn is_routed(&self, ifindex: IfIndex) -> bool {
         self.snapshot.routed.contains_key(&ifindex)
     }
@@ -23,11 +23,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.values().filter(waits).count()
     }
 
-    /// Returns the devices that need the program.
-    ///
-    /// Pods' veths do not need it: a packet to a pod is evaluated by the pod's programs. Bridges with pods do not need
-    /// it either, and must not have it: there it is not known yet which pod receives a packet, so hairpin traffic
-    /// cannot be recognized.
+    /// Returns the devices that need the program: those that routes use, with two exceptions. Pods' veths do not need
+    /// the program, because the pod's own programs evaluate packets to the pod. Bridges with pods must not have the
+    /// program: at a bridge, it is not known yet which pod receives a packet, so hairpin traffic cannot be recognized.
     fn wanted_devices(&self) -> BTreeSet<IfIndex> {
         let has_known_pod = |ifindex: &IfIndex| {
             self.pod_of(*ifindex).is_some()
@@ -51,6 +49,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         for ifindex in wanted {
             let interface = self.interfaces.entry(ifindex).or_default();
+            // An interface with `no_room` is a pod's interface without an endpoint.
             if matches!(interface.purpose, Purpose::None) && !interface.no_room {
                 interface.purpose = Purpose::Device;
             }

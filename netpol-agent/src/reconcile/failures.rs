@@ -1,4 +1,5 @@
-//! Tracks failed writes: logs and retries them. Endpoints that may need a missing entry are marked as incomplete.
+//! Tracks map entries that could not be written, so that the reconciler retries the writes (see `work`). Until then,
+//! the reconciler marks endpoints that may need a missing entry as incomplete (see `desired`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,9 +11,11 @@ use netpol_policy::tables::Change;
 
 use netpol_dataplane::{MapName, WriteError};
 
-/// Identifies a map entry, in the order in which entries are written.
+/// Identifies a map entry. Entries sort in the order in which retries write them: `ALLOW` refers to port sets, so ports
+/// come first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EntryKey {
+    /// The key, and its prefix length.
     Port(PortKey, u32),
     Allow(AllowKey),
     Frontend(Frontend),
@@ -34,8 +37,10 @@ pub struct FailedWrites {
 /// Failed writes, and the entries that are missing because of them.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
+    /// The change that failed, for each missing entry. The change can also be a deletion. Then the entry is obsolete,
+    /// but it counts as missing, too.
     pending: BTreeMap<EntryKey, Change>,
-    /// Whether a failure was logged since the last time that no entry was missing.
+    /// Whether a failure was logged. Reset as soon as no entry is missing.
     reported: bool,
     full: BTreeMap<MapName, u64>,
     failed: u64,
@@ -51,11 +56,12 @@ impl Failures {
         self.pending.keys().cloned().collect()
     }
 
-    /// Returns the change for a missing entry; `None` if it is written by now.
+    /// Returns the failed change of a missing entry; `None` if the entry was written in the meantime.
     pub(super) fn change(&self, entry: &EntryKey) -> Option<Change> {
         self.pending.get(entry).cloned()
     }
 
+    /// Records that a change was written.
     pub(super) fn succeeded(&mut self, change: &Change) {
         if let Some(key) = entry_key(change)
             && self.pending.remove(&key).is_some()
@@ -66,6 +72,7 @@ impl Failures {
         }
     }
 
+    /// Records that a change could not be written, and logs the first of such failures.
     pub(super) fn failed(&mut self, change: &Change, error: &WriteError) {
         self.count(error);
         if let Some(key) = entry_key(change) {
@@ -123,9 +130,9 @@ fn entry_key(change: &Change) -> Option<EntryKey> {
     }
 }
 
-/// Returns the deletion of an entry that could not be replaced, if it is safe to delete this entry. For a prefix it is
-/// not: its addresses would match a wider prefix instead.
-pub(super) fn fallback(change: &Change) -> Option<Change> {
+/// After the replacement of an entry failed: returns a change that deletes the old entry, if less is allowed without
+/// this entry. The deletion of a prefix could allow more: its addresses would match a wider prefix instead.
+pub(super) fn safe_deletion(change: &Change) -> Option<Change> {
     match change {
         Change::PutAllow(key, _) => Some(Change::DeleteAllow(*key)),
         Change::PutAddress(address, _) => Some(Change::DeleteAddress(*address)),

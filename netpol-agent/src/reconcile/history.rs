@@ -18,12 +18,12 @@ const NAMED: usize = 8;
 /// Objects of these kinds are listed first, because they have the most effect.
 const FIRST_KINDS: [&str; 2] = ["NetworkPolicy ", "Namespace "];
 
-/// One or several batches that were compiled together.
+/// What a batch changed, or what several batches changed that were compiled together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchChange {
     /// The number of the batch; if there are several, the number of the last batch.
     pub generation: Generation,
-    /// When it was received.
+    /// When this batch was received.
     pub received: SystemTime,
     /// The first changed objects, such as `NetworkPolicy shop/web`: policies and namespaces first.
     pub objects: Vec<String>,
@@ -47,17 +47,17 @@ pub(super) struct History {
     batches: VecDeque<BatchRecord>,
     /// Number of batches at the end of `batches` that are not enforced yet.
     unfinished: usize,
-    /// The change that is being written now.
+    /// The change that is being written to the BPF maps now.
     current: Option<Arc<BatchChange>>,
-    /// The last change of each endpoint.
+    /// The last change of each endpoint (interface of a pod).
     by_endpoint: HashMap<IfIndex, Arc<BatchChange>>,
 }
 
 impl History {
-    /// Records that a batch was received. `start`: the batch contains the objects that exist at the start of the agent,
-    /// so none of them counts as changed.
-    pub(super) fn received(&mut self, batch: &Batch, start: bool) {
-        let (objects, object_count) = if start { (Vec::new(), 0) } else { names_of(&batch.events) };
+    /// Records that a batch was received. `is_first`: the batch contains the objects that exist at the start of the
+    /// agent, so none of them counts as changed.
+    pub(super) fn received(&mut self, batch: &Batch, is_first: bool) {
+        let (objects, object_count) = if is_first { (Vec::new(), 0) } else { names_of(&batch.events) };
         let received = SystemTime::now().checked_sub(batch.received.elapsed()).unwrap_or_else(SystemTime::now);
         let change = BatchChange { generation: batch.generation, received, objects, object_count };
         if self.batches.len() == BATCHES {
@@ -67,8 +67,9 @@ impl History {
         self.unfinished = (self.unfinished + 1).min(self.batches.len());
     }
 
-    /// Records that the writes of these batches are executed from now on. `ended`: the suspensions that reached
-    /// their end time. The end of a suspension revokes flows, as the change of an object does.
+    /// Records that the changes of these batches are written to the BPF maps from now on. `ended` describes the
+    /// suspensions of enforcement that have reached their end time. The end of a suspension can revoke flows, as the
+    /// change of an object can.
     pub(super) fn begin(&mut self, batches: &[(Generation, Instant)], ended: Vec<String>) {
         let change_of = |(generation, _): &(Generation, Instant)| {
             self.batches.iter().rev().map(|batch| &batch.change).find(|change| change.generation == *generation)
@@ -93,7 +94,7 @@ impl History {
     }
 
     /// Returns the current change, with the ended suspensions added. If there is no current change, the result lists
-    /// only these suspensions, with the generation of the last batch and the present time.
+    /// only these suspensions, with the number of the last batch that was received, and the present time.
     fn with_ended(&self, ended: Vec<String>) -> BatchChange {
         let change = self.current.as_deref().cloned().unwrap_or_else(|| BatchChange {
             generation: self.last_received(),
@@ -127,7 +128,7 @@ impl History {
         }
     }
 
-    /// Returns the change that changed an endpoint last.
+    /// Returns the last change of an endpoint.
     pub(super) fn of_endpoint(&self, ifindex: IfIndex) -> Option<&Arc<BatchChange>> {
         self.by_endpoint.get(&ifindex)
     }
@@ -143,8 +144,8 @@ impl History {
     }
 }
 
-/// Returns the suspensions that reached their end time. A suspension that was extended is not included, and neither is
-/// a suspension that was removed before its end.
+/// Describes the suspensions of enforcement that have reached their end time, in the form of [`BatchChange::objects`].
+/// A suspension that was extended, or was removed before its end time, is not included.
 pub(super) fn ended_suspensions(before: &[Suspension], after: &[Suspension], now: Timestamp) -> Vec<String> {
     let is_active = |suspension: &Suspension| after.iter().any(|still| still.is_same(suspension));
     let ended = before.iter().filter(|suspension| suspension.until <= now && !is_active(suspension));
@@ -194,6 +195,7 @@ mod tests {
 
     use super::*;
 
+    /// Returns a batch that deletes these objects.
     fn batch(number: u64, keys: Vec<ObjectKey>) -> Batch {
         Batch {
             generation: Generation(number),
@@ -244,7 +246,7 @@ mod tests {
             |cluster, until| Suspension { namespace: "shop".into(), cluster, until: at(until), reason: None };
         let suspensions = [suspension(false, 100), suspension(true, 200)];
         let ended = |after: &[Suspension], now| ended_suspensions(&suspensions, after, at(now));
-        assert_eq!(ended(&suspensions[1..], 99), Vec::<String>::new(), "it was removed before its end");
+        assert_eq!(ended(&suspensions[1..], 99), Vec::<String>::new(), "it was removed before its end time");
         assert_eq!(ended(&suspensions[1..], 100), ["Namespace shop (suspension ended)"]);
         assert_eq!(ended(&[suspension(false, 300)], 200), ["Namespace shop (cluster suspension ended)"]);
     }

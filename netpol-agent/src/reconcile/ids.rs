@@ -1,5 +1,6 @@
-//! Allocates endpoint IDs. They start at 1 and have no needless gaps, because they are indexes of counters. The
-//! counters with index 0 are for interfaces without an endpoint.
+//! Allocates endpoint IDs (an endpoint is a pod interface under enforcement). IDs are indexes in BPF maps of limited
+//! size, such as the packet counters, so the lowest free ID is allocated. IDs start at 1, because the counters at index
+//! 0 are for interfaces without an endpoint.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +17,7 @@ impl EndpointIdAllocator {
         Self { used: used.into_iter().collect(), limit }
     }
 
+    /// Returns `None` if all IDs are in use.
     pub(super) fn allocate(&mut self) -> Option<u32> {
         let free = (1..self.limit).find(|id| !self.used.contains(id))?;
         self.used.insert(free);

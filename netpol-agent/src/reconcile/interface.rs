@@ -12,11 +12,11 @@ use super::program::ProgramState;
 use super::unprotected::Exposure;
 use netpol_dataplane::Role;
 
-/// How long a link that the kernel reported is kept if no snapshot (the result of reading all interfaces) has it as a
-/// veth.
+/// How long the state of a link that the kernel reported is kept if no snapshot (the result of reading all interfaces)
+/// has it as a veth.
 const REPORTED_LIMIT: Duration = Duration::from_mins(1);
 
-/// The first and the longest pause between two readings of the addresses of a veth's peer.
+/// The first and the longest pause between two readings of the addresses of a veth's peer (the other end of the veth).
 const MIN_READ_PAUSE: Duration = Duration::from_millis(5);
 const MAX_READ_PAUSE: Duration = Duration::from_secs(2);
 
@@ -34,7 +34,7 @@ pub(super) struct Interface {
     pub(super) is_veth: bool,
     /// When the addresses of its peer are read again.
     pub(super) peer_reads: PeerReads,
-    /// Whether there is no room for the endpoint of its pod. An earlier endpoint stays as it was. If there is no
+    /// Whether `ENDPOINTS` has no room for the endpoint of its pod. An earlier endpoint stays as it was. If there is no
     /// endpoint, programs are attached only for an isolated pod, because programs without an endpoint drop everything.
     pub(super) no_room: bool,
     /// The pod of the interface, as far as it is known.
@@ -89,7 +89,7 @@ pub struct PodEndpoint {
     /// Map entry in the kernel.
     pub endpoint: Endpoint,
     pub(super) phase: Phase,
-    /// Whether attached programs (of this agent or an earlier one) mark packets of the pod with the endpoint's ID.
+    /// Whether packets of the pod get the source endpoint ID from attached programs (of this agent or an earlier one).
     pub(super) marks: bool,
 }
 
@@ -109,13 +109,13 @@ pub(super) enum Phase {
 
 impl Interface {
     /// Returns the next phase of the endpoint; the caller then writes the endpoint. `None`: nothing is written, so an
-    /// existing endpoint stays as it is, and a missing endpoint is not created. `evaluated`: the policies of the pod
-    /// are compiled. `overdue`: they were not compiled within the time limit (see `pods`).
-    pub(super) fn next_phase(&self, evaluated: bool, overdue: bool) -> Option<Phase> {
+    /// existing endpoint stays as it is, and a missing endpoint is not created. `compiled`: the policies of the pod are
+    /// compiled and written. `overdue`: this did not happen within the time limit (`pods::GRACE`).
+    pub(super) fn next_phase(&self, compiled: bool, overdue: bool) -> Option<Phase> {
         let Identity { pod, binding, .. } = &self.identity;
         match self.endpoint() {
             Some(PodEndpoint { phase: Phase::Released(_), .. }) => None,
-            endpoint if pod.is_some() && !evaluated => (endpoint.is_none() && overdue).then_some(Phase::Shut),
+            endpoint if pod.is_some() && !compiled => (endpoint.is_none() && overdue).then_some(Phase::Shut),
             Some(pod_endpoint)
                 if pod.is_none() && !binding.is_shut() && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN) =>
             {
@@ -188,7 +188,7 @@ impl Interface {
 }
 
 impl PodEndpoint {
-    /// Returns whether its pod is deleted or finished.
+    /// Returns whether the endpoint stays although its pod is deleted or finished.
     pub fn is_orphaned(&self) -> bool {
         self.phase == Phase::Orphaned
     }
@@ -197,7 +197,7 @@ impl PodEndpoint {
         matches!(self.phase, Phase::Released(_))
     }
 
-    /// Returns the name of its pod for log lines.
+    /// Returns the name of the endpoint's pod for log lines.
     pub(super) fn pod_name(&self) -> String {
         self.pod.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string)
     }
@@ -239,11 +239,11 @@ mod tests {
             (released, [None; 5]),
         ];
         for (phase, expected) in table {
-            let next = |has_pod: bool, is_shut: bool, evaluated, overdue| {
+            let next = |has_pod: bool, conflict: bool, compiled, overdue| {
                 let mut interface = interface(phase, 0);
                 interface.identity.pod = has_pod.then(|| PodKey::new("shop", "web"));
-                interface.identity.binding = if is_shut { Binding::Shut } else { Binding::Unbound };
-                interface.next_phase(evaluated, overdue)
+                interface.identity.binding = if conflict { Binding::Shut } else { Binding::Unbound };
+                interface.next_phase(compiled, overdue)
             };
             let found = [
                 next(false, false, true, false),

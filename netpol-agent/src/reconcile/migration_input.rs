@@ -1,4 +1,6 @@
-//! Inputs of a migration between two engines: unused IDs, and a snapshot of the tables.
+//! Inputs of a migration: unused IDs, and a snapshot of an engine's tables. A new engine (compiler of policies) assigns
+//! other IDs. A migration replaces the map entries of the old engine, or of an earlier agent, by those of the new
+//! engine.
 
 use netpol_common::{Endpoint, PortSetId};
 use netpol_policy::compile::{FirstIds, UsedIds};
@@ -7,8 +9,8 @@ use netpol_policy::tables::{Change, Tables};
 use super::{QUARANTINE, all_policies};
 use netpol_dataplane::migration::Snapshot;
 
-/// Returns IDs that neither tables nor endpoints use. A rule set that allows nothing has no map entries, so its ID is
-/// found only in endpoints.
+/// Returns IDs that neither the old tables nor the endpoints use. A rule set that allows nothing has no map entries, so
+/// its ID is found only in endpoints.
 pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &'a Endpoint>) -> FirstIds {
     let mut used = UsedIds {
         classes: old.classes().collect(),
@@ -21,6 +23,7 @@ pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &
         used.rule_sets.insert(policy.rule_set);
         used.port_sets.insert(policy.any);
     }
+    // These IDs are reserved: no engine allocates them.
     used.rule_sets.remove(&QUARANTINE);
     used.port_sets.remove(&PortSetId::ALL);
     used.port_sets.remove(&PortSetId::SOME);

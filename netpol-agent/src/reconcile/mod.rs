@@ -3,7 +3,7 @@
 //! thread.
 //!
 //! ```text
-//! source ─┬─► Engine ──► changes, in slices ───┐
+//! source ─┬─► Engine ──► changes of maps ──────┐
 //!         └─► pods of this node ─┐             ├─► Dataplane
 //! netlink ───────────────────────┴─► endpoints ┘
 //! ```
@@ -98,7 +98,8 @@ pub struct Options {
     pub agent_namespace: Arc<str>,
     /// Whether nothing is enforced (`--observe`).
     pub observe: bool,
-    /// When the containers of each pod could start. `None`: no start gate delays containers.
+    /// When the containers of each pod could start. `None`: no start gate delays containers until policies are
+    /// enforced.
     pub container_starts: Option<ContainerStarts>,
 }
 
@@ -131,17 +132,19 @@ enum Verifying {
 /// Owns the endpoints and the data plane of this node.
 #[derive(Debug)]
 pub struct Reconciler<D> {
-    /// Engine; an empty placeholder while the real engine is compiling.
+    /// Compiles policies. An empty placeholder while the compiler's thread has the real engine.
     engine: Box<Engine>,
     /// Pending compile jobs and writes.
     work: Work,
     /// Pods of this node; may be newer than the state of the engine.
     pods: LocalPods,
+    /// Numbers of the engine, for metrics while the engine is compiling.
     stats: EngineStats,
-    /// Policies of the rule sets in use.
+    /// The policies of each rule set in use, for lookups while the engine is compiling.
     rule_set_names: BTreeMap<RuleSetId, Vec<PolicyKey>>,
+    /// Whether the rule sets in use changed since `rule_set_names` was updated.
     rule_set_names_stale: bool,
-    /// Time of the start, until the first compile is finished.
+    /// When the reconciler started; `None` after the first compile job.
     starting: Option<Instant>,
     /// Time of the last pass over all interfaces.
     reconciled_at: Instant,
@@ -149,11 +152,11 @@ pub struct Reconciler<D> {
     options: Options,
     /// Interfaces as they were read last.
     snapshot: InterfaceSnapshot,
-    /// Error of the last reading.
+    /// Why the interfaces could not be read; `None` if the last reading succeeded.
     read_error: Option<String>,
     /// State of each interface.
     interfaces: Interfaces,
-    /// Policies of each pod, according to the changes executed so far; the engine may be ahead.
+    /// Policies of each local pod, according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
     /// The endpoint ID that is written to the map entry of each local pod's address.
     owners: BTreeMap<IpAddr, u32>,
@@ -162,12 +165,16 @@ pub struct Reconciler<D> {
     verification_started: Instant,
     ids: EndpointIdAllocator,
     failures: Failures,
+    /// How long interfaces existed before policies were enforced on them.
     unprotected: UnprotectedTimes,
+    /// Policies that are only partly enforced, because of the memory limit.
     shortage: Shortage,
+    /// The last batches of changes.
     history: History,
     /// Suspensions of enforcement, as of the last time that the engine was available.
     suspensions: Vec<Suspension>,
-    /// Suspensions that are not in effect yet, because their end is more than 24 hours away; as of the same time.
+    /// Suspensions that are not in effect yet, because their end is more than 24 hours away; also as of the last time
+    /// that the engine was available.
     rejected_suspensions: Vec<Suspension>,
     /// When a suspension ends or takes effect next.
     next_suspension_change: Option<Timestamp>,
@@ -207,7 +214,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Records that the kernel reported new or changed links.
+    /// Records that the kernel reported new or changed links. For a new link, the time of the report counts as the time
+    /// at which the interface appeared.
     pub fn links_reported(&mut self, ifindexes: impl IntoIterator<Item = IfIndex>) {
         let now = Instant::now();
         for ifindex in ifindexes {
@@ -215,7 +223,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Reports that interfaces could not be read. The last result stays in use.
+    /// Records and logs that interfaces could not be read. The last snapshot stays in use.
     pub fn interfaces_not_read(&mut self, error: &NetlinkError) {
         let error = format!("cannot read the network interfaces; retrying: {error}");
         log_once(&mut self.read_error, IfIndex(0), error);
@@ -258,7 +266,7 @@ impl<D: Dataplane> Reconciler<D> {
             Err(error) => {
                 self.failures.failed(change, &error);
                 // If a replacement fails, the old entry may allow too much. Without the entry, less is allowed.
-                if let Some(delete) = failures::fallback(change)
+                if let Some(delete) = failures::safe_deletion(change)
                     && let Err(error) = self.dataplane.write(&delete)
                 {
                     tracing::error!(%error, "cannot delete a map entry after its replacement failed");
@@ -267,7 +275,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes the endpoints that match `which` again, with a new version.
+    /// Writes the endpoints that match `which` again, with a new version. So their flows are evaluated again.
     fn rewrite_endpoints(&mut self, which: impl Fn(&PodEndpoint) -> bool) {
         let with_ifindex =
             |(ifindex, interface): (&IfIndex, &Interface)| Some((*ifindex, interface.endpoint()?.clone()));
@@ -308,7 +316,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.history.of_endpoint(ifindex)
     }
 
-    /// Returns the number of the last batch that was received. It can wait for its compilation.
+    /// Returns the number of the last batch that was received. This batch may not be compiled yet.
     pub fn last_received(&self) -> Generation {
         self.history.last_received()
     }
@@ -357,7 +365,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.values().filter_map(Interface::enforced)
     }
 
-    /// Returns the expected number of entries of each map.
+    /// Returns the number of entries that each map should have.
     pub fn entries(&self) -> BTreeMap<MapName, usize> {
         let mut entries = if self.has_engine() { compiler::entries(&self.engine) } else { self.stats.entries.clone() };
         entries.insert(MapName::Endpoints, self.pod_endpoints().count());
@@ -369,7 +377,7 @@ impl<D: Dataplane> Reconciler<D> {
         if self.has_engine() { compiler::diagnostics(&self.engine) } else { self.stats.diagnostics }
     }
 
-    /// Returns how long interfaces existed before they were enforced.
+    /// Returns how long interfaces existed before policies were enforced on them.
     pub fn unprotected(&self) -> &UnprotectedTimes {
         &self.unprotected
     }
@@ -379,6 +387,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.failures.failed_writes()
     }
 
+    /// Counts and logs that an endpoint could not be written or deleted.
     fn endpoint_failed(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {
         self.failures.count(error);
         let last = &mut self.interfaces.entry(ifindex).or_default().endpoint_error;

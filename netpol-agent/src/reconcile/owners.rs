@@ -1,6 +1,7 @@
 //! Writes the owner of each local pod's address into the map entry of the address. The owner is the endpoint ID of the
-//! pod. The programs at other pods accept a packet from such an address only if the packet carries this ID. The owner
-//! is written as long as programs that mark packets are attached to the pod's interface.
+//! pod. The programs at other pods accept a packet from such an address only if the packet carries this ID (in
+//! `skb->tc_index`). So an address has an owner only while programs on the pod's interface mark the pod's packets with
+//! the ID.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use super::interface::{Interface, PodEndpoint};
 use netpol_dataplane::Dataplane;
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Writes the expected endpoint ID into the entry of each address, and removes all other IDs.
+    /// Makes the owners in the map entries equal to the expected owners.
     pub(super) fn reconcile_owners(&mut self) {
         let wanted = self.wanted_owners();
         let outdated: Vec<IpAddr> =
@@ -28,21 +29,22 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the expected endpoint ID of each address. An orphaned endpoint keeps its address until another pod has
-    /// this address.
+    /// Returns the expected owner of each address. An orphaned endpoint (its pod is deleted) keeps its address until
+    /// another pod has this address.
     fn wanted_owners(&self) -> BTreeMap<IpAddr, u32> {
-        let marked =
+        let marks_packets =
             |pod_endpoint: &&PodEndpoint| pod_endpoint.marks && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN);
         let (orphaned, others): (Vec<_>, Vec<_>) =
-            self.pod_endpoints().filter(marked).partition(|pod_endpoint| pod_endpoint.is_orphaned());
+            self.pod_endpoints().filter(marks_packets).partition(|pod_endpoint| pod_endpoint.is_orphaned());
         let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
             addresses_of(endpoint).map(|address| (address, endpoint.id)).collect::<Vec<_>>()
         };
+        // If two endpoints have an address, the later one replaces the earlier one.
         orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 
-    /// Removes the endpoint ID of an interface from the entries of its addresses, because packets of the interface no
-    /// longer carry this ID, or will carry another one.
+    /// Removes the owner from the entries of an interface's addresses. Called if packets of the interface no longer
+    /// carry the endpoint ID, or will carry another one.
     pub(super) fn clear_owner(&mut self, ifindex: IfIndex) {
         let Some(pod_endpoint) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
         pod_endpoint.marks = false;

@@ -1,5 +1,5 @@
-//! Brings each interface to its desired state: writes its endpoint, and reports to its state machine which programs it
-//! needs.
+//! Brings each interface to its desired state. A pass writes the endpoint of an interface (its map entry), and reports
+//! to the state machine in `program` which programs the interface needs.
 
 use std::time::Instant;
 
@@ -27,7 +27,8 @@ impl<D: Dataplane> Reconciler<D> {
             if !is_veth {
                 interface.set_absent();
             }
-            // A device by which packets leave the node need not be a veth.
+            // A device by which packets leave the node need not be a veth. The release of an endpoint is repeated in
+            // each pass until the programs are detached.
             if !is_veth && !interface.is_device() || interface.endpoint().is_some_and(PodEndpoint::is_released) {
                 gone.push(*ifindex);
             }
@@ -72,8 +73,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes the endpoint of an interface if it differs from the desired one. If there is no endpoint and none can be
-    /// written, an isolated pod gets programs anyway: without an endpoint, they drop everything.
+    /// Writes the endpoint of an interface if it differs from the desired one. If the interface has no endpoint and
+    /// none can be written, an isolated pod gets programs anyway: without an endpoint, the programs drop everything.
     fn update_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
         let same = self.endpoint(ifindex).is_some_and(|pod_endpoint| {
             pod_endpoint.pod == pod
@@ -109,7 +110,10 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Writes an endpoint with a new version. If there is no room, an existing endpoint stays as it was.
     pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
+        // Packets before this write were evaluated with the earlier endpoint.
         self.settled_since = None;
+        // The ID of the existing endpoint, and whether the new endpoint keeps this ID. It does not if the existing
+        // endpoint is that of another pod.
         let before = self
             .endpoint(ifindex)
             .map(|pod_endpoint| (pod_endpoint.endpoint.id, pod_endpoint.pod == pod || pod_endpoint.pod.is_none()));
@@ -117,7 +121,8 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(id) = kept_id.or_else(|| self.ids.allocate()) else { return self.report_no_room(ifindex) };
         if kept_id.is_none() {
             self.dataplane.clear_counters(id);
-            // Until the new ID is in force, packets of the interface may have the earlier ID or the new one.
+            // Until the new ID is in force, packets of the interface may carry the earlier ID or the new one. So
+            // programs at other pods must require neither of them.
             self.clear_owner(ifindex);
         }
         let written = self.dataplane.next_endpoint_version().and_then(|version| {

@@ -14,7 +14,7 @@ use netpol_policy::model::{Object, ObjectKey, Pod, PodKey};
 /// compiled within a millisecond. Without this delay, the first packets of most pods would be dropped.
 pub(super) const GRACE: Duration = Duration::from_millis(3);
 
-/// The number of a change of a local pod. Later changes have higher numbers.
+/// The sequence number of a change of a pod of this node. Later changes have higher numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
@@ -23,23 +23,23 @@ pub(super) struct Ticket(u64);
 pub(super) struct LocalPods {
     node: Arc<str>,
     pods: BTreeMap<PodKey, LocalPod>,
-    /// The pods that have each address according to their objects.
+    /// For each address, the pods with this address in their objects.
     claims: BTreeMap<IpAddr, BTreeSet<PodKey>>,
-    /// Names of all Node objects.
+    /// Names of all Node objects, also of other nodes.
     nodes: BTreeSet<Arc<str>>,
     /// Pods with a change that is not compiled and written yet.
     unevaluated: BTreeSet<PodKey>,
-    /// Latest change.
+    /// The latest change of any pod.
     last: Ticket,
 }
 
 #[derive(Debug)]
 struct LocalPod {
     pod: Pod,
-    /// Latest change of the object.
+    /// The latest change of this pod.
     changed: Ticket,
-    /// When the latest change arrived.
-    at: Instant,
+    /// When this change arrived.
+    arrived: Instant,
 }
 
 impl LocalPods {
@@ -63,20 +63,20 @@ impl LocalPods {
             Event::Reset(objects) => {
                 self.nodes.clear();
                 // If several objects have the same key, the last one counts, as in `ClusterState`.
-                let mut wanted: BTreeMap<&PodKey, &Pod> = BTreeMap::new();
+                let mut listed: BTreeMap<&PodKey, &Pod> = BTreeMap::new();
                 for object in objects {
                     match object {
                         Object::Node(node) => drop(self.nodes.insert(node.name.clone())),
-                        Object::Pod(pod) => drop(wanted.insert(&pod.key, pod)),
+                        Object::Pod(pod) => drop(listed.insert(&pod.key, pod)),
                         _ => {}
                     }
                 }
-                let gone: Vec<PodKey> = self.pods.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
+                let gone: Vec<PodKey> = self.pods.keys().filter(|key| !listed.contains_key(key)).cloned().collect();
                 let mut changed = !gone.is_empty();
                 for key in gone {
                     self.remove(&key);
                 }
-                for pod in wanted.into_values() {
+                for pod in listed.into_values() {
                     changed |= self.insert(pod);
                 }
                 changed
@@ -98,7 +98,7 @@ impl LocalPods {
         }
         self.last.0 += 1;
         self.unevaluated.insert(pod.key.clone());
-        self.pods.insert(pod.key.clone(), LocalPod { pod: pod.clone(), changed: self.last, at: Instant::now() });
+        self.pods.insert(pod.key.clone(), LocalPod { pod: pod.clone(), changed: self.last, arrived: Instant::now() });
         true
     }
 
@@ -116,7 +116,7 @@ impl LocalPods {
         true
     }
 
-    /// Returns the latest change.
+    /// Returns the number of the latest change.
     pub(super) fn ticket(&self) -> Ticket {
         self.last
     }
@@ -133,17 +133,17 @@ impl LocalPods {
 
     /// Returns whether a pod has waited so long for its policies that its interface is shut.
     pub(super) fn is_overdue(&self, key: &PodKey) -> bool {
-        self.unevaluated.contains(key) && self.pods.get(key).is_some_and(|local| local.at.elapsed() >= GRACE)
+        self.unevaluated.contains(key) && self.pods.get(key).is_some_and(|local| local.arrived.elapsed() >= GRACE)
     }
 
-    /// Returns the time since the latest object of a pod arrived.
+    /// Returns the time since the latest version of a pod's object arrived.
     pub(super) fn known_for(&self, key: &PodKey) -> Option<Duration> {
-        self.pods.get(key).map(|local| local.at.elapsed())
+        self.pods.get(key).map(|local| local.arrived.elapsed())
     }
 
     /// Returns when the next pod becomes overdue. Pods that were already overdue at `since` are ignored.
     pub(super) fn next_overdue(&self, since: Instant) -> Option<Instant> {
-        let overdue = self.unevaluated.iter().filter_map(|key| self.pods.get(key)).map(|local| local.at + GRACE);
+        let overdue = self.unevaluated.iter().filter_map(|key| self.pods.get(key)).map(|local| local.arrived + GRACE);
         overdue.filter(|at| *at > since).min()
     }
 
@@ -152,8 +152,8 @@ impl LocalPods {
         !self.nodes.is_empty() && !self.nodes.contains(&self.node)
     }
 
-    /// Returns the pod with this address. If several pods claim it: the one that is not being deleted, then the
-    /// youngest, then the one with the greatest key, as in `ClusterState::pod_with_address`.
+    /// Returns the pod with this address. If several pods have it in their objects, a pod that is not being deleted is
+    /// preferred, then the youngest pod, then the pod with the greatest key, as in `ClusterState::pod_with_address`.
     pub(super) fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
         let claimants = self.claims.get(&address)?.iter().filter_map(|key| self.get(key));
         claimants.max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
@@ -247,7 +247,7 @@ mod tests {
         assert!(!apply(&mut pods, pod("a", "n1", 2, 0)), "an equal object must not count as a change");
         pods.evaluated(first);
         assert!(!pods.is_evaluated(&key));
-        let before_changes = Instant::now().checked_sub(GRACE).expect("the monotonic clock is too young");
+        let before_changes = Instant::now().checked_sub(GRACE).expect("the machine was booted less than GRACE ago");
         assert!(pods.next_overdue(before_changes).is_some());
         std::thread::sleep(GRACE);
         assert!(pods.is_overdue(&key) && pods.next_overdue(Instant::now()).is_none());

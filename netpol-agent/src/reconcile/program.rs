@@ -1,5 +1,5 @@
 //! The state machine of the programs on one interface: a pure function from state and event to the next state and an
-//! action. The reconciler reports events and executes actions (`operations`).
+//! action. The reconciler reports events and executes actions (module `operations`).
 //!
 //! ```text
 //!             Need                   Attached
@@ -12,8 +12,15 @@
 //! Detaching ◄─────────── Leftover ◄─────────────────┘
 //! ```
 //!
-//! `NeedNone` also leads from `On` to `Detaching`, and a failed detach to `Failed`. While an operation is in progress
-//! or has failed, `Need` and `NeedNone` are ignored; the next pass sends them again.
+//! Not in the diagram: `NeedNone` also leads from `On` to `Detaching`, and a failed detach to `Failed`. If the
+//! interface no longer exists, `Attached` leads from `Attaching` to `Leftover`. If a pod's interface becomes a device
+//! of the node or the reverse, `Need` leads from `On` to `Attaching`.
+//!
+//! While an operation is in progress or has failed, `Need` and `NeedNone` are ignored. The next pass of the reconciler
+//! sends them again.
+//!
+//! The role of an interface determines its programs: the veth of a pod, or a device through which packets leave the
+//! node.
 
 use std::time::Instant;
 
@@ -35,7 +42,7 @@ pub(super) enum ProgramState {
     /// Programs are being detached.
     Detaching,
     /// The last operation failed, for the reason in `Interface::program_error`. It is retried when interfaces have been
-    /// read again; the loop's back-off (`task`) determines when.
+    /// read again; the back-off of the main loop (module `task`) determines when.
     Failed,
 }
 
@@ -67,7 +74,7 @@ pub(super) enum ProgramAction {
     RecordAttached { role: Role, begun: Instant, packets: Option<u64> },
     /// Records that the programs of this role were detached by another process.
     RecordMissing(Role),
-    /// Removes the interface from the last snapshot: it no longer exists.
+    /// Removes the interface, which no longer exists, from the last snapshot of interfaces.
     RemoveInterface,
     /// Reports an error.
     Report(String),
@@ -87,6 +94,7 @@ impl ProgramState {
             (Self::Off | Self::Leftover, Event::Need(role, now)) => {
                 (Self::Attaching(role, now), Some(Action::Attach(role)))
             }
+            // Whether a device has a link-layer header (`Device`) or not (`Tunnel`) is not expected to change.
             (Self::On(running), Event::Need(role, now)) if running.is_device() != role.is_device() => {
                 (Self::Attaching(role, now), Some(Action::Attach(role)))
             }

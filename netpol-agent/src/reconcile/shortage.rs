@@ -1,5 +1,5 @@
-//! Reports policies that are only partly enforced because all policies together exceed their memory limit: in the log
-//! when that changes, in the status and in metrics.
+//! Reports policies that are only partly enforced because all policies together exceed their memory limit. The
+//! status and the metrics contain these policies, and changes are logged.
 
 use std::collections::BTreeMap;
 
@@ -9,35 +9,37 @@ use netpol_policy::model::PolicyKey;
 use super::Reconciler;
 use netpol_dataplane::Dataplane;
 
-/// Maximum number of policies that are logged individually for a batch of changes; further policies are only counted.
-const LOGGED: usize = 10;
+/// Maximum number of policies that [`Shortage::review`] logs individually. Of further partly enforced policies, it logs
+/// only the number.
+const MAX_LOGGED: usize = 10;
 
 /// Policies that are only partly enforced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shortage {
+    /// What is omitted of each policy.
     policies: BTreeMap<PolicyKey, Omitted>,
 }
 
 impl Shortage {
     /// Replaces the policies, and logs the differences.
     pub(super) fn review(&mut self, now: BTreeMap<PolicyKey, Omitted>) {
-        let mut lines = 0;
+        let mut changed = 0;
         for (policy, omitted) in &now {
             if self.policies.get(policy) == Some(omitted) {
                 continue;
             }
-            lines += 1;
-            if lines <= LOGGED {
+            changed += 1;
+            if changed <= MAX_LOGGED {
                 let Omitted { blocks, ports, total, entries } = omitted;
                 tracing::error!(%policy, blocks, ports, total, entries,
                     "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are omitted and allow nothing");
             }
         }
-        if lines > LOGGED {
-            let policies = lines - LOGGED;
+        if changed > MAX_LOGGED {
+            let policies = changed - MAX_LOGGED;
             tracing::error!(policies, "more policies are only partly enforced; list them with `netpol-agent status`");
         }
-        for policy in self.policies.keys().filter(|policy| !now.contains_key(*policy)).take(LOGGED) {
+        for policy in self.policies.keys().filter(|policy| !now.contains_key(*policy)).take(MAX_LOGGED) {
             tracing::info!(%policy, "the policy is fully enforced again");
         }
         self.policies = now;
@@ -68,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_policies_with_omitted_parts_are_kept() {
+    fn policies_without_omitted_parts_are_removed() {
         let policy = |name: &str| PolicyKey::new("shop", name);
         let omitted = Omitted { blocks: 3, ports: 0, total: 9, entries: 0 };
         let mut shortage = Shortage::default();

@@ -1,5 +1,5 @@
-//! Adopts the tables of an earlier agent and migrates them to new IDs, because the meaning of the old IDs is not
-//! known.
+//! Adopts the tables (BPF maps of policies) and interfaces of an earlier agent. The tables are migrated to new IDs of
+//! rule sets, classes and port sets, because the meaning of the old IDs is not known.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -44,8 +44,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Starts like [`Self::start`], but only does what needs no compilation; the compiler and [`Self::execute`] do the
-    /// rest. Until then, existing interfaces stay as they are, and new interfaces are shut (all of their traffic is
-    /// dropped).
+    /// rest. Until then, existing interfaces stay as they are. A new interface of a known pod is shut (all of its
+    /// traffic is dropped) after a few milliseconds.
     ///
     /// # Errors
     /// If the endpoints cannot be read.
@@ -110,8 +110,8 @@ impl<D: Dataplane> Reconciler<D> {
         Ok(reconciler)
     }
 
-    /// Sets the time at which the interfaces were listed. It is earlier than the start, because the programs were
-    /// loaded in between.
+    /// Sets the time at which the existing interfaces appeared to the time at which they were listed. This is earlier
+    /// than the start, because the programs were loaded in between.
     pub fn interfaces_listed_at(&mut self, at: Instant) {
         for interface in self.interfaces.values_mut() {
             interface.backdate(at);
@@ -119,7 +119,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// Returns the state of each interface when the agent starts.
+/// Returns the state of each interface when the agent starts. `endpoints` are in the kernel; `adopted` are the
+/// interfaces that had programs of an earlier agent.
 fn adopted_interfaces(
     endpoints: BTreeMap<IfIndex, Endpoint>,
     adopted: &BTreeMap<IfIndex, Adopted>,
@@ -135,6 +136,7 @@ fn adopted_interfaces(
         }
     }
     for (ifindex, endpoint) in endpoints {
+        // An earlier agent's programs also write the endpoint ID into the packets of the pod.
         let marks = adopted.get(&ifindex).is_some_and(|adopted| adopted.role == Role::Pod);
         let interface = interfaces
             .entry(ifindex)
@@ -150,6 +152,7 @@ fn adopted_interfaces(
         (interface.appeared, interface.is_veth) = (Some(now), true);
         match interface.enforced().map(|pod_endpoint| pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN)) {
             None => interface.exposure.start(now, veth.packets),
+            // The programs of the earlier agent drop all traffic, because the pod is unknown. No time is unprotected.
             Some(true) => {
                 interface.exposure = Exposure::DropAll { interval: UnprotectedInterval::none(), counted: true }
             }

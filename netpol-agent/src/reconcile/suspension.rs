@@ -1,5 +1,6 @@
-//! Suspensions of enforcement: passes the time to the engine, which has no clock, and logs when suspensions start or
-//! end.
+//! Suspensions: until a time in an annotation, the policies of a namespace or of the cluster are not enforced
+//! (docs/semantics.md, item 44). This module passes the time to the engine (the compiler of policies), which has no
+//! clock, and logs when suspensions start or end.
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Reads the suspensions from the engine, and logs suspensions that have started or ended.
     pub(super) fn log_suspensions(&mut self) {
         let current = self.engine.suspensions();
+        // A suspension with a new end or reason is logged again.
         for suspension in current.iter().filter(|suspension| !self.suspensions.contains(suspension)) {
             let Suspension { namespace, cluster, until, reason } = suspension;
             let reason = reason.as_deref().unwrap_or_default();
@@ -28,6 +30,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         for suspension in &self.suspensions {
             let Suspension { namespace, cluster, until, .. } = suspension;
+            // With a new end or reason, it is still the same suspension: enforcement has not resumed.
             if !current.iter().any(|still| still.is_same(suspension)) {
                 tracing::warn!(%namespace, cluster, %until, "enforcement resumed");
             }
@@ -46,16 +49,17 @@ impl<D: Dataplane> Reconciler<D> {
         self.rejected_suspensions = rejected;
     }
 
-    /// Passes the current time to the engine if a suspension has ended or taken effect since the last time. The main
-    /// loop calls this in each round, because a flood of flow events could delay its timers.
+    /// Passes the current time to the engine if a suspension has ended or taken effect since the engine last received
+    /// the time. The agent's main loop calls this in each round, because a flood of flow events could delay the timers
+    /// of the loop.
     pub fn set_clock_if_due(&mut self) {
         if self.until_suspension_changes() == Some(Duration::ZERO) {
             self.set_clock();
         }
     }
 
-    /// Returns how long to wait before the next [`Reconciler::set_clock_if_due`]; `None` without a suspension, or while
-    /// the engine is compiling.
+    /// Returns how long to wait before the next [`Reconciler::set_clock_if_due`]. `None` if no suspension will start or
+    /// end, or while policies are compiled or written.
     pub fn until_suspension_changes(&self) -> Option<Duration> {
         if !self.has_engine() || self.is_busy() {
             return None;

@@ -8,12 +8,12 @@ use super::container_starts::ContainerStart;
 /// Upper bounds of the buckets of unprotected times, in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 25, 50, 100, 1_000, 10_000];
 
-/// Time and packets of an interface without programs.
+/// A time in which an interface had no programs, and the packets that passed in this time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct UnprotectedInterval {
     since: Instant,
     until: Instant,
-    /// Packets that passed in that time.
+    /// Packets that passed in this time.
     pub(super) packets: u64,
     /// The event at which the time starts.
     pub(super) start: UnprotectedStart,
@@ -28,16 +28,17 @@ pub enum UnprotectedStart {
     Container,
 }
 
-/// Whether traffic of an interface passes without being evaluated.
+/// Whether an interface is exposed: its traffic passes without being evaluated.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum Exposure {
     /// Traffic is evaluated, or the interface does not exist.
     #[default]
     None,
-    /// Traffic has passed without being evaluated since this time. `packets`: the number of packets that the interface
-    /// had passed until then.
+    /// Traffic has passed without being evaluated since `since`. `packets`: the number of packets that had passed
+    /// through the interface until then.
     Open { since: Instant, packets: u64 },
-    /// All traffic is dropped until the pod's policies are enforced. `interval`: the unprotected time before that.
+    /// The interface is no longer exposed: its programs drop all traffic until the pod's policies are enforced.
+    /// `interval`: the unprotected time before the programs ran.
     DropAll {
         interval: UnprotectedInterval,
         /// Whether the interval is in the totals already.
@@ -57,8 +58,9 @@ impl UnprotectedInterval {
         self.until.saturating_duration_since(self.since)
     }
 
-    /// Returns the part of the interval in which containers could run. If there is such a part, all packets of the
-    /// interval count, because it is unknown which of them passed in this part.
+    /// Returns the part of the interval in which containers could run; `start` is when the first container could start.
+    /// If there is such a part, all packets of the interval count, because it is unknown which of them passed in this
+    /// part.
     pub(super) fn with_containers(self, start: ContainerStart) -> Self {
         let since = match start {
             ContainerStart::Held => self.until,
@@ -83,8 +85,8 @@ impl UnprotectedStart {
 }
 
 impl Exposure {
-    /// Records that the interface has no programs since `since`. `packets`: the number of packets that it had passed
-    /// until then.
+    /// Records that the interface has had no programs since `since`. `packets`: the number of packets that had passed
+    /// through the interface until then.
     pub(super) fn start(&mut self, since: Instant, packets: u64) {
         if !matches!(self, Self::Open { .. }) {
             *self = Self::Open { since, packets };
@@ -99,7 +101,7 @@ impl Exposure {
     }
 
     /// Records that programs run from now on, and returns the unprotected interval. `packets`: the number of packets
-    /// that the interface has passed until now. Returns `None` if programs already ran.
+    /// that have passed through the interface until now. Returns `None` if programs already ran.
     pub(super) fn end(&mut self, packets: u64) -> Option<UnprotectedInterval> {
         let Self::Open { since, packets: before } = *self else { return None };
         *self = Self::None;
@@ -107,8 +109,8 @@ impl Exposure {
         Some(UnprotectedInterval { since, until, packets: packets.saturating_sub(before), start })
     }
 
-    /// If all traffic was dropped until now, records that policies are enforced now. Then returns the unprotected time,
-    /// and whether it is in the totals already.
+    /// If all traffic was dropped until now, records that policies are enforced from now on. Returns the unprotected
+    /// interval, and whether it is in the totals already; `None` if not all traffic was dropped.
     pub(super) fn take_drop_all(&mut self) -> Option<(UnprotectedInterval, bool)> {
         let Self::DropAll { interval, counted } = *self else { return None };
         *self = Self::None;
@@ -116,15 +118,15 @@ impl Exposure {
     }
 }
 
-/// Totals of all interfaces to which this agent attached programs. Interfaces adopted with programs of an earlier
-/// agent have no unprotected time.
+/// Totals of all interfaces to which this agent attached programs. An interface that still has the programs of an
+/// earlier agent has no unprotected time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnprotectedTimes {
     /// Times until the programs of an interface ran, including compile time. A time starts when the kernel reports the
     /// interface. For an interface that already existed when the agent started, it starts at the start of the agent. If
     /// another process detached the programs, it starts when the kernel reports this.
     interface: UnprotectedTime,
-    /// The same, but a time starts when the first container could start.
+    /// The same, but each time starts when the first container of the pod could start.
     container: UnprotectedTime,
     /// Number of times that programs were attached.
     pub attached: u64,
@@ -167,7 +169,7 @@ impl UnprotectedTimes {
         }
     }
 
-    /// Returns the totals of the times with this start.
+    /// Returns the totals of the times that start at this event.
     pub fn since(&self, start: UnprotectedStart) -> &UnprotectedTime {
         match start {
             UnprotectedStart::Interface => &self.interface,

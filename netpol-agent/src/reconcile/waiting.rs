@@ -1,4 +1,5 @@
-//! Determines what the agent waits for, and which interfaces the next reading can skip.
+//! Determines what the agent waits for, and which interfaces the next reading can skip. A reading is one pass of the
+//! interface watcher: it reads the veths, and the addresses of their peers (their other ends, in pods).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,12 +14,12 @@ use super::program::ProgramState;
 use netpol_dataplane::Dataplane;
 use netpol_node::KnownVeths;
 
-/// How long the reconciler waits for an IPv6 link-local address; a pod may have none.
+/// How long the reconciler waits for the IPv6 link-local address of a pod; a pod may have none.
 const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Interface {
-    /// Returns whether the interface need not be read in detail again: it is enforced, and either its pod is gone, or
-    /// its pod and all of its addresses are known.
+    /// Returns whether the addresses of the interface's peer need not be read again: policies are enforced on the
+    /// interface, and either its pod is gone, or its pod and all of its addresses are known.
     fn is_complete(&self) -> bool {
         // The agent waits for a missing address only for a limited time: an interface without IPv6 never gets a
         // link-local address.
@@ -30,7 +31,8 @@ impl Interface {
         })
     }
 
-    /// Returns whether the MAC address of its pod is to be read, because it is unknown or may change.
+    /// Returns whether the MAC address of the interface's pod is to be read: it is unknown, or the interface is so new
+    /// that the MAC address may still change.
     fn needs_mac(&self) -> bool {
         let is_young = self.age().is_some_and(|age| age < MAC_LEARNING);
         self.enforced()
@@ -49,7 +51,7 @@ impl<D: Dataplane> Reconciler<D> {
         let (now, is_pod_waiting) = (Instant::now(), self.pods_waiting() > 0);
         let mut known = KnownVeths::default();
         for (ifindex, interface) in &mut self.interfaces {
-            // Any interface without a known pod may belong to a waiting pod.
+            // Any interface without a known pod may belong to a pod that waits for its interface.
             let is_due = is_pod_waiting && interface.identity.pod.is_none() || interface.peer_reads.is_due(now);
             let is_skipped = interface.is_complete() || !is_due;
             if is_skipped {
@@ -64,7 +66,7 @@ impl<D: Dataplane> Reconciler<D> {
         known
     }
 
-    /// Returns the veths that lead to these namespaces.
+    /// Returns the veths whose peers are in these network namespaces. A namespace is given by its ID (nsid).
     pub fn interfaces_to(&self, namespaces: &BTreeSet<i32>) -> Vec<IfIndex> {
         let veths = self.snapshot.veths.iter().filter(|(_, (veth, _))| namespaces.contains(&veth.namespace));
         veths.map(|(ifindex, _)| *ifindex).collect()
@@ -72,7 +74,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns whether something is missing: a pod of this node has no interface yet, an interface has no programs or
     /// addresses yet, or a failed write or operation must be retried. The interface of an unknown pod does not count.
-    /// When the source reports the pod, the pod counts as waiting.
+    /// When the source (the API server or a directory) reports the pod, the pod counts as waiting.
     pub fn is_waiting(&self) -> bool {
         let waits = |interface: &Interface| {
             let is_unknown =
@@ -83,8 +85,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.values().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }
 
-    /// Returns the number of pods of this node that have an address, but no interface on which their
-    /// policies are enforced.
+    /// Returns the number of pods of this node that have an address, but no interface on which their policies are
+    /// enforced.
     pub fn pods_waiting(&self) -> usize {
         let enforced = self.interfaces.values().filter_map(Interface::enforced);
         let current = enforced.filter(|pod_endpoint| pod_endpoint.phase == Phase::Current);

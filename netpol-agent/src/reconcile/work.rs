@@ -1,5 +1,5 @@
-//! Queues compile jobs and writes, in order. The loop executes a slice of writes at a time, and handles interfaces,
-//! finished operations and API requests in between.
+//! Queues compile jobs and writes, in order. The agent's main loop executes a few writes at a time, and handles
+//! interfaces, finished operations and API requests in between.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::{Reconciler, all_policies, failures};
 use netpol_dataplane::Dataplane;
 use netpol_source::{Batch, Generation};
 
-/// Number of writes between two checks of the clock. They take about 0.1 ms.
+/// Number of writes between two checks of the clock. These writes take about 0.1 ms.
 const WRITES_PER_CHECK: usize = 64;
 
 /// The batches that a job or its writes come from.
@@ -23,13 +23,13 @@ const WRITES_PER_CHECK: usize = 64;
 pub struct Origin {
     /// Numbers of the batches, and when the agent received them.
     pub batches: Vec<(Generation, Instant)>,
-    /// Whether these are the first objects.
+    /// Whether the job compiles the first objects after the start.
     pub start: bool,
     /// Time that compiling and writing took. Set when both are done.
     pub took: Duration,
 }
 
-/// A pending compile job. `ticket` is the last change of a local pod that the job includes.
+/// A pending compile job. `ticket` is the number of the last change of a pod of this node that the job includes.
 #[derive(Debug)]
 pub(super) struct Pending {
     job: Job,
@@ -40,13 +40,13 @@ pub(super) struct Pending {
 /// A pending write. Writes are executed in order.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// Changes of map entries and endpoints. The second field: whether one of them frees space in a map.
+    /// Changes of map entries and endpoints, and whether one of the changes frees space in a map.
     Changes(std::vec::IntoIter<Change>, bool),
     /// Sets the policies of all endpoints.
     SetPolicies(BTreeMap<PodKey, EndpointPolicy>, Ticket),
-    /// Retries failed entries, with the value that each entry must have at that time.
+    /// Retries writing failed entries. An entry gets the value that it must have when it is written.
     Retry(std::vec::IntoIter<failures::EntryKey>),
-    /// Marks the end of a job.
+    /// Marks the end of a job. The [`Instant`] is the time when the job began.
     Done(Origin, Ticket, Instant),
 }
 
@@ -57,8 +57,8 @@ pub(super) struct Work {
     backlog: VecDeque<Pending>,
     /// Job that the engine runs now, and since when.
     compiling: Option<(Origin, Ticket, Instant)>,
-    /// With [`Compiler::Manual`]: the job that waits to be run.
-    manual_task: Option<Task>,
+    /// With [`Compiler::Manual`] or [`Compiler::Inline`]: the job that waits to be run.
+    waiting_task: Option<Task>,
     writes: VecDeque<Write>,
     finished: Vec<Origin>,
 }
@@ -69,7 +69,7 @@ impl Work {
             compiler,
             backlog: VecDeque::new(),
             compiling: None,
-            manual_task: None,
+            waiting_task: None,
             writes: VecDeque::new(),
             finished: Vec::new(),
         }
@@ -142,20 +142,21 @@ impl<D: Dataplane> Reconciler<D> {
         loop {
             while self.execute(Duration::MAX) {}
             self.start_next_job();
-            let Some(task) = self.work.manual_task.take() else { break };
+            let Some(task) = self.work.waiting_task.take() else { break };
             self.compiled(task.run());
         }
         self.work.finished.clear();
     }
 
-    /// Starts the next compile job, if all writes of the last job are done: an engine that replaces the current one
-    /// must not allocate IDs that these writes use.
+    /// Starts the next compile job, if all writes of the last job are done. A job may replace the engine with a new
+    /// one, which must not allocate IDs that pending writes use.
     fn start_next_job(&mut self) {
         if self.work.compiling.is_some() || !self.work.writes.is_empty() {
             return;
         }
         let Some(Pending { job, origin, ticket }) = self.work.backlog.pop_front() else { return };
         self.store_rule_set_names();
+        // The job gets the engine. Until the job ends, an empty engine takes its place.
         let placeholder = placeholder(self.scope());
         let engine = std::mem::replace(&mut self.engine, placeholder);
         let endpoints = self.pod_endpoints().map(|pod_endpoint| pod_endpoint.endpoint).collect();
@@ -163,7 +164,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.work.compiling = Some((origin, ticket, Instant::now()));
         match &self.work.compiler {
             Compiler::Thread(worker) => worker.send(task),
-            Compiler::Inline | Compiler::Manual => self.work.manual_task = Some(task),
+            Compiler::Inline | Compiler::Manual => self.work.waiting_task = Some(task),
         }
     }
 
@@ -192,6 +193,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         self.work.writes.push_back(Write::Done(origin, ticket, begun));
+        // Before the IDs are used up, the engine is replaced.
         if self.engine.needs_successor() && !self.work.backlog.iter().any(|pending| matches!(pending.job, Job::Renew)) {
             self.work.push(Job::Renew, Origin::default(), ticket);
         }
@@ -200,7 +202,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// With [`Compiler::Manual`]: runs the pending job; returns false if there is none. The writes are left to
     /// [`Self::execute`].
     pub fn compile(&mut self) -> bool {
-        let Some(task) = self.work.manual_task.take() else { return false };
+        let Some(task) = self.work.waiting_task.take() else { return false };
         self.compiled(task.run());
         true
     }
@@ -242,6 +244,7 @@ impl<D: Dataplane> Reconciler<D> {
                 Write::Done(origin, ticket, job_begun) => {
                     self.pods.evaluated(*ticket);
                     self.reconcile(false);
+                    // Writes between this job and the next one belong to no batch.
                     self.history.begin(&[], Vec::new());
                     origin.took = job_begun.elapsed();
                     self.work.finished.push(std::mem::take(origin));
@@ -297,7 +300,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns how long the current compile job has taken so far.
-    pub fn evaluating(&self) -> Option<Duration> {
+    pub fn compiling_for(&self) -> Option<Duration> {
         self.work.compiling.as_ref().map(|(_, _, begun)| begun.elapsed())
     }
 

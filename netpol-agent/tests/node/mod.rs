@@ -15,17 +15,22 @@ use nix::sched::{CloneFlags, setns};
 /// Timeout of all waits.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// If a connection does not open within this time, its packets count as dropped.
-const DROPPED: Duration = Duration::from_millis(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
 static NEXT_NODE: AtomicU32 = AtomicU32::new(0);
 
-/// A node. Pod `n` has the address `10.9.0.n` on `veth<n>`, and serves ports 80 and 81.
+/// A node, with the name `n1` in the agent's input. Pod `n` (`shop/p<n>`) has the address `10.9.0.n` on `veth<n>`, and
+/// serves ports 80 and 81.
 pub(crate) struct Node {
+    /// The name of the node's network namespace.
     name: String,
+    /// The manifests that the agent reads, and hidden files: the agent's socket, ready file, events and log.
     pub(crate) directory: tempfile::TempDir,
     pub(crate) pin_path: PathBuf,
+    /// The numbers of the pods.
     pods: Vec<u8>,
     agent: Option<Child>,
+    /// How many times [`Node::spawn`] started the agent. Each start has its own files for the output.
     starts: u32,
 }
 
@@ -58,7 +63,7 @@ impl Node {
         node
     }
 
-    /// Creates a pod's namespace and veth, without a manifest.
+    /// Creates a pod's network namespace and veth, without a manifest.
     pub(crate) fn add_pod(&mut self, number: u8) {
         let pod = self.namespace(number);
         ip(&format!("netns add {pod}"));
@@ -81,8 +86,8 @@ impl Node {
         }
     }
 
-    /// Replaces a pod's veth by a new veth with the same name, index and address, as if the pod's namespace was
-    /// recreated.
+    /// Replaces a pod's veth by a new veth with the same name, index and address, as if the pod's network namespace had
+    /// been recreated.
     pub(crate) fn replace_veth(&self, number: u8) {
         let pod = self.namespace(number);
         let index = inside(&self.name, move || nix::net::if_::if_nametoindex(format!("veth{number}").as_str()));
@@ -136,7 +141,7 @@ impl Node {
         fs::remove_file(self.directory.path().join(file)).expect("cannot remove the manifest");
     }
 
-    /// Runs a subcommand of the agent in the node's namespace.
+    /// Runs a subcommand of the agent in the node's network namespace.
     pub(crate) fn subcommand(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("cannot run the agent")
     }
@@ -178,7 +183,8 @@ impl Node {
         );
     }
 
-    /// Starts another agent with these arguments. Its log is piped.
+    /// Starts an agent in addition to the one of [`Node::spawn`], with its own API socket. `arguments` starts with the
+    /// subcommand. To end this agent and get its log, use [`kill`].
     pub(crate) fn start_another(&self, arguments: &[&str]) -> Child {
         let mut command = self.command(arguments);
         command.arg("--api-socket").arg(self.directory.path().join(".aside.sock"));
@@ -190,6 +196,7 @@ impl Node {
             .expect("cannot start the agent")
     }
 
+    /// Returns the path of a hidden file of the current agent. `purpose`: `ready`, `out` or `log`.
     fn path(&self, purpose: &str) -> PathBuf {
         self.directory.path().join(format!(".{purpose}{}", self.starts))
     }
@@ -199,7 +206,7 @@ impl Node {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Returns the events of the current agent.
+    /// Returns the events that the current agent has written to standard output.
     pub(crate) fn events(&self) -> String {
         fs::read_to_string(self.path("out")).unwrap_or_default()
     }
@@ -217,7 +224,8 @@ impl Node {
         agent.wait().expect("cannot wait for the agent")
     }
 
-    /// Waits until `holds` returns true. Panics with the log after the timeout.
+    /// Waits until `holds` returns true. After the timeout, panics with the agent's log. `condition` completes the
+    /// phrase "waiting until …".
     pub(crate) fn wait(&self, condition: &str, mut holds: impl FnMut() -> bool) {
         let start = Instant::now();
         while !holds() {
@@ -236,7 +244,7 @@ impl Node {
 
     /// Connects from one pod to another. `None`: the packets are dropped.
     pub(crate) fn connect(&self, from: u8, to: u8, port: u16) -> Option<TcpStream> {
-        self.connect_within(DROPPED, from, to, port)
+        self.connect_within(CONNECT_TIMEOUT, from, to, port)
     }
 
     /// Connects with another timeout, for example to allow retransmissions.
@@ -267,9 +275,10 @@ impl Node {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Returns the numbers of netpol's filters and links on a pod's interface.
+    /// Returns how many programs of netpol are attached to a pod's interface: as tc filters, and as TCX links.
     pub(crate) fn attached(&self, pod: u8) -> (usize, usize) {
         let show = |hook| self.tc(&format!("filter show dev veth{pod} {hook}"));
+        // netpol's filters have this handle.
         let filters = ["ingress", "egress"].map(|hook| show(hook).matches("handle 0x6e70 ").count());
         let name = format!("veth{pod}");
         let index =
@@ -294,6 +303,7 @@ impl Node {
         })
     }
 
+    /// Returns the name of a pod's network namespace.
     fn namespace(&self, pod: u8) -> String {
         format!("{}-p{pod}", self.name)
     }

@@ -15,6 +15,7 @@ use netpol_node::{Device, InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 
+/// A pod of the local node `n1`, and a pod of another node.
 const PODS: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: n1},
  status: {phase: Running, podIPs: [{ip: 10.0.0.2}]}}
@@ -23,7 +24,8 @@ const PODS: &str = "
  status: {phase: Running, podIPs: [{ip: 10.0.1.2}]}}
 ";
 
-const ALLOW_BLOCK: &str = "
+/// Allows ingress only from an `ipBlock` with an `except`.
+const ALLOW_IP_BLOCK: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: block, namespace: shop},
  spec: {podSelector: {}, policyTypes: [Ingress],
         ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.8/32]}}]}]}}
@@ -34,11 +36,13 @@ const DENY_ALL: &str = "
  spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}
 ";
 
-const OTHER_PODS: &str = "
+/// Another pod of the local node.
+const OTHER_POD: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: cart, namespace: shop}, spec: {nodeName: n1},
  status: {phase: Running, podIPs: [{ip: 10.0.0.4}]}}
 ";
 
+/// Returns an event that replaces all objects with those in the manifests.
 fn objects(manifests: &[&str]) -> Vec<Event> {
     let parsed: Vec<_> = manifests.iter().map(|text| manifest::parse(text, "test.yaml")).collect();
     assert!(parsed.iter().all(|parsed| parsed.errors.is_empty()), "{parsed:?}");
@@ -46,7 +50,7 @@ fn objects(manifests: &[&str]) -> Vec<Event> {
     vec![Event::Reset(objects.collect())]
 }
 
-/// Returns a snapshot of veths. Each tuple is the index of a veth and the address of the pod.
+/// Returns a snapshot of veths. Each tuple has the index of a veth, and the address of the pod at its other end.
 fn interfaces(veths: &[(u32, &str)]) -> InterfaceSnapshot {
     let veth = |&(index, address): &(u32, &str)| {
         let name = format!("veth{index}");
@@ -118,7 +122,7 @@ fn a_removed_interface_is_released_and_a_new_one_gets_a_new_endpoint() {
 #[test]
 fn a_full_map_marks_the_affected_pods_as_incomplete_until_there_is_room() {
     let full = Memory::full(MapName::Allow);
-    let mut reconciler = start(full, UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
+    let mut reconciler = start(full, UnknownPods::Allow, &[PODS, ALLOW_IP_BLOCK], &[(3, "10.0.0.2")]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::INCOMPLETE));
     assert!(reconciler.failed_writes().missing > 0);
     reconciler.dataplane_mut().full = None;
@@ -130,19 +134,21 @@ fn a_full_map_marks_the_affected_pods_as_incomplete_until_there_is_room() {
 #[test]
 fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     let full = Memory::full(MapName::PrefixesV4);
-    let mut reconciler = start(full, UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
+    let mut reconciler = start(full, UnknownPods::Allow, &[PODS, ALLOW_IP_BLOCK], &[(3, "10.0.0.2")]);
     let endpoint = endpoints(&reconciler)[&IfIndex(3)];
     assert!(endpoint.has(endpoint_flags::INCOMPLETE));
     assert_eq!((endpoint.ingress.isolated(), endpoint.ingress.any), (true, PortSetId::NONE));
     assert!(!endpoint.egress.isolated(), "the direction that is not isolated stays open");
+    // This rule set allows nothing. Without the prefix of the `except`, the addresses of the `except` would match the
+    // block.
     let quarantine_rule_set = endpoint.ingress.rule_set;
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
     assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, quarantine_rule_set);
 }
 
-/// Returns the endpoint of an interface, without its version. Also checks that programs are
-/// attached if there is an endpoint, and are not attached otherwise.
+/// Returns the endpoint of an interface, without its version. Also checks that programs are attached if there is an
+/// endpoint, and are not attached otherwise.
 fn enforced_endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
     assert_eq!(
         reconciler.dataplane().attached.contains(&IfIndex(index)),
@@ -160,10 +166,10 @@ const POD_WITH_REUSED_ADDRESS: &str = "
 fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
     let finished = PODS.replacen("Running", "Succeeded", 1);
     for (name, after) in
-        [("deleted", &[ALLOW_BLOCK][..]), ("finished", &[&finished, ALLOW_BLOCK]), ("all deleted", &[])]
+        [("deleted", &[ALLOW_IP_BLOCK][..]), ("finished", &[&finished, ALLOW_IP_BLOCK]), ("all deleted", &[])]
     {
         for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
-            let mut reconciler = start(Memory::default(), unknown_pods, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
+            let mut reconciler = start(Memory::default(), unknown_pods, &[PODS, ALLOW_IP_BLOCK], &[(3, "10.0.0.2")]);
             let before = enforced_endpoint(&reconciler, 3).expect("no endpoint");
             assert!(before.ingress.isolated());
             replace_objects(&mut reconciler, after);
@@ -183,9 +189,9 @@ fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
 
 #[test]
 fn a_pod_that_reuses_the_address_of_a_deleted_pod_gets_its_own_policies() {
-    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
-    replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
-    replace_objects(&mut reconciler, &[POD_WITH_REUSED_ADDRESS, ALLOW_BLOCK]);
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS, ALLOW_IP_BLOCK], &[(3, "10.0.0.2")]);
+    replace_objects(&mut reconciler, &[ALLOW_IP_BLOCK]);
+    replace_objects(&mut reconciler, &[POD_WITH_REUSED_ADDRESS, ALLOW_IP_BLOCK]);
     assert!(!enforced_endpoint(&reconciler, 3).expect("no endpoint").ingress.isolated());
     assert!(!reconciler.endpoint(IfIndex(3)).expect("no endpoint").is_orphaned());
 }
@@ -194,9 +200,9 @@ fn a_pod_that_reuses_the_address_of_a_deleted_pod_gets_its_own_policies() {
 fn a_recreated_pod_gets_its_current_policies() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     replace_objects(&mut reconciler, &[]);
-    replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[ALLOW_IP_BLOCK]);
     assert!(!enforced_endpoint(&reconciler, 3).expect("no endpoint").ingress.isolated());
-    replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[PODS, ALLOW_IP_BLOCK]);
     assert!(enforced_endpoint(&reconciler, 3).expect("no endpoint").ingress.isolated());
 }
 
@@ -204,7 +210,7 @@ fn a_recreated_pod_gets_its_current_policies() {
 fn a_pod_that_removes_its_address_stays_enforced() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.interfaces(interfaces(&[(3, "10.0.0.77")]));
-    replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[PODS, ALLOW_IP_BLOCK]);
     let endpoint = enforced_endpoint(&reconciler, 3).expect("no endpoint");
     assert!(endpoint.ingress.isolated() && endpoint.address_v4 == [10, 0, 0, 2]);
 }
@@ -214,7 +220,7 @@ fn a_restart_keeps_the_endpoints_of_deleted_pods() {
     let mut before = start(Memory::default(), UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
     let endpoint = enforced_endpoint(&before, 3).expect("no endpoint");
     let dataplane = std::mem::take(before.dataplane_mut());
-    let after = start(dataplane, UnknownPods::Allow, &[OTHER_PODS, ALLOW_BLOCK], &[(3, "10.0.0.2"), (4, "10.0.0.4")]);
+    let after = start(dataplane, UnknownPods::Allow, &[OTHER_POD, ALLOW_IP_BLOCK], &[(3, "10.0.0.2"), (4, "10.0.0.4")]);
     assert_eq!(enforced_endpoint(&after, 3), Some(endpoint));
     // A rule set that allows nothing has no map entry. Its ID must not be reused, either.
     assert!(enforced_endpoint(&after, 4).expect("no endpoint").ingress.rule_set > endpoint.ingress.rule_set);
@@ -225,6 +231,7 @@ fn unknown_interfaces_are_not_waited_for() {
     let mut reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[(3, "10.0.0.2")]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::UNKNOWN));
     assert!(!reconciler.is_waiting());
+    // The next reading skips the interfaces in `complete`.
     assert!(reconciler.begin_reading().complete.is_empty(), "the addresses of the interface must be read");
 }
 
@@ -291,6 +298,7 @@ fn a_failed_write_of_an_owner_is_retried() {
     reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
     assert_eq!(reconciler.dataplane().owners, BTreeMap::new());
     reconciler.dataplane_mut().owner_error = None;
+    // A pass without a new reading of the interfaces.
     reconciler.reconcile(false);
     assert!(reconciler.dataplane().owners.contains_key(&address));
 }
@@ -304,7 +312,7 @@ fn policies_are_written_while_programs_are_being_attached() {
     assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "policies must be written before the programs run");
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "the attach must be requested once");
     reconciler.jobs_finished([attach_outcome(Ok(()))]);
-    assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
+    assert_eq!(reconciler.pods_waiting(), 0);
     assert_eq!(reconciler.unprotected().since(UnprotectedStart::Interface).count, 1);
 }
 
@@ -340,8 +348,8 @@ fn an_attach_in_progress_is_reported_even_for_an_unknown_pod() {
 
 #[test]
 fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
-    let gone = AttachError { gone: true, ..attach_error() };
-    for result in [Ok(()), Err(gone)] {
+    let interface_is_gone = AttachError { gone: true, ..attach_error() };
+    for result in [Ok(()), Err(interface_is_gone)] {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
         reconciler.interfaces(interfaces(&[]));
@@ -363,7 +371,7 @@ fn policies_are_written_while_programs_are_being_detached() {
     let mut reconciler = start_with_slow_dataplane(UnknownPods::Allow);
     reconciler.interfaces(interfaces(&[]));
     assert_eq!(reconciler.pods_waiting(), 1, "the pod must count as waiting");
-    replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[PODS, ALLOW_IP_BLOCK]);
     assert!(reconciler.failed_writes().missing == 0 && !reconciler.dataplane().written.is_empty());
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "the detach must be requested once");
 }
@@ -371,10 +379,10 @@ fn policies_are_written_while_programs_are_being_detached() {
 #[test]
 fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
     for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
-        // The new interface belongs to a known pod: it is enforced after detaching and attaching.
+        // The new interface belongs to a known pod. Policies are enforced on it after the detach and another attach.
         let mut reconciler = start_with_slow_dataplane(unknown_pods);
         reconciler.interfaces(interfaces(&[]));
-        replace_objects(&mut reconciler, &[OTHER_PODS, DENY_ALL]);
+        replace_objects(&mut reconciler, &[OTHER_POD, DENY_ALL]);
         reconciler.interfaces(interfaces(&[(3, "10.0.0.4")]));
         assert!(reconciler.enforced().next().is_none() && reconciler.pods_waiting() == 1);
         reconciler.jobs_finished([detach_outcome(Ok(()))]);
@@ -382,7 +390,7 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
         reconciler.jobs_finished([attach_outcome(Ok(()))]);
         assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated() && reconciler.pods_waiting() == 0);
 
-        // The new interface has no known pod: no state of the earlier pod is left.
+        // The new interface belongs to an unknown pod. No state of the earlier pod is left.
         let mut reconciler = start_with_slow_dataplane(unknown_pods);
         reconciler.interfaces(interfaces(&[]));
         reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
@@ -412,8 +420,9 @@ fn a_failed_operation_is_retried_only_after_interfaces_are_read_again() {
     assert!(endpoints(&reconciler).is_empty());
 }
 
+/// A verification checks that programs are still attached. Its outcome has the interfaces without programs.
 #[test]
-fn a_change_during_a_verification_causes_another_verification() {
+fn verifications_requested_during_a_verification_cause_one_more_verification() {
     let mut reconciler = start_with_slow_dataplane(UnknownPods::Allow);
     let verify = PendingCall::Verify(vec![IfIndex(3)]);
     for _ in 0..3 {

@@ -14,12 +14,13 @@ use netpol_source::{Batch, Generation};
 
 use super::{DENY_ALL, PODS, objects, replace_objects, start, start_with};
 
+/// Allows egress from pod `web` to port 80 of all pods of the namespace, such as pod `far` on another node.
 const ALLOW_FAR: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: far, namespace: shop},
  spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}], ports: [{port: 80}]}]}}
 ";
 
-/// An event at the endpoint of shop/web, for a connection to shop/far.
+/// Returns an event of the endpoint of shop/web (interface 3), for a connection to a port of shop/far.
 fn event(reconciler: &Reconciler<Memory>, reason: Reason, port: u16) -> FlowEvent {
     let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
     let address = |address: [u8; 4]| std::array::from_fn(|index| address.get(index).copied().unwrap_or(0));
@@ -40,10 +41,12 @@ fn event(reconciler: &Reconciler<Memory>, reason: Reason, port: u16) -> FlowEven
     }
 }
 
+/// Returns a reporter that writes its records to a buffer.
 fn reporter(buffer: &FlowBuffer) -> Reporter {
     Reporter::new(Lines::to(std::io::sink()), buffer.clone()).with_allowed_flows(true)
 }
 
+/// Returns the flow records of a buffer.
 fn flows(buffer: &FlowBuffer) -> Vec<FlowRecord> {
     let flow = |record: &Record| match record {
         Record::Flow(flow) => Some((**flow).clone()),
@@ -52,6 +55,7 @@ fn flows(buffer: &FlowBuffer) -> Vec<FlowRecord> {
     buffer.records().iter().filter_map(|buffered| flow(&buffered.record)).collect()
 }
 
+/// Returns a reconciler with an endpoint for shop/web, and with these policies.
 fn reconciler_with(policies: &[&str]) -> Reconciler<Memory> {
     let manifests: Vec<&str> = [PODS].into_iter().chain(policies.iter().copied()).collect();
     start(Memory::default(), UnknownPods::Allow, &manifests, &[(3, "10.0.0.2")])
@@ -65,8 +69,9 @@ fn a_record_has_both_ends_their_policies_and_the_rule() {
     let allowed = FlowEvent { suppressed: 4, ..event(&reconciler, Reason::Rule, 80) };
     reporter.record(&allowed, &reconciler);
     reporter.record(&event(&reconciler, Reason::NoRule, 81), &reconciler);
+    // The current policies allow port 80, so this packet was evaluated by earlier policies.
     reporter.record(&event(&reconciler, Reason::NoRule, 80), &reconciler);
-    let [allowed, denied, stale] = &flows(&buffer)[..] else { panic!("{:?}", flows(&buffer)) };
+    let [allowed, denied, by_earlier_policies] = &flows(&buffer)[..] else { panic!("{:?}", flows(&buffer)) };
 
     assert_eq!((allowed.verdict, allowed.header.node.as_str()), (FlowVerdict::Allowed, "n1"));
     assert_eq!((allowed.from.pod.as_deref(), allowed.to.pod.as_deref()), (Some("web"), Some("far")));
@@ -82,12 +87,13 @@ fn a_record_has_both_ends_their_policies_and_the_rule() {
         "{egress:?}"
     );
 
-    let egress = stale.egress.as_ref().expect("no egress");
-    assert_eq!(stale.unexplained.as_deref(), Some("policies have changed since the packet"));
+    let egress = by_earlier_policies.egress.as_ref().expect("no egress");
+    assert_eq!(by_earlier_policies.unexplained.as_deref(), Some("policies have changed since the packet"));
     assert_eq!((egress.verdict, &egress.nearest), (FlowVerdict::Denied, &None));
 
     let rule = RuleRef { policy: PolicyKey::new("shop", "far"), direction: Direction::Egress, index: 0 };
     let hits = reporter.hits().of_rule(&rule, reconciler.engine().cluster_state()).expect("no flows");
+    // The event of the allowed flow stands for 4 more flows.
     assert_eq!((hits.flows, reporter.hits().denied_of(&rule.policy).map(|hits| hits.flows)), (5, Some(2)));
 }
 
@@ -160,6 +166,7 @@ fn a_revoked_flow_has_the_change_that_revoked_it() {
     let mut reconciler = reconciler_with(&[]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
+    // A batch of changes. Its generation is its number.
     let batch = |generation, manifests: &[&str]| Batch {
         generation: Generation(generation),
         events: match &objects(manifests)[..] {
@@ -171,6 +178,7 @@ fn a_revoked_flow_has_the_change_that_revoked_it() {
     };
     reconciler.apply_batch(batch(2, &[DENY_ALL]));
     reporter.record(&event(&reconciler, Reason::Revoked, 80), &reconciler);
+    // This change allows more, so it revokes no flow.
     reconciler.apply_batch(batch(3, &[ALLOW_FAR]));
     reporter.record(&event(&reconciler, Reason::Revoked, 80), &reconciler);
     for flow in flows(&buffer) {
@@ -189,7 +197,7 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
     let mut reporter = reporter(&buffer);
     let deny = PolicyKey::new("shop", "deny");
     assert_eq!(reporter.shadow().since_of(&deny), None);
-    // The first summary records which policies are in shadow mode.
+    // The first call of `summarize` records which policies are in shadow mode.
     reporter.summarize(&reconciler, Instant::now() + Duration::from_secs(1), |_, _, _| 0);
     assert!(reporter.shadow().since_of(&deny).is_some());
     let endpoint = reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;
@@ -210,7 +218,7 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
 }
 
 #[test]
-fn would_be_denials_without_a_record_are_in_the_report() {
+fn flows_without_a_record_that_policies_in_shadow_mode_would_deny_are_in_the_report() {
     let shadow = DENY_ALL.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
     let reconciler = reconciler_with(&[&shadow]);
     let buffer = FlowBuffer::new(10);
@@ -223,7 +231,7 @@ fn would_be_denials_without_a_record_are_in_the_report() {
         ..event(&reconciler, Reason::NoRule, 5353)
     };
     reporter.record(&multicast, &reconciler);
-    assert!(flows(&buffer).is_empty(), "the event is only summarized");
+    assert!(flows(&buffer).is_empty(), "a multicast event has no record of its own");
     let since = std::time::SystemTime::UNIX_EPOCH;
     let denials = reporter.shadow().denials(since);
     assert_eq!((denials.len(), denials[0].flows, denials[0].port), (1, 1, Some(5353)));
@@ -239,7 +247,7 @@ fn would_be_denials_without_a_record_are_in_the_report() {
 }
 
 #[test]
-fn with_observe_denied_packets_count_as_would_be_denials_of_all_policies() {
+fn with_observe_a_denied_packet_is_counted_as_if_all_policies_were_in_shadow_mode() {
     let options = Options { observe: true, ..Options::of_node("n1") };
     let reconciler = start_with(Memory::default(), options, &[PODS, DENY_ALL, ALLOW_FAR], &[(3, "10.0.0.2")]);
     let mut reporter = reporter(&FlowBuffer::new(10));
@@ -291,6 +299,7 @@ fn events_beyond_the_limit_are_counted_and_cost_little() {
     for _ in 0..events {
         reporter.record(&event, &reconciler);
     }
+    // The limit is 1,000 records in each second of the clock. The loop can begin and end in the middle of a second.
     let seconds = started.elapsed().as_secs() + 2;
     let records = buffer.records().len() as u64;
     assert!((1000..=1000 * seconds).contains(&records), "{records} records in {seconds} s");
@@ -303,30 +312,33 @@ fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objec
     let mut reconciler = reconciler_with(&[ALLOW_FAR]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
-    let later = FlowEvent { time_ns: u64::MAX / 2, ..event(&reconciler, Reason::NoRule, 80) };
-    let later_with =
-        |reason: Reason, port: u16| FlowEvent { reason: reason as u8, destination_port: port.to_be_bytes(), ..later };
+    // The packet of this event is newer than all changes of the tables.
+    let newer = FlowEvent { time_ns: u64::MAX / 2, ..event(&reconciler, Reason::NoRule, 80) };
+    let newer_with =
+        |reason: Reason, port: u16| FlowEvent { reason: reason as u8, destination_port: port.to_be_bytes(), ..newer };
+    // Returns the number of compared verdicts, and of those that differ.
     let mut counts_after = |reconciler: &Reconciler<Memory>, event: FlowEvent| {
         reporter.record(&event, reconciler);
         (reporter.compared_verdicts(), reporter.differing_verdicts())
     };
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (0, 0), "changes may be unwritten");
+    assert_eq!(counts_after(&reconciler, newer_with(Reason::NoRule, 80)), (0, 0), "changes may be unwritten");
+    // Records that the tables have all objects now.
     reconciler.note_if_settled(reconciler.is_fully_applied());
     assert_eq!(
-        counts_after(&reconciler, FlowEvent { time_ns: 1, ..later_with(Reason::NoRule, 80) }),
+        counts_after(&reconciler, FlowEvent { time_ns: 1, ..newer_with(Reason::NoRule, 80) }),
         (0, 0),
         "the packet is older than the current tables"
     );
-    assert_eq!(counts_after(&reconciler, later_with(Reason::Rule, 80)), (1, 0));
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 81)), (2, 0));
+    assert_eq!(counts_after(&reconciler, newer_with(Reason::Rule, 80)), (1, 0));
+    assert_eq!(counts_after(&reconciler, newer_with(Reason::NoRule, 81)), (2, 0));
     assert_eq!(
-        counts_after(&reconciler, later_with(Reason::Revoked, 80)),
+        counts_after(&reconciler, newer_with(Reason::Revoked, 80)),
         (2, 0),
-        "the verdict depends on an earlier packet"
+        "a revoked flow is not compared: its verdict depends on an earlier packet"
     );
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (3, 1), "the verdict differs");
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NotIsolated, 80)), (4, 2), "the reason differs");
-    let other_policies = FlowEvent { rule_set: RuleSetId::default(), ..later_with(Reason::Rule, 80) };
+    assert_eq!(counts_after(&reconciler, newer_with(Reason::NoRule, 80)), (3, 1), "the verdict differs");
+    assert_eq!(counts_after(&reconciler, newer_with(Reason::NotIsolated, 80)), (4, 2), "the reason differs");
+    let other_policies = FlowEvent { rule_set: RuleSetId::default(), ..newer_with(Reason::Rule, 80) };
     assert_eq!(counts_after(&reconciler, other_policies), (5, 3), "the policies differ");
     let unexplained: Vec<_> = flows(&buffer).into_iter().map(|flow| flow.unexplained).collect();
     assert_eq!(
@@ -334,5 +346,5 @@ fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objec
         Some("the reference evaluator has another verdict, which is a bug of netpol")
     );
     replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
-    assert_eq!(counts_after(&reconciler, later_with(Reason::NoRule, 80)), (5, 3), "the endpoint has changed");
+    assert_eq!(counts_after(&reconciler, newer_with(Reason::NoRule, 80)), (5, 3), "the endpoint has changed");
 }

@@ -1,4 +1,5 @@
-//! Tests the metrics of the time, and of the packets, before programs were attached to a pod's interface.
+//! Tests the metrics of unprotected times: how long a pod's interface had no programs, and how many packets passed in
+//! this time.
 
 use netpol_agent::reconcile::{ContainerStarts, Options, Reconciler, UnknownPods, UnprotectedStart};
 use netpol_dataplane::Memory;
@@ -8,7 +9,7 @@ use netpol_policy::model::PodKey;
 use super::{PODS, interfaces, objects, replace_objects, start};
 
 #[test]
-fn the_time_before_enforcement_is_measured() {
+fn the_time_until_programs_are_attached_is_measured() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
     reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
     let unprotected = reconciler.unprotected().since(UnprotectedStart::Interface);
@@ -26,10 +27,12 @@ fn the_unprotected_time_after_a_detach_starts_at_the_detach() {
     reconciler.interfaces(with_packets(7));
     let unprotected = reconciler.unprotected().since(UnprotectedStart::Interface);
     assert_eq!((unprotected.count, unprotected.packets), (1, 7));
-    let before = unprotected.sum;
-    let pause = std::time::Duration::from_millis(200);
-    std::thread::sleep(pause);
+    let first_time = unprotected.sum;
+    // In this time, the interface has programs, and 999,993 packets pass.
+    let protected_time = std::time::Duration::from_millis(200);
+    std::thread::sleep(protected_time);
     reconciler.interfaces(with_packets(1_000_000));
+    // Another process detaches the programs. The reconciler finds this, and attaches them again.
     reconciler.dataplane_mut().attached.clear();
     reconciler.verify();
     let attached = reconciler.unprotected().attached;
@@ -39,7 +42,7 @@ fn the_unprotected_time_after_a_detach_starts_at_the_detach() {
         (2, 2, 7),
         "a packet was counted while programs were attached"
     );
-    assert!(unprotected.sum < before + pause, "{unprotected:?}");
+    assert!(unprotected.sum < first_time + protected_time, "{unprotected:?}");
 }
 
 #[test]
@@ -51,11 +54,11 @@ fn the_unprotected_time_of_an_existing_interface_starts_with_the_agent() {
         Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(&[PODS]), existing)
             .expect("cannot start the reconciler");
     let unprotected = reconciler.unprotected().since(UnprotectedStart::Interface);
-    assert_eq!((unprotected.count, unprotected.packets), (1, 0));
+    assert_eq!((unprotected.count, unprotected.packets), (1, 0), "packets from before the agent's start were counted");
 }
 
-/// Programs are attached after the interface exists, but containers may start only later, because the start gate holds
-/// the pod. The time before that does not count as unprotected.
+/// The start gate holds the pod: its containers cannot start before the gate releases the pod. The time before that
+/// does not count as unprotected, even if the interface has no programs yet.
 #[test]
 fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
     let [pod, other] = ["web", "other"].map(|name| PodKey::new("shop", name));
@@ -64,12 +67,13 @@ fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
         for (held_pod, released, expected) in [(&pod, false, [0, 1]), (&pod, true, [0, 1]), (&other, false, [1, 0])] {
             let starts = ContainerStarts::default();
             let options = Options { unknown_pods, container_starts: Some(starts.clone()), ..Options::of_node("n1") };
-            let unpublished = PODS.replace("podIPs: [{ip: 10.0.0.2}]", "podIPs: []");
+            // The source reports the pod without its address, so the interface cannot be bound to the pod.
+            let without_address = PODS.replace("podIPs: [{ip: 10.0.0.2}]", "podIPs: []");
             let mut reconciler = Reconciler::start(
                 Memory::default(),
                 options,
                 &Snapshot::default(),
-                objects(&[unpublished.as_str()]),
+                objects(&[without_address.as_str()]),
                 interfaces(&[]),
             )
             .expect("cannot start the reconciler");
@@ -86,10 +90,11 @@ fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
             }
             replace_objects(&mut reconciler, &[PODS]);
             assert_eq!(counts(&reconciler), expected, "{unknown_pods:?}, {held_pod}, released: {released}");
-            let time = reconciler.unprotected().since(UnprotectedStart::Container);
-            let is_open = released && unknown_pods == UnknownPods::Allow;
-            assert!(time.sum.is_zero() != is_open, "{unknown_pods:?}, released: {released}: {time:?}");
-            assert_eq!(time.packets, if is_open { 7 } else { 0 });
+            let unprotected = reconciler.unprotected().since(UnprotectedStart::Container);
+            // With `UnknownPods::Deny`, programs drop all traffic of the interface before the gate releases the pod.
+            let is_exposed = released && unknown_pods == UnknownPods::Allow;
+            assert!(unprotected.sum.is_zero() != is_exposed, "{unknown_pods:?}, released: {released}: {unprotected:?}");
+            assert_eq!(unprotected.packets, if is_exposed { 7 } else { 0 });
         }
     }
 }

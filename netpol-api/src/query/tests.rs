@@ -1,4 +1,4 @@
-//! Tests that queries select the right records.
+//! Tests that [`FlowQuery`] selects the right records.
 
 use super::*;
 use crate::{
@@ -86,6 +86,7 @@ fn flow_totals_are_selected_like_allowed_flows() {
         ("port=53/UDP&namespace=shop", true),
         ("port=53/TCP", false),
         ("namespace=bank", false),
+        // Totals contain no policies.
         ("policy=shop/web-policy", false),
     ] {
         let parsed = FlowQuery::parse(query).expect(query);
@@ -130,6 +131,7 @@ fn each_parameter_selects_records() {
 fn a_spoofed_packet_is_found_by_its_sender() {
     let mut spoofed = denied_dns_request();
     spoofed.from = FlowEnd { address: Some([192, 0, 2, 1].into()), ..FlowEnd::default() };
+    // The pod that sent the packet, with an address that is not its own.
     spoofed.sender = Some("bad/flood".into());
     let record = Record::Flow(Box::new(spoofed));
     for (query, matches) in [("from=bad/flood", true), ("namespace=bad", true), ("from=shop/web", false)] {

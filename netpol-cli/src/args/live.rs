@@ -9,7 +9,7 @@ use netpol_api::{Condition, FlowVerdict, PortFilter, parse_duration};
 use super::Output;
 use crate::flows::EndMatch;
 
-/// The namespace of the agents in deploy/base, unless `--agent-namespace` is set.
+/// The default of `--agent-namespace`: the namespace of the agents in deploy/base.
 pub(crate) const AGENT_NAMESPACE: &str = "kube-system";
 
 /// How to reach the API server.
@@ -109,7 +109,7 @@ pub(crate) struct FlowsOptions {
     /// Only flows that are not older than this time, such as 5m; at most 1h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) since: Option<Duration>,
-    /// At most this number of flows that exist already. Default: 100, with --follow 10; with --since, all
+    /// At most this number of flows that exist already. Default: 100; with --follow, 10; with --since, all
     #[arg(long, value_name = "N")]
     pub(crate) last: Option<usize>,
     /// Only flows with this verdict; repeatable
@@ -121,7 +121,7 @@ pub(crate) struct FlowsOptions {
     /// Only flows to this end
     #[arg(long, value_name = "END")]
     pub(crate) to: Option<EndMatch>,
-    /// Only flows to this port, such as 53/UDP; without protocol, any
+    /// Only flows to this port, such as 53/UDP; without a protocol, of any protocol
     #[arg(short, long, value_name = "PORT/PROTOCOL")]
     pub(crate) port: Option<PortFilter>,
     /// Only flows with a record that lists this policy or one of its rules: NAMESPACE/NAME, or NAME in the namespace
@@ -176,7 +176,7 @@ Examples:
   netpol status --node node-1 -o json
   netpol status --socket /run/netpol/agent.sock
 
-Nodes with problems are first, each with its problems below the table.";
+Nodes with problems come first. Their problems are listed below the table.";
 
 #[derive(Debug, Args)]
 #[command(after_help = STATUS_EXAMPLES)]
@@ -239,8 +239,8 @@ Examples:
   netpol wait --for sync --socket /run/netpol/agent.sock
 
 Waits for the agents on all nodes, or on those of --node or --socket. Enforced
-means: the current version of the objects is in the kernel for every pod on the
-node that the policy selects, and applies to the next packet.
+means: the current version of the objects is in the kernel for every selected
+pod of the node, and applies to the next packet.
 delete= waits until the object is deleted and no longer enforced.";
 
 #[derive(Debug, Args)]

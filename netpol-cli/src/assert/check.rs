@@ -1,4 +1,5 @@
-//! Evaluates expectations.
+//! Evaluates expectations. The ends of an expectation (its sources and destinations) stand for pods and addresses,
+//! which are grouped by [`EndId`]: all pods or addresses with one ID can connect with any other end at the same ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,12 +15,15 @@ use super::services;
 use crate::diff::{listed, rules_text};
 use crate::ends::{self, EndArgument};
 
+/// The index of the input in [`Reachability`], which can have several clusters. Here, the input is the only one.
+const INPUT: usize = 0;
+
 /// Whether an expectation is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Outcome {
     Passed,
-    /// The outcome depends on a policy that netpol does not evaluate, or on an unknown address.
+    /// Depends on a policy that netpol does not evaluate, or on an unknown address.
     Unknown,
     Failed,
 }
@@ -28,7 +32,7 @@ pub(super) enum Outcome {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Counterexample {
-    /// `Deployment shop/web -> pod shop/db-0`, or a pod.
+    /// `Deployment shop/web -> pod shop/db-0`; for `isolated`, a pod.
     pub(super) what: String,
     /// The lowest port that does not meet the expectation.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,7 +61,7 @@ pub(super) struct Checked {
     pub(super) violations: usize,
 }
 
-/// Pods or addresses that belong to the same end: the same ports are allowed between each of them and any other end.
+/// Pods or addresses of one [`EndId`].
 struct EndMembers {
     end: EndId,
     pods: Vec<PodKey>,
@@ -71,11 +75,11 @@ pub(super) struct Selected {
     pub(super) addresses: AddressSet,
 }
 
-/// Destinations that an expectation is about, and their ports.
+/// Pods or addresses that are destinations of an expectation, and the ports to check at them.
 pub(super) struct Destination {
     pub(super) selected: Selected,
     pub(super) ports: PortSet,
-    /// If the end is a Service: this Service. The destinations are its backends.
+    /// The Service, if the expectation names a Service: the destinations are its backends.
     pub(super) service: Option<ServiceKey>,
 }
 
@@ -83,7 +87,7 @@ pub(super) struct Destination {
 struct Violation {
     outcome: Outcome,
     ports: PortSet,
-    /// Whether the ports are allowed, and should be denied. If not, they are denied, and should be allowed.
+    /// `true`: the ports are allowed, but should be denied. `false`: they are denied, but should be allowed.
     is_allowed: bool,
 }
 
@@ -103,14 +107,16 @@ pub(super) fn check(reachability: &mut Reachability<'_>, expectation: &Expectati
 /// The outcome, a counterexample, and the number of violations.
 type CheckResult = (Outcome, Option<Counterexample>, usize);
 
+/// Checks an expectation about connections. `namespace`: the namespace of ends that are written without a namespace.
 fn check_connections(
     reachability: &mut Reachability<'_>,
     check: &Check,
     Connections { from, to, ports }: &Connections,
     namespace: &str,
 ) -> Result<CheckResult> {
-    let cluster = reachability.cluster(0);
+    let cluster = reachability.cluster(INPUT);
     let sources = select(cluster, from, namespace)?;
+    // `only`: no other source may connect.
     let sources = if matches!(check, Check::Only(_)) { complement(cluster, &sources) } else { sources };
     let destinations = destinations(cluster, to, ports, namespace)?;
     let from = members_by_end(reachability, &sources);
@@ -178,8 +184,8 @@ impl ExampleEnd {
     }
 }
 
-/// Returns a source and a destination: a pod or an address of each end. They are not the same pod; `None` if there is
-/// no such pair. A pod that stands for all pods of a workload can be both source and destination, because it then
+/// Returns a source and a destination: a pod or an address of each end. They are never the same pod; `None` if there is
+/// no other pair. A pod that stands for all pods of a workload can be both source and destination, because it then
 /// stands for two pods of the workload.
 fn example(from: &EndMembers, to: &EndMembers) -> Option<[ExampleEnd; 2]> {
     let first_address =
@@ -211,22 +217,22 @@ fn because_sentences(
 ) -> Vec<String> {
     let sides = [(&example[0], to.end, Direction::Egress), (&example[1], from.end, Direction::Ingress)];
     let mut sentences = Vec::new();
-    for (own, other, direction) in sides {
-        let ExampleEnd::Pod(pod) = own else { continue };
+    for (local, remote, direction) in sides {
+        let ExampleEnd::Pod(pod) = local else { continue };
         let ids = reachability.side_between(from.end, to.end, direction);
         let [allowed, possible] = reachability.ports(ids).map(Clone::clone);
         let name = direction.name();
         let unknown = possible.difference(&allowed).intersection(&violation.ports);
         if !unknown.is_empty() {
-            sentences.push(format!("{name}: {}", unknown_text(reachability.cluster(0), pod, direction)));
+            sentences.push(format!("{name}: {}", unknown_text(reachability.cluster(INPUT), pod, direction)));
         } else if violation.is_allowed {
-            let text = match reachability.allowing(0, pod, direction, other, &violation.ports) {
+            let text = match reachability.allowing(INPUT, pod, direction, remote, &violation.ports) {
                 RuleCause::NotIsolated => format!("no policy isolates {}", pod.title()),
                 RuleCause::Rules(rules) => format!("allowed by {}", rules_text(&rules)),
             };
             sentences.push(format!("{name}: {text}"));
         } else if !violation.ports.difference(&possible).is_empty() {
-            let policies = reachability.isolating(0, pod, direction);
+            let policies = reachability.isolating(INPUT, pod, direction);
             let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
             let policies = listed("NetworkPolicy", &names);
             sentences.push(format!("{name}: isolated by {policies}; no rule allows it"));
@@ -235,7 +241,7 @@ fn because_sentences(
     sentences
 }
 
-/// Returns why the verdict on ports of a pod is unknown.
+/// Returns why the verdict of a pod in this direction is unknown.
 fn unknown_text(cluster: &OfflineCluster, pod: &PodKey, direction: Direction) -> String {
     let pod = cluster.state().pods.get(pod);
     let indices = pod.map(|pod| cluster.may_change_pod(pod, direction)).unwrap_or_default();
@@ -247,13 +253,14 @@ fn unknown_text(cluster: &OfflineCluster, pod: &PodKey, direction: Direction) ->
     format!("netpol does not evaluate {}", listed("", &names))
 }
 
+/// Checks that each of the pods is isolated in each of these directions.
 fn check_isolated(
     reachability: &Reachability<'_>,
     ends: &Ends,
     directions: &[Direction],
     namespace: &str,
 ) -> Result<CheckResult> {
-    let cluster = reachability.cluster(0);
+    let cluster = reachability.cluster(INPUT);
     let selected = select(cluster, ends, namespace)?;
     if !selected.addresses.is_empty() {
         bail!("only pods can be isolated; write workloads, pods, labels or NAMESPACE/*");
@@ -261,7 +268,7 @@ fn check_isolated(
     let (mut worst, mut violations) = (None::<(Outcome, Counterexample)>, 0);
     for pod in &selected.pods {
         for direction in directions {
-            if !reachability.isolating(0, pod, *direction).is_empty() {
+            if !reachability.isolating(INPUT, pod, *direction).is_empty() {
                 continue;
             }
             violations += 1;
@@ -283,7 +290,7 @@ fn check_isolated(
 }
 
 /// Finds the destinations that the ends of an expectation stand for. `ports`: the ports of the expectation. If an end
-/// is a Service, they are ports of the Service.
+/// is a Service, these are ports of the Service, not target ports.
 fn destinations(
     cluster: &OfflineCluster,
     Ends(ends): &Ends,
@@ -307,8 +314,8 @@ fn destinations(
     Ok(found)
 }
 
-/// Finds the pods and addresses that these ends stand for. No end is a Service. An end that stands for no pod is an
-/// error, because an expectation about nothing would always pass.
+/// Finds the pods and addresses that these ends stand for. None of the ends may be a Service. An end that stands for no
+/// pod is an error, because an expectation about nothing would always pass.
 fn select(cluster: &OfflineCluster, Ends(ends): &Ends, namespace: &str) -> Result<Selected> {
     let mut selected = Selected::default();
     let state = cluster.state();
@@ -383,11 +390,11 @@ fn complement(cluster: &OfflineCluster, selected: &Selected) -> Selected {
     Selected { pods, addresses: all.difference(&selected.addresses) }
 }
 
-/// Groups the pods and addresses by the end that they belong to.
+/// Groups the pods and addresses by their [`EndId`].
 fn members_by_end(reachability: &Reachability<'_>, selected: &Selected) -> Vec<EndMembers> {
     let mut by_end: BTreeMap<EndId, Vec<PodKey>> = BTreeMap::new();
     for pod in &selected.pods {
-        if let Some(end) = reachability.end_of(0, pod) {
+        if let Some(end) = reachability.end_of(INPUT, pod) {
             by_end.entry(end).or_default().push(pod.clone());
         }
     }

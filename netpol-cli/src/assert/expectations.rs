@@ -1,4 +1,4 @@
-//! Parses a file of expectations.
+//! Parses a file of expectations (docs/assert.md).
 
 use std::path::Path;
 use std::str::FromStr;
@@ -18,8 +18,9 @@ const MAX_SIZE: u64 = 16 << 20;
 /// One expectation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expectation {
-    /// The name in the file, or else the expectation in words.
+    /// The name that the file gives to the expectation. Without a name: the expectation in words.
     pub(super) title: String,
+    /// The line in the file at which the expectation starts.
     pub(super) line: u64,
     /// The namespace of ends that are written without a namespace.
     pub(super) namespace: String,
@@ -33,9 +34,10 @@ pub(super) enum Check {
     Allow(Connections),
     /// No connection is allowed at any port.
     Deny(Connections),
-    /// No connection from ends other than `from` is allowed.
+    /// No connection from an end outside `from` is allowed at any port. Connections from `from` may be allowed or
+    /// denied.
     Only(Connections),
-    /// Each pod is isolated in all of these directions.
+    /// Each of these pods is isolated in each of these directions.
     Isolated(Ends, Vec<Direction>),
 }
 
@@ -99,6 +101,7 @@ impl Expectation {
     }
 }
 
+/// The file as it is written. [`expectation`] checks the combinations of fields.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFile {
@@ -145,7 +148,8 @@ enum RawPort {
     Text(String),
 }
 
-/// Reads a file of expectations. `namespace`: the namespace of ends without one, if the file does not set it.
+/// Reads a file of expectations. `namespace`: the namespace of ends that are written without one, if the file does not
+/// set a namespace.
 pub(super) fn read(path: &Path, namespace: &str) -> Result<Vec<Expectation>> {
     let limits = netpol_files::Limits { file: MAX_SIZE, all: MAX_SIZE };
     let bytes =
@@ -164,15 +168,15 @@ fn parse(text: &str, file: &str, namespace: &str) -> Result<Vec<Expectation>> {
     if raw.expectations.is_empty() {
         bail!("{file}: no expectations");
     }
-    let default = raw.namespace.unwrap_or_else(|| namespace.to_owned());
+    let default_namespace = raw.namespace.unwrap_or_else(|| namespace.to_owned());
     let parsed = raw.expectations.into_iter().map(|spanned| {
         let line = spanned.referenced.line();
-        expectation(&spanned.value, line, &default).map_err(|error| anyhow::anyhow!("{file}:{line}: {error}"))
+        expectation(&spanned.value, line, &default_namespace).map_err(|error| anyhow::anyhow!("{file}:{line}: {error}"))
     });
     parsed.collect()
 }
 
-fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expectation, String> {
+fn expectation(raw: &RawExpectation, line: u64, default_namespace: &str) -> Result<Expectation, String> {
     let RawExpectation { name, namespace, ports, direction, to, .. } = raw;
     let ports = ports.as_deref().map(port_ranges).transpose()?;
     let at = ports.as_ref().map(|ports| format!(" at {}", ports.set())).unwrap_or_default();
@@ -180,8 +184,9 @@ fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expecta
     if kinds.iter().filter(|kind| kind.is_some()).count() != 1 {
         return Err("write exactly one of allow, deny, only, nothingOutside and isolated".to_owned());
     }
-    let connections = |from: &OneOrMore, to: &Option<OneOrMore>, key: &str| {
-        let to = to.as_ref().ok_or_else(|| format!("`{key}` is missing"))?;
+    // `to_key`: the key of the destinations in the file.
+    let connections = |from: &OneOrMore, to: &Option<OneOrMore>, to_key: &str| {
+        let to = to.as_ref().ok_or_else(|| format!("`{to_key}` is missing"))?;
         let (from, to) = (from.ends_without_services()?, to.ends()?);
         Ok::<_, String>(Connections { from, to, ports: ports.clone().unwrap_or_default() })
     };
@@ -211,11 +216,11 @@ fn expectation(raw: &RawExpectation, line: u64, default: &str) -> Result<Expecta
         return Err("the expectation is empty".to_owned());
     };
     check_keys(raw, keys)?;
-    let namespace = namespace.clone().unwrap_or_else(|| default.to_owned());
+    let namespace = namespace.clone().unwrap_or_else(|| default_namespace.to_owned());
     Ok(Expectation { title: name.clone().unwrap_or(in_words), line, namespace, check })
 }
 
-/// Returns an error if the expectation has a field that has no effect.
+/// Returns an error if the expectation has a field that is not in `used` and so has no effect.
 fn check_keys(raw: &RawExpectation, used: &[&str]) -> Result<(), String> {
     let keys = [
         ("to", raw.to.is_some()),
@@ -295,7 +300,7 @@ fn port_ranges(ports: &[RawPort]) -> Result<Ports, String> {
     Ok(Ports(ranges))
 }
 
-/// Parses `5432`, `53/UDP`, `8000-8999/TCP`, or `UDP` for all ports.
+/// Parses `5432`, `53/UDP`, `8000-8999/TCP`, or a protocol such as `UDP`, which means all of its ports.
 fn port_range(text: &str) -> Result<PortRange, String> {
     let usage = || format!("`{text}` is not a port; write 5432, 53/UDP, 8000-8999/TCP or UDP");
     if let Some(protocol) = Protocol::from_name(text) {
@@ -328,6 +333,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_line() {
+        // Each message starts with the file name `f`. The next number is the line. `form` is not a field.
         for (expectation, message) in [
             ("- allow: a/b\n  form: c/d", "f:3: "),
             ("- {allow: a/b, deny: a/b, to: c/d}", "f:2: write exactly one of"),

@@ -1,4 +1,5 @@
-//! Prints the results of expectations as text, `JUnit` XML and JSON.
+//! Prints the results of `netpol assert` as text, `JUnit` XML and JSON: whether each expectation is met. An expectation
+//! is, for example, `deny: internet` with `to: shop/*`.
 
 use std::io::{self, Write};
 
@@ -42,6 +43,7 @@ pub(super) fn text(out: &mut impl Write, files: &[FileResult], input: &Input) ->
     let (color, width) = (ColorMode::detect(), table::text_width());
     for FileResult { file, results } in files {
         for checked in results {
+            // The verdict selects the color of the word.
             let (word, verdict) = match checked.result {
                 Outcome::Passed => ("passed", Verdict::Allow),
                 Outcome::Unknown => ("unknown", Verdict::Unknown),
@@ -63,7 +65,7 @@ pub(super) fn text(out: &mut impl Write, files: &[FileResult], input: &Input) ->
     unevaluated::print(out, &input.parsed.unevaluated, width)
 }
 
-/// Returns the counterexample as sentences.
+/// Returns the counterexample as sentences: the case that does not meet the expectation, and then the causes.
 fn sentences(example: &Counterexample, violations: usize) -> Vec<String> {
     let port = match (&example.port, &example.ports) {
         (Some(port), Some(ports)) if port == ports => format!(", {port}"),
@@ -85,11 +87,11 @@ pub(super) fn junit(out: &mut impl Write, files: &[FileResult]) -> io::Result<()
     for file in files {
         let count_in_file = |outcome| count(std::slice::from_ref(file), outcome);
         let (failures, errors) = (count_in_file(Outcome::Failed), count_in_file(Outcome::Unknown));
-        let name = xml(&file.file);
+        let path = xml(&file.file);
         let tests = file.results.len();
-        writeln!(out, "  <testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\">")?;
+        writeln!(out, "  <testsuite name=\"{path}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\">")?;
         for checked in &file.results {
-            let heading = format!("    <testcase classname=\"{name}\" name=\"{}\"", xml(&checked.name));
+            let heading = format!("    <testcase classname=\"{path}\" name=\"{}\"", xml(&checked.name));
             let Some(example) = &checked.counterexample else {
                 writeln!(out, "{heading}/>")?;
                 continue;
@@ -97,7 +99,7 @@ pub(super) fn junit(out: &mut impl Write, files: &[FileResult]) -> io::Result<()
             let element = if checked.result == Outcome::Failed { "failure" } else { "error" };
             let sentences = sentences(example, checked.violations);
             let message = sentences.first().map(|first| xml(first)).unwrap_or_default();
-            writeln!(out, "{heading}>\n      <{element} message=\"{message}\">{name}:{}", checked.line)?;
+            writeln!(out, "{heading}>\n      <{element} message=\"{message}\">{path}:{}", checked.line)?;
             sentences.iter().try_for_each(|sentence| writeln!(out, "{}", xml(sentence)))?;
             writeln!(out, "      </{element}>\n    </testcase>")?;
         }

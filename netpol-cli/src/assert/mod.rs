@@ -1,4 +1,5 @@
-//! `netpol assert`: checks expectations about connections.
+//! `netpol assert`: checks the expectations of a file: which connections must be allowed or denied, and which pods
+//! must be isolated.
 
 mod check;
 mod expectations;
@@ -89,23 +90,24 @@ pub(crate) fn run(options: &AssertOptions, out: &mut impl Write) -> Result<Exit>
     input.report();
     let cluster = input.cluster(&options.input);
     let mut reachability = Reachability::new(&[&cluster]);
-    let mut checked = Vec::new();
+    let mut file_results = Vec::new();
     for (path, expectations) in files {
         let file = path.display().to_string();
         let mut results = Vec::new();
         for expectation in &expectations {
             let result = check::check(&mut reachability, expectation);
+            // If the user cannot list some objects, the error names them, because an end may be one of these objects.
             let error = |error| live::with_missing(anyhow!("{file}:{}: {error:#}", expectation.line), &input);
             results.push(result.map_err(error)?);
         }
-        checked.push(FileResult { file, results });
+        file_results.push(FileResult { file, results });
     }
     match options.output {
-        AssertOutput::Text => formats::text(out, &checked, &input)?,
-        AssertOutput::Junit => formats::junit(out, &checked)?,
-        AssertOutput::Json => formats::json(out, &checked, &input)?,
+        AssertOutput::Text => formats::text(out, &file_results, &input)?,
+        AssertOutput::Junit => formats::junit(out, &file_results)?,
+        AssertOutput::Json => formats::json(out, &file_results, &input)?,
     }
-    let worst = checked.iter().flat_map(|file| &file.results).map(|checked| checked.result).max();
+    let worst = file_results.iter().flat_map(|file| &file.results).map(|checked| checked.result).max();
     Ok(match worst {
         _ if !input.is_complete() => Exit::InvalidInput,
         Some(Outcome::Failed) => Exit::Negative,
@@ -125,6 +127,7 @@ fn read(options: &AssertOptions) -> Result<(Input, Files<'_>)> {
         for path in &options.files {
             files.push((path, expectations::read(path, namespace)?));
         }
+        // The namespaces whose objects are needed.
         let namespaces = files.iter().flat_map(|(_, expectations)| expectations).flat_map(Expectation::namespaces);
         Ok(namespaces.collect::<BTreeSet<_>>().into_iter().collect())
     })?;

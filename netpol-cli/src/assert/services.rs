@@ -1,4 +1,4 @@
-//! Services as destinations: finds their backends and target ports.
+//! Services as destinations of expectations: finds the backends and target ports of a Service.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use netpol_policy::reference::{ConnectionError, End};
 use super::check::{Destination, Selected};
 use super::expectations::Ports;
 
-/// Returns the backends of a Service, grouped by their target ports. `ports`: the ports of the expectation, which are
-/// ports of the Service.
+/// Returns the backends of a Service. Backends with the same target ports are one destination. `ports`: the ports of
+/// the expectation, which are ports of the Service.
 pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &Ports) -> Result<Vec<Destination>> {
     let Some(service) = cluster.state().services.get(key) else {
         return Err(ConnectionError::NoSuchService(key.clone()).into());
@@ -44,6 +44,7 @@ pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &P
             End::Address(address) => {
                 selected.addresses = selected.addresses.union(&AddressSet::of_addresses([address]));
             }
+            // A backend is never a Service.
             End::Service(_) => {}
         }
     }
@@ -51,17 +52,18 @@ pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &P
     Ok(by_ports.into_iter().map(destination).collect())
 }
 
-/// Returns those of the Service's ports that an expectation is about. If the expectation has no ports, returns all.
+/// Returns the ports of the Service that are among the ports of an expectation. An expectation without ports is about
+/// all ports.
 fn expected_ports<'s>(
     key: &ServiceKey,
     service_ports: &'s [ServicePort],
     ports: &Ports,
 ) -> Result<Vec<&'s ServicePort>> {
-    let has = |port: &ServicePort, (protocol, first, last): (Protocol, u16, u16)| {
+    let is_in_range = |port: &ServicePort, (protocol, first, last): (Protocol, u16, u16)| {
         port.protocol == protocol && (first..=last).contains(&port.port)
     };
     for (protocol, first, last) in ports.ranges() {
-        if !service_ports.iter().any(|port| has(port, (protocol, first, last))) {
+        if !service_ports.iter().any(|port| is_in_range(port, (protocol, first, last))) {
             let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
             let name = |port: &ServicePort| format!("{}/{}", port.port, port.protocol.name());
             let names: Vec<String> = service_ports.iter().map(name).collect();

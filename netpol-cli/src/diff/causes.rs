@@ -1,4 +1,4 @@
-//! Describes the causes of a change, as text and as JSON.
+//! Describes why `netpol diff` reports a connection as changed: the causes, as text and as JSON.
 
 use netpol_common::Direction;
 use netpol_policy::explain::Verdict;
@@ -7,18 +7,21 @@ use netpol_policy::offline::difference::{Cause, Reason};
 use netpol_policy::reference::RuleRef;
 use serde::Serialize;
 
-/// The number of policies and rules that text names.
+/// The maximum number of policies or rules that a sentence lists. If there are more, the last ones are counted, such as
+/// `and 7 more`.
 const SHOWN: usize = 4;
 
 /// A cause in JSON.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct JsonCause {
-    /// `egress` for policies of the source, `ingress` for policies of the destination.
+    /// `egress` for policies of the source, `ingress` for policies of the destination. Omitted if no policy is the
+    /// cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     side: Option<&'static str>,
     reason: &'static str,
-    /// Policies as `namespace/name`. If the reason is `unevaluated`, as `kind namespace/name`.
+    /// Policies as `namespace/name`. If the reason is `unevaluated` (kinds of policies that netpol does not evaluate),
+    /// as `kind namespace/name`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     policies: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -99,14 +102,14 @@ pub(super) fn text(cause: &Cause) -> String {
     }
 }
 
-/// Returns `NetworkPolicy shop/a (spec.ingress[0])`.
+/// Returns a text such as `NetworkPolicy shop/a (spec.ingress[0])`.
 pub(crate) fn rules_text(rules: &[RuleRef]) -> String {
     let names: Vec<String> = rules.iter().map(|rule| format!("{} ({})", rule.policy, path(rule))).collect();
     listed("NetworkPolicy", &names)
 }
 
-/// Returns `NetworkPolicy a`, `NetworkPolicies a and b`, or `NetworkPolicies a, b, c and 7 more`. If `kind` is empty,
-/// only the names.
+/// Returns a text such as `NetworkPolicy a`, `NetworkPolicies a and b`, or `NetworkPolicies a, b, c and 7 more`. `kind`
+/// is either `NetworkPolicy`, or empty for a text with the names only.
 pub(crate) fn listed(kind: &str, names: &[String]) -> String {
     let kind = match (kind, names.len()) {
         ("", _) => "",

@@ -1,4 +1,5 @@
-//! Compares recorded flows: finds those that the new version would cut, and those that it newly allows.
+//! Evaluates recorded flows with the old and the new version of the manifests. Finds the flows that the new version
+//! would cut (deny, although the old version allows them), and those that it newly allows.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,7 +19,7 @@ use crate::flow_file;
 use crate::message::message;
 use crate::table::counted;
 
-/// The number of different flows that a file can have.
+/// The maximum number of different flows in a file.
 const MAX_FLOWS: usize = 1_000_000;
 
 /// Flows with the same ends, protocol and port.
@@ -50,7 +51,7 @@ pub(super) struct FlowChange {
     pub(super) protocol: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) port: Option<u16>,
-    /// The number of records.
+    /// The number of records of this flow.
     pub(super) records: usize,
     pub(super) before: Verdict,
     pub(super) now: Verdict,
@@ -91,6 +92,7 @@ pub(super) fn compare(path: &Path, old: &OfflineCluster, new: &OfflineCluster) -
         match verdicts {
             [Ok(before), Ok(now)] => {
                 let change = FlowChange { from, to, protocol: flow.protocol, port: flow.port, records, before, now };
+                // Verdicts are ordered from allowed to denied.
                 match (before, now) {
                     (Verdict::Unknown, _) | (_, Verdict::Unknown) => found.unknown.push(change),
                     (before, now) if before < now => found.cut.push(change),
@@ -108,9 +110,9 @@ pub(super) fn compare(path: &Path, old: &OfflineCluster, new: &OfflineCluster) -
 fn read(path: &Path) -> Result<BTreeMap<Flow, usize>> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
-    let (mut flows, mut unknown) = (BTreeMap::new(), 0);
+    let (mut flows, mut unknown_records) = (BTreeMap::new(), 0);
     flow_file::read(&name, BufReader::new(file), |record| {
-        unknown += usize::from(record.is_none());
+        unknown_records += usize::from(record.is_none());
         let Some(Record::Flow(record)) = record else { return Ok(()) };
         *flows.entry(Flow::of(&record)).or_default() += 1;
         if flows.len() > MAX_FLOWS {
@@ -118,8 +120,8 @@ fn read(path: &Path) -> Result<BTreeMap<Flow, usize>> {
         }
         Ok(())
     })?;
-    if unknown > 0 {
-        let (records, verb) = (counted(unknown, "record"), if unknown == 1 { "was" } else { "were" });
+    if unknown_records > 0 {
+        let (records, verb) = (counted(unknown_records, "record"), if unknown_records == 1 { "was" } else { "were" });
         message!("netpol: {records} of an unknown type {verb} not compared: use a newer netpol");
     }
     Ok(flows)
@@ -137,6 +139,7 @@ impl Flow {
 }
 
 impl RecordedEnd {
+    /// Returns the end with the parts of its name that also exist in other clusters.
     fn of(end: &FlowEnd) -> Self {
         let namespace = end.namespace.as_deref();
         let workload = end.workload.as_ref().zip(namespace).and_then(|(workload, namespace)| {
@@ -146,9 +149,8 @@ impl RecordedEnd {
         let pod = end.pod.as_deref().zip(namespace).map(|(name, namespace)| PodKey::new(namespace, name));
         let service = end.services.first().and_then(|name| name.split_once('/'));
         let service = service.map(|(namespace, name)| ServiceKey::new(namespace, name));
-        // A pod of a StatefulSet has the same name in each cluster. Names of other pods of a workload differ.
-        let is_stable = |workload: &WorkloadKey| workload.kind == WorkloadKind::StatefulSet;
-        let pod = pod.filter(|_| workload.as_ref().is_none_or(is_stable));
+        let has_stable_names = |workload: &WorkloadKey| workload.kind == WorkloadKind::StatefulSet;
+        let pod = pod.filter(|_| workload.as_ref().is_none_or(has_stable_names));
         let address = end.address.filter(|_| workload.is_none() && pod.is_none() && service.is_none());
         Self { service, workload, pod, address }
     }
@@ -186,10 +188,12 @@ impl RecordedEnd {
     }
 }
 
+/// Returns the verdict on a flow in a cluster. A protocol without ports has the same verdict as ICMP: only rules
+/// without `ports` match it.
 fn verdict(cluster: &OfflineCluster, flow: &Flow) -> Result<Verdict, String> {
     let (from, to) = (flow.from.find(cluster)?, flow.to.find(cluster)?);
     let protocol = Protocol::from_name(&flow.protocol);
     let port = flow.port.filter(|_| protocol.is_some()).unwrap_or_default();
-    let number = protocol.map_or(netpol_common::protocol::ICMP, Protocol::number);
-    connection::verdict(cluster, &from, &to, number, port).map_err(|error| error.to_string())
+    let protocol_number = protocol.map_or(netpol_common::protocol::ICMP, Protocol::number);
+    connection::verdict(cluster, &from, &to, protocol_number, port).map_err(|error| error.to_string())
 }

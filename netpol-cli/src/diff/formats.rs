@@ -1,4 +1,4 @@
-//! Prints the changes as text and Markdown.
+//! Prints the changes of connections between two versions of the manifests, as text and Markdown.
 
 use std::io::{self, Write};
 
@@ -14,10 +14,11 @@ use super::services;
 use crate::color::ColorMode;
 use crate::table::counted;
 
-/// The number of flows that are listed for each kind of change.
+/// The maximum number of flows that are listed for each kind of change.
 const FLOWS_SHOWN: usize = 20;
 
-/// Returns the kinds of changes of a row: the kind, the new verdict, and the ports.
+/// Returns the kinds of changes of a row (sources and destinations with the same change): the kind, the new verdict,
+/// and the ports.
 pub(super) fn kinds(row: &Row) -> impl Iterator<Item = (&'static str, Verdict, &PortSet)> {
     let change = &row.change;
     let kinds = [
@@ -41,7 +42,7 @@ fn ports_text(ports: &PortSet) -> String {
     if *ports == PortSet::all() { "all ports".to_owned() } else { ports.to_string() }
 }
 
-/// Prints a paragraph for each row.
+/// Prints a paragraph for each row (`-o table`).
 pub(super) fn table(
     out: &mut impl Write,
     difference: &Difference,
@@ -87,7 +88,7 @@ fn print_change(out: &mut impl Write, kind: &str, verdict: Verdict, text: &str, 
     print_lines(out, wrap(format!("{kind}: {text}"), width, 0).into_iter().map(colored))
 }
 
-/// Prints which flows change.
+/// Prints which recorded flows change (`--flows`).
 pub(super) fn flows_table(out: &mut impl Write, flows: &Flows, width: usize) -> io::Result<()> {
     writeln!(out)?;
     print_lines(out, wrap(flows_heading(flows), width, 0))?;
@@ -112,7 +113,8 @@ pub(super) fn flows_table(out: &mut impl Write, flows: &Flows, width: usize) -> 
     Ok(())
 }
 
-/// Returns the flows that change: the kind of change, a verdict for its color, and the flows.
+/// Returns the recorded flows that change: the kind of change, a verdict that selects the color of the kind, and the
+/// flows.
 fn by_kind(flows: &Flows) -> [(&'static str, Verdict, &[FlowChange]); 3] {
     [
         ("cut", Verdict::Deny, &flows.cut),
@@ -132,7 +134,7 @@ fn flow_text(change: &FlowChange) -> String {
     format!("{} -> {}, {}{port} ({records})", change.from, change.to, change.protocol)
 }
 
-/// Prints a table for a comment on a pull request.
+/// Prints a table for a comment on a pull request (`-o md`).
 pub(super) fn markdown(
     out: &mut impl Write,
     difference: &Difference,
@@ -161,7 +163,7 @@ pub(super) fn markdown(
     Ok(())
 }
 
-/// Prints the flows as a list.
+/// Prints the recorded flows that change as a Markdown list.
 pub(super) fn flows_markdown(out: &mut impl Write, flows: &Flows) -> io::Result<()> {
     writeln!(out, "\n{}\n", flows_heading(flows))?;
     for (kind, _, changes) in by_kind(flows) {
@@ -175,6 +177,7 @@ pub(super) fn flows_markdown(out: &mut impl Write, flows: &Flows) -> io::Result<
     Ok(())
 }
 
+/// Escapes a text for a cell of a Markdown table.
 fn cell(text: &str) -> String {
     let text = Safe(text).to_string();
     text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('*', "\\*").replace('`', "\\`")

@@ -11,7 +11,9 @@ use crate::input::TextFile;
 
 /// A file in a git tree.
 struct TreeEntry {
+    /// The type and the permissions of the file, such as `100644`.
     mode: String,
+    /// The ID of the git object with the content.
     id: String,
     size: u64,
     path: String,
@@ -37,6 +39,7 @@ pub(super) fn read(spec: &str, limits: Limits) -> Result<(Vec<TextFile>, Vec<Str
         "blob" => {
             let size = git_text(&["cat-file", "-s", id])?.trim().parse()?;
             let path = spec.split_once(':').map_or(spec, |(_, path)| path).to_owned();
+            // The mode is unknown: `git rev-parse` prints only the ID.
             let entry = TreeEntry { mode: String::new(), id: id.to_owned(), size, path };
             read_all(vec![entry], limits, |_| spec.to_owned(), true)
         }
@@ -76,14 +79,16 @@ fn parse_tree(output: &[u8]) -> Result<Vec<TreeEntry>> {
     Ok(entries)
 }
 
-/// Reads all entries within the limits. `named`: the argument of the command is this file, not a directory.
+/// Reads the content of entries, within the limits. Returns the files, and an error for each entry that is not read.
+/// `name`: returns the name of a file for messages, by its path. `named`: whether the user passed the file itself, not
+/// its directory, as an argument.
 fn read_all(
     entries: Vec<TreeEntry>,
     limits: Limits,
     name: impl Fn(&str) -> String,
     named: bool,
 ) -> Result<(Vec<TextFile>, Vec<String>)> {
-    let (mut files, mut unreadable, mut all) = (Vec::new(), Vec::new(), 0);
+    let (mut files, mut unreadable, mut total) = (Vec::new(), Vec::new(), 0);
     let mut reader = BlobReader::start()?;
     for TreeEntry { mode, id, size, path } in entries {
         let name = name(&path);
@@ -91,14 +96,14 @@ fn read_all(
             LINK => Some("is a symbolic link, which is not followed in a git revision".to_owned()),
             SUBMODULE => Some("is a submodule, which is not read".to_owned()),
             _ if size > limits.file => Some(ReadError::FileTooLarge(limits.file).to_string()),
-            _ if size > limits.all - all => Some(ReadError::AllTooLarge(limits.all).to_string()),
+            _ if size > limits.all - total => Some(ReadError::AllTooLarge(limits.all).to_string()),
             _ => None,
         };
         if let Some(error) = error {
             unreadable.push(format!("{name} {error}"));
             continue;
         }
-        all += size;
+        total += size;
         let bytes = reader.blob(&id, size).with_context(|| format!("cannot read {name} with git cat-file"))?;
         files.push(TextFile { name, bytes, named });
     }
@@ -119,6 +124,7 @@ impl BlobReader {
         Ok(Self { child, output })
     }
 
+    /// Returns the content of a blob (a file).
     fn blob(&mut self, id: &str, size: u64) -> Result<Vec<u8>> {
         let input = self.child.stdin.as_mut().context("git has no input")?;
         writeln!(input, "{id}")?;
@@ -130,6 +136,7 @@ impl BlobReader {
         }
         let mut bytes = vec![0; usize::try_from(size)?];
         self.output.read_exact(&mut bytes)?;
+        // git writes a newline after the content.
         self.output.read_exact(&mut [0])?;
         Ok(bytes)
     }
@@ -155,6 +162,7 @@ fn git_output(arguments: &[&str]) -> Result<Vec<u8>> {
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
         let command = format!("git {}", arguments.join(" "));
+        // `rev-parse --quiet` writes no message if the object does not exist.
         bail!("{command} failed: {}", if message.trim().is_empty() { "not found" } else { message.trim() });
     }
     Ok(output.stdout)

@@ -12,21 +12,21 @@ const SHOWN: usize = 6;
 /// `all pods but shop/deployment/web`.
 const MAX_EXCEPTIONS: usize = 3;
 
-/// The names of all ends. An end is a set of workloads or addresses. In this file, "workloads" includes pods without a
-/// workload.
+/// The names of all ends. An end is a set of workloads or addresses. A [`UnitKey`] names a workload, or a pod without a
+/// workload; in this file, "workload" means both.
 pub(super) struct Names<'e> {
     ends: &'e [DifferenceEnd],
     /// For each workload, the indices of the ends that contain its pods.
     ends_of_units: BTreeMap<&'e UnitKey, BTreeSet<usize>>,
     /// The number of workloads of each namespace.
     units_of_namespaces: BTreeMap<&'e NamespaceName, usize>,
-    /// The number of ends that are addresses outside of pods.
+    /// The number of ends that consist of addresses outside of pods.
     outside: usize,
-    /// For each workload, which of the two versions have it.
+    /// For each workload, which of the two compared versions have it.
     presence: BTreeMap<&'e UnitKey, Presence>,
 }
 
-/// A workload, and whether the set has only some of its pods.
+/// A workload in a set, and whether the set has only some of the workload's pods.
 type Unit<'e> = (&'e UnitKey, bool);
 
 impl<'e> Names<'e> {
@@ -77,6 +77,7 @@ impl<'e> Names<'e> {
         }
     }
 
+    /// Returns a short text for these workloads.
     fn pods(&self, units: &[Unit<'_>]) -> String {
         let complete: BTreeSet<&UnitKey> =
             units.iter().filter(|(_, is_part)| !is_part).map(|(unit, _)| *unit).collect();
@@ -110,6 +111,8 @@ impl<'e> Names<'e> {
         }
     }
 
+    /// Returns the workloads of these ends, sorted by name. The ends have only some pods of a workload if other ends
+    /// have pods of this workload, too.
     fn units(&self, indices: &[usize]) -> Vec<Unit<'e>> {
         let chosen: BTreeSet<usize> = indices.iter().copied().collect();
         let mut units: BTreeMap<&UnitKey, bool> = BTreeMap::new();

@@ -22,9 +22,9 @@ With --cluster, the only argument is NEW, and OLD is the cluster of your
 kubeconfig. The objects of NEW are added to those of the cluster or replace
 them, as kubectl apply does; all others stay.";
 
-/// The help of `-f`, which belongs to [`DiffOptions::common`].
-pub(crate) const COMMON: &str = "Manifests that belong to both, such as the workloads: a file, a directory, or - for standard \
-     input; repeatable";
+/// The help of `-f`. It replaces the help in [`InputOptions`], the type of [`DiffOptions::common`].
+pub(crate) const COMMON: &str = "Manifests that belong to both OLD and NEW, such as the workloads: a file, a \
+     directory, or - for standard input; repeatable";
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DiffOptions {
@@ -43,12 +43,13 @@ pub(crate) struct DiffOptions {
     pub(crate) namespace: Option<String>,
     #[command(flatten)]
     pub(crate) kube: KubeOptions,
+    // The manifests that belong to both versions (`-f`).
     #[command(flatten)]
     pub(crate) common: InputOptions,
     /// Records of flows, as JSON lines: prints which of them would be cut or newly allowed
     #[arg(long, value_name = "FILE")]
     pub(crate) flows: Option<PathBuf>,
-    /// Exit with code 1 if a connection is allowed or denied that was not before
+    /// Exit with code 1 if a connection is newly allowed or newly denied
     #[arg(long)]
     pub(crate) exit_code: bool,
     /// The output format
@@ -68,13 +69,13 @@ pub(crate) enum DiffOutput {
 }
 
 impl DiffOptions {
-    /// Returns the names of the old and the new version.
+    /// Returns the names of the old and the new version, for the output.
     pub(super) fn versions(&self) -> (&str, &str) {
         let name = |version| if version == "-" { "standard input" } else { version };
         self.second.as_deref().map_or(("the cluster", name(&self.first)), |second| (&self.first, second))
     }
 
-    /// Returns the options to read these paths and the manifests that belong to both versions.
+    /// Returns the options to read one version: these paths, and the manifests that belong to both versions.
     pub(super) fn input(&self, paths: impl IntoIterator<Item = PathBuf>) -> InputOptions {
         let common = self.common.clone();
         InputOptions { paths: paths.into_iter().chain(common.paths).collect(), ..common }

@@ -1,4 +1,4 @@
-//! Prints Services that have other backends than before.
+//! Prints Services that have other backends than before, if this changes a verdict.
 
 use netpol_policy::explain::Verdict;
 use netpol_policy::offline::difference::{ServiceBackend, ServiceBackends, ServiceChange};
@@ -17,10 +17,11 @@ pub(super) struct JsonService {
     /// The old backends, such as `shop/deployment/web TCP 8080`.
     old_backends: Vec<String>,
     new_backends: Vec<String>,
+    /// The verdicts that change.
     verdicts: Vec<JsonVerdicts>,
 }
 
-/// Sources with the same verdicts.
+/// Sources for which the verdict on connections to the Service changes in the same way.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonVerdicts {
@@ -48,7 +49,8 @@ impl JsonService {
     }
 }
 
-/// Returns the changes of a Service's port: the kind of change, the new verdict, and the sources.
+/// Returns the changes of verdicts on connections to a Service's port: the kind of change, the new verdict, and the
+/// sources. `Verdict::Some` means that only some backends are allowed.
 pub(super) fn kinds(change: &ServiceChange) -> impl Iterator<Item = (&'static str, Verdict, &[usize])> {
     change.sources.iter().map(|([before, now], sources)| {
         let kind = match (before, now) {

@@ -1,4 +1,5 @@
-//! Splits ranges of addresses into parts, so that all addresses of a part have the same verdict.
+//! Splits an end of a connection that is a range of addresses into parts, so that all addresses of a part have the same
+//! verdict.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -32,8 +33,9 @@ const NOT_PUBLIC: [&str; 17] = [
     "3fff::/20",
 ];
 
-/// If the end is a range, replaces it by parts. All addresses of a part have the same verdict. `other`: the other end.
-/// The parts have only address families that the other end has.
+/// If an end (`argument`, and `set` for the same end) is a range, returns its parts. The first address of a part
+/// represents all addresses of the part: no policy and no known address distinguishes them. `other` is the other end of
+/// the connection. The parts have only address families that the other end has.
 pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
     let addresses = match argument {
         EndArgument::Range(range) => AddressSet::of([*range]),
@@ -65,7 +67,9 @@ fn has_family(cluster: &OfflineCluster, ends: &EndSet, is_ipv4: bool) -> bool {
         || ends.ends.iter().any(|(end, _)| match end {
             End::Address(address) => is_of_family(address),
             End::Pod(key) => cluster.state().pods.get(key).is_none_or(|pod| has_address(&pod.addresses)),
-            End::Service(key) => cluster.state().services.get(key).is_none_or(|it| has_address(&it.addresses)),
+            End::Service(key) => {
+                cluster.state().services.get(key).is_none_or(|service| has_address(&service.addresses))
+            }
         })
 }
 
@@ -77,7 +81,7 @@ fn known_addresses(cluster: &OfflineCluster) -> BTreeSet<IpAddr> {
     pods.chain(services).chain(state.node_addresses()).filter(|address| !is_placeholder(*address)).collect()
 }
 
-/// Returns the blocks of all policies, and their exceptions.
+/// Returns the `cidr` and the `except` entries of all blocks in policies.
 fn blocks(cluster: &OfflineCluster) -> impl Iterator<Item = &IpNet> {
     let policies = cluster.state().policies.values();
     let rules = policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
@@ -86,7 +90,8 @@ fn blocks(cluster: &OfflineCluster) -> impl Iterator<Item = &IpNet> {
         Peer::Pods { .. } => None,
     });
     let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
-    // netpol adds blocks of placeholder addresses to rules. They are not in the manifests.
+    // netpol gives pods and Services with an unknown address a placeholder address, and adds blocks of these addresses
+    // to rules. Such blocks are not in the manifests.
     nets.filter(|net| !is_placeholder(net.addr()))
 }
 
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_internet_has_only_public_addresses_that_are_not_in_the_cluster() {
-        // The cluster has so many addresses that an algorithm with quadratic time would take too long.
+        // With 10,000 nodes, an algorithm with quadratic time would take too long.
         let node = |index: u32| {
             let address = Ipv4Addr::from_bits(0x0808_0000 + index);
             format!(
@@ -117,6 +122,7 @@ mod tests {
             "{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIPs: [{ip: 10.0.0.1}, {ip: '2001:db8::1'}]}}";
         let text = (0..10_000).map(|index| node(2 * index)).collect::<String>() + pod;
         let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
+        // A set without ends counts as an end with addresses of both families.
         let set = EndSet { title: "internet".to_owned(), ends: Vec::new() };
         let parts = split(&cluster, &EndArgument::Internet, set.clone(), &set).ends;
         let contains = |address: &str| {
@@ -126,7 +132,7 @@ mod tests {
                 .any(|(_, text)| matches!(text, EndText::Addresses(first, last) if (*first..=*last).contains(&address)))
         };
         let found =
-            |addresses: &[&'static str]| addresses.iter().copied().filter(|it| contains(it)).collect::<Vec<_>>();
+            |addresses: &[&'static str]| addresses.iter().copied().filter(|text| contains(text)).collect::<Vec<_>>();
         let public = [
             "1.0.0.0",
             "9.255.255.255",

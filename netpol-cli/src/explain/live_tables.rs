@@ -39,6 +39,7 @@ pub(super) fn live_tables(options: &ExplainOptions, (from, to): (&EndSet, &EndSe
         let mut fleet = Fleet::find(&options.agents).await?;
         let answers: Vec<Answer<ExplainResponse>> = fleet.get(&path).await;
         let answered = answers.len();
+        // The response of a node without a pod of the connection has no tables.
         let nodes: Vec<ExplainResponse> =
             answers.into_iter().map(|answer| answer.content).filter(|response| !response.tables.is_empty()).collect();
         let exit = fleet.finish(answered)?;
@@ -60,6 +61,8 @@ fn end_parameter(end: &End) -> Result<String> {
     })
 }
 
+/// Prints the verdicts of each node, with the generation of the node's tables: the number of the last batch of changes
+/// that is fully enforced.
 pub(super) fn print(out: &mut impl Write, tables: &Tables) -> Result<()> {
     let color = ColorMode::detect();
     writeln!(out, "\nOn the nodes:")?;

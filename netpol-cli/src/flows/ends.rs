@@ -1,4 +1,4 @@
-//! Parses the ends of `--from` and `--to`, and matches flows against them.
+//! Parses `--from` and `--to`, which name an end (source or destination) of flows, and matches flows against them.
 
 use std::str::FromStr;
 

@@ -15,6 +15,7 @@ const DEFAULT_LAST_WITH_FOLLOW: usize = 10;
 
 /// A filter of flows.
 pub(crate) struct Filter {
+    /// The part that agents apply.
     pub(crate) query: FlowQuery,
     from: Option<EndMatch>,
     to: Option<EndMatch>,
@@ -29,8 +30,9 @@ impl Filter {
             Some(policy) => Some(format!("{default}/{policy}")),
             None => None,
         };
-        // If an end or the policy is written with a namespace, flows are not limited to the namespace of the context.
-        let is_explicit = options.scope.namespace.is_some();
+        // Without `-n`, the scope has the namespace of the kubeconfig's context. Flows are not limited to this
+        // namespace if an end or the policy is written with a namespace.
+        let has_namespace_option = options.scope.namespace.is_some();
         let names_namespace = [&options.from, &options.to].into_iter().flatten().any(EndMatch::names_namespace)
             || options.policy.as_deref().is_some_and(|policy| policy.contains('/'));
         let default_last = if options.follow { DEFAULT_LAST_WITH_FOLLOW } else { DEFAULT_LAST };
@@ -43,9 +45,10 @@ impl Filter {
             to: options.to.as_ref().and_then(|end| end.filter(default)),
             port: options.port.clone(),
             policy,
-            namespace: scope.namespace.clone().filter(|_| is_explicit || !names_namespace),
+            namespace: scope.namespace.clone().filter(|_| has_namespace_option || !names_namespace),
             labels: scope.labels.is_some(),
         };
+        // Agents parse the query in the same way. Report an invalid query before it is sent.
         if let Err(error) = FlowQuery::parse(&query.to_query()) {
             bail!("{error}");
         }

@@ -1,4 +1,4 @@
-//! Merges the records of several nodes, sorted by time.
+//! Merges the flow records of several nodes, sorted by time.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -21,8 +21,9 @@ const QUEUE: usize = 1_024;
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) time: Timestamp,
+    /// `None` if the record has a type that this version does not know.
     pub(crate) record: Option<Record>,
-    /// The line of JSON. It can have fields that this version does not know.
+    /// The record as a line of JSON. It can have fields that this version does not know.
     pub(crate) line: String,
     arrived: Instant,
     /// The position in the order of arrival.
@@ -33,12 +34,12 @@ pub(crate) struct Received {
 #[derive(Debug)]
 pub(crate) enum Event {
     Record(Box<Received>),
-    /// The stream of this node has ended. The second value is the error, if the stream has failed.
+    /// A stream has ended. The first value is the node. The second value is the error, if the stream has failed.
     Ended(String, Option<String>),
 }
 
-/// Reads all streams concurrently. If events are not received fast enough, the streams wait. Meanwhile, the agents
-/// count the records that they cannot send.
+/// Reads all streams concurrently, and sends their events to the returned receiver. If the receiver is slow, the
+/// streams are not read. Meanwhile, the agents count the records that they cannot send.
 pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     for Answer { node, content: mut lines } in streams {
@@ -59,7 +60,7 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
                     Err(error) => break Some(error),
                 }
             };
-            // An error means that the command has stopped receiving events.
+            // If this fails, the command has stopped receiving events.
             let _ = sender.send(Event::Ended(node, error)).await;
         });
     }
@@ -97,7 +98,7 @@ pub(crate) async fn collect(
     Ok(())
 }
 
-/// Returns why a stream with `follow`, which should not end, has ended.
+/// Returns why a stream of `netpol flows --follow` has ended, although it should not end.
 pub(crate) fn end_of_follow(error: Option<String>) -> String {
     error.unwrap_or_else(|| "the agent has closed the connection".to_owned())
 }
@@ -149,7 +150,7 @@ impl Merger {
         self.waiting.pop().map(|Reverse(received)| received)
     }
 
-    /// Waits until the earliest record has waited long enough.
+    /// Waits until the earliest record has waited long enough. Without a record, waits forever.
     pub(crate) async fn wait(&self) {
         match self.waiting.peek() {
             Some(Reverse(first)) => sleep_until(first.arrived + REORDER_WINDOW).await,

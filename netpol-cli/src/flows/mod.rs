@@ -30,8 +30,8 @@ pub(crate) use text::{protocol_port, workload_end};
 use filter::Filter;
 use merge::{Event, Merger, Received};
 
-/// With `--follow`: how long to collect the backlog (the records that exist already). After this time, the last records
-/// of the backlog are printed.
+/// With `--follow`: how long to collect the backlog (the records that exist already). After this time, the backlog is
+/// printed; with `--last N`, only its last N records.
 const BACKLOG_TIME: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(options: &FlowsOptions, out: &mut impl Write) -> Result<Exit> {
@@ -41,6 +41,7 @@ pub(crate) fn run(options: &FlowsOptions, out: &mut impl Write) -> Result<Exit> 
 async fn flows(options: &FlowsOptions, out: &mut impl Write) -> Result<Exit> {
     let mut fleet = Fleet::find(&options.agents).await?;
     let filter = Filter::new(options, Scope::new(&options.scope, &fleet)?)?;
+    // The records of each agent that answered, as a stream of lines.
     let streams = fleet.lines(&filter.path()).await;
     let answered = streams.len();
     if options.follow {
@@ -87,7 +88,7 @@ async fn list(
     Ok(())
 }
 
-/// Prints flows until the output is closed, or all agents have stopped.
+/// Prints flows until the output is closed, or the streams of all agents have ended.
 async fn follow(
     fleet: &mut Fleet,
     filter: &Filter,
@@ -137,6 +138,7 @@ async fn follow(
 }
 
 impl Received {
+    /// Returns whether the record passes the filter. The filter does not apply to records of unknown types.
     fn is_shown(&self, filter: &Filter) -> bool {
         self.record.as_ref().is_none_or(|record| filter.matches(record))
     }

@@ -1,4 +1,4 @@
-//! Writes records as lines of text.
+//! Writes flow records as lines of text: the formats `compact` and `wide` of `netpol flows`.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -14,15 +14,15 @@ use crate::color::ColorMode;
 use crate::columns::{Tone, some_of};
 use crate::table::{counted, counted_u64, shorten};
 
-/// The number of policies that a line names.
-const POLICIES_SHOWN: usize = 2;
-/// The smallest width to which an end is shortened.
-const MIN_END: usize = 16;
+/// The maximum number of policies, changed objects or senders that a line names.
+const NAMES_SHOWN: usize = 2;
+/// The smallest width to which an end of a flow (source or destination) is shortened.
+const MIN_END_WIDTH: usize = 16;
 /// The smallest width to which the names of policies are shortened. If there is less room, they are omitted.
-const MIN_POLICIES: usize = 12;
-/// The width of text below a line, if standard output is not a terminal.
+const MIN_POLICIES_WIDTH: usize = 12;
+/// The width of the explanation below a line, if standard output is not a terminal.
 const TEXT_WIDTH: usize = 120;
-/// The indentation of text below a line. The text starts in the column of the verdict.
+/// The indentation of the explanation below a line. It starts in the column of the verdict.
 const INDENT: usize = 13;
 
 /// Writes a record as one line.
@@ -40,11 +40,11 @@ pub(super) fn compact(out: &mut impl Write, record: &Record, width: Option<usize
 pub(super) fn wide(out: &mut impl Write, record: &Record, width: Option<usize>, color: ColorMode) -> io::Result<()> {
     compact(out, record, width, color)?;
     let Record::Flow(flow) = record else { return Ok(()) };
-    let width = width.unwrap_or(TEXT_WIDTH).max(INDENT + MIN_END);
+    let width = width.unwrap_or(TEXT_WIDTH).max(INDENT + MIN_END_WIDTH);
     let mut paragraph =
         |text: String| wrap(text, width, INDENT).into_iter().try_for_each(|line| writeln!(out, "{line}"));
     if let Some(revoked) = &flow.revoked_by {
-        let objects = some_of(&revoked.objects, POLICIES_SHOWN);
+        let objects = some_of(&revoked.objects, NAMES_SHOWN);
         paragraph(format!("revoked by a change of {objects} at {} (generation {})", revoked.time, revoked.generation))?;
     }
     if let Some(sender) = &flow.sender {
@@ -70,7 +70,8 @@ pub(super) fn wide(out: &mut impl Write, record: &Record, width: Option<usize>, 
     Ok(())
 }
 
-/// Writes the nearest rule of a side, and the change that allows the flow.
+/// Writes why a side (egress at the source, or ingress at the destination) denies the flow: the policies, the nearest
+/// rule, and the change that allows the flow.
 fn write_side(out: &mut impl Write, direction: FlowDirection, side: &FlowSide, width: usize) -> io::Result<()> {
     let mut paragraph =
         |text: String| wrap(text, width, INDENT).into_iter().try_for_each(|line| writeln!(out, "{line}"));
@@ -109,9 +110,9 @@ fn flow_line(out: &mut impl Write, flow: &FlowRecord, width: Option<usize>, colo
         let rest = width.saturating_sub(fixed);
         let needed_for_ends = ends.iter().map(|end| end.chars().count()).sum::<usize>();
         // The ends get at least two thirds of the rest, if they need it.
-        let reserved_for_ends = needed_for_ends.min((rest * 2 / 3).max(2 * MIN_END));
+        let reserved_for_ends = needed_for_ends.min((rest * 2 / 3).max(2 * MIN_END_WIDTH));
         let room = rest.saturating_sub(reserved_for_ends + 2);
-        policies = if room < MIN_POLICIES { String::new() } else { shorten(&policies, room) };
+        policies = if room < MIN_POLICIES_WIDTH { String::new() } else { shorten(&policies, room) };
         let policies_width = if policies.is_empty() { 0 } else { policies.chars().count() + 2 };
         fit(&mut ends, rest.saturating_sub(policies_width));
     }
@@ -160,6 +161,7 @@ fn binary_size(bytes: u64) -> String {
     // The size in tenths of the unit, rounded to the nearest tenth.
     let (mut tenths, mut unit) = (u128::from(bytes) * 10, None);
     for next in UNITS {
+        // From 1023.5 on, the next unit is used: `1.0 MiB` instead of `1023.5 KiB`.
         if tenths < 10_235 {
             break;
         }
@@ -171,15 +173,15 @@ fn binary_size(bytes: u64) -> String {
     }
 }
 
-/// Shortens the ends, the longer one first, so that they fit into this width together.
+/// Shortens source and destination, the longer one first, so that together they fit into this width.
 fn fit(ends: &mut [String; 2], width: usize) {
     let lengths = ends.each_ref().map(|end| end.chars().count());
     if lengths[0] + lengths[1] <= width {
         return;
     }
-    let half = (width / 2).max(MIN_END);
+    let half = (width / 2).max(MIN_END_WIDTH);
     let from = lengths[0].min(half.max(width.saturating_sub(lengths[1])));
-    let to = lengths[1].min(width.saturating_sub(from).max(MIN_END));
+    let to = lengths[1].min(width.saturating_sub(from).max(MIN_END_WIDTH));
     *ends = [shorten(&ends[0], from), shorten(&ends[1], to)];
 }
 
@@ -239,6 +241,7 @@ pub(crate) fn protocol_port(port: Option<u16>, protocol: &str) -> String {
     port.map_or_else(|| protocol.to_owned(), |port| format!("{port}/{protocol}"))
 }
 
+/// Returns the sides of a flow that the record contains: egress at the source, and ingress at the destination.
 fn sides(flow: &FlowRecord) -> impl Iterator<Item = (FlowDirection, &FlowSide)> {
     let sides = [(FlowDirection::Egress, &flow.egress), (FlowDirection::Ingress, &flow.ingress)];
     sides.into_iter().filter_map(|(direction, side)| Some((direction, side.as_ref()?)))
@@ -253,15 +256,15 @@ fn policies_text(flow: &FlowRecord) -> String {
         (FlowVerdict::Allowed, Some(side)) => {
             side.rule.as_ref().map(|rule| format!("{} {}", rule.policy, rule.path)).unwrap_or_default()
         }
-        (FlowVerdict::Denied | FlowVerdict::Shadow, Some(side)) => some_of(&side.policies, POLICIES_SHOWN),
+        (FlowVerdict::Denied | FlowVerdict::Shadow, Some(side)) => some_of(&side.policies, NAMES_SHOWN),
     }
 }
 
 fn multicast_line(summary: &MulticastRecord) -> String {
     let (word, _) = verdict_word(summary.verdict);
     let (time, packets) = (time_of_day(&summary.header.time), counted_u64(summary.packets, "packet"));
-    let senders = some_of(&summary.senders, POLICIES_SHOWN);
-    let senders = if summary.sender_count > summary.senders.len().min(POLICIES_SHOWN) {
+    let senders = some_of(&summary.senders, NAMES_SHOWN);
+    let senders = if summary.sender_count > summary.senders.len().min(NAMES_SHOWN) {
         format!("{senders} ({})", counted(summary.sender_count, "sender"))
     } else {
         senders
@@ -330,9 +333,9 @@ mod tests {
             "from": {"address": "2001:db8:1234:5678:9abc:def0:1234:5678", "port": 41234},
             "to": {"address": "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", "port": 443}, "protocol": "SCTP",
         });
-        let long = json!({});
+        let long_names = json!({});
         let mut lines = String::new();
-        for changes in [&long, &ipv6] {
+        for changes in [&long_names, &ipv6] {
             for width in [Some(80), Some(200), None] {
                 let line = line_of(changes, width);
                 assert!(width.is_none_or(|width| line.trim_end().chars().count() <= width), "{line}");

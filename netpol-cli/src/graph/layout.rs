@@ -1,5 +1,5 @@
-//! Computes the positions of boxes. The crate layout-rs places boxes with edges in layers. All other boxes are placed
-//! in rows.
+//! Computes the positions of the boxes in an SVG of `netpol graph`. The crate layout-rs places boxes with edges in
+//! layers (columns, from left to right). All other boxes are placed in rows below the layers.
 
 use layout::core::base::Orientation;
 use layout::core::format::{ClipHandle, RenderBackend};
@@ -10,9 +10,9 @@ use layout::topo::layout::VisualGraph;
 
 /// The distance between boxes.
 const GAP: f64 = 40.0;
-/// The maximum number of edges to each box that are passed to layout-rs. The time that layout-rs needs grows fast with
-/// the number of edges.
-const EDGES: usize = 2;
+/// For each box, the maximum number of incoming edges that are passed to layout-rs. The time that layout-rs needs grows
+/// fast with the number of edges.
+const MAX_INCOMING_EDGES: usize = 2;
 /// The maximum number of boxes that are placed in layers.
 const MAX_BOXES: usize = 150;
 
@@ -25,28 +25,30 @@ pub(super) struct Placed {
     pub(super) size: Size,
 }
 
-/// Places boxes so that most edges lead to the right.
+/// Places boxes so that most edges lead to the right. `edges`: the indices of both boxes, as `(from, to)`.
 pub(super) fn place(sizes: &[Size], edges: &[(usize, usize)]) -> Placed {
-    let mut edges_to = vec![0_usize; sizes.len()];
+    let mut incoming_edges = vec![0_usize; sizes.len()];
+    // The edges that are passed to layout-rs: at most one between two boxes.
     let mut chosen = Vec::new();
     for (from, to) in edges {
-        if from != to && edges_to[*to] < EDGES && !chosen.contains(&(*from, *to)) && !chosen.contains(&(*to, *from)) {
-            edges_to[*to] += 1;
+        let is_chosen = chosen.contains(&(*from, *to)) || chosen.contains(&(*to, *from));
+        if from != to && incoming_edges[*to] < MAX_INCOMING_EDGES && !is_chosen {
+            incoming_edges[*to] += 1;
             chosen.push((*from, *to));
         }
     }
     let has_edge = |index: usize| chosen.iter().any(|(from, to)| *from == index || *to == index);
     let connected: Vec<usize> = (0..sizes.len()).filter(|index| has_edge(*index)).take(MAX_BOXES).collect();
     let mut corners = vec![(0.0, 0.0); sizes.len()];
-    let layered = layers(sizes, &connected, &chosen, &mut corners);
+    let layers = place_in_layers(sizes, &connected, &chosen, &mut corners);
     let others: Vec<usize> = (0..sizes.len()).filter(|index| !connected.contains(index)).collect();
-    let top = if connected.is_empty() || others.is_empty() { layered.1 } else { layered.1 + GAP };
-    let rows = rows(sizes, &others, top, layered.0, &mut corners);
-    Placed { corners, size: (layered.0.max(rows.0), layered.1.max(rows.1)) }
+    let top = if connected.is_empty() || others.is_empty() { layers.1 } else { layers.1 + GAP };
+    let rows = place_in_rows(sizes, &others, top, layers.0, &mut corners);
+    Placed { corners, size: (layers.0.max(rows.0), layers.1.max(rows.1)) }
 }
 
 /// Places boxes in layers. Returns the size of the area that they need.
-fn layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], corners: &mut [(f64, f64)]) -> Size {
+fn place_in_layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], corners: &mut [(f64, f64)]) -> Size {
     if boxes.is_empty() {
         return (0.0, 0.0);
     }
@@ -65,6 +67,7 @@ fn layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], corners: &m
             graph.add_edge(Arrow::simple(""), handles[from], handles[to]);
         }
     }
+    // The options: no debug drawing, no optimization of the layers, and (`false`) compute the layout.
     graph.do_it(false, true, false, &mut NoDrawing);
     let center = |handle| graph.pos(handle).center();
     let corner = |index: usize, center: Point| (center.x - sizes[index].0 / 2.0, center.y - sizes[index].1 / 2.0);
@@ -84,11 +87,12 @@ fn layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], corners: &m
     area
 }
 
-/// Places boxes in rows of about the same width, starting at the position `top`. Returns the size of the area above and
-/// in the rows.
-fn rows(sizes: &[Size], boxes: &[usize], top: f64, width: f64, corners: &mut [(f64, f64)]) -> Size {
+/// Places boxes in rows of about the same width, from the position `top` downward. This width is at least `min_width`.
+/// Returns the size of the area above and in the rows.
+fn place_in_rows(sizes: &[Size], boxes: &[usize], top: f64, min_width: f64, corners: &mut [(f64, f64)]) -> Size {
     let area: f64 = boxes.iter().map(|index| (sizes[*index].0 + GAP) * (sizes[*index].1 + GAP)).sum();
-    let width = (area * 1.6).sqrt().max(width);
+    // All rows together are about 1.6 times as wide as high.
+    let width = (area * 1.6).sqrt().max(min_width);
     let (mut x, mut y, mut height, mut right) = (0.0_f64, top, 0.0_f64, 0.0_f64);
     for index in boxes {
         let size = sizes[*index];

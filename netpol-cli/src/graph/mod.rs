@@ -24,10 +24,10 @@ Examples:
   netpol graph -f manifests/ -o dot | dot -Tpng > graph.png
   netpol graph -n shop > graph.svg             # the cluster of your kubeconfig
 
-A node has workloads of one namespace with the same connections. `in` and
-`out` are the ports that its policies allow with all ends. Edges have the
-other allowed ports. An edge of a namespace stands for an edge of each of its
-nodes.";
+A node of the graph stands for workloads of one namespace with the same
+connections. `in` and `out` are the ports that their policies allow with all
+ends (pods and addresses). Edges have the other allowed ports. An edge at a
+namespace stands for an edge at each node in this namespace.";
 
 #[derive(Debug, Args)]
 pub(crate) struct GraphOptions {

@@ -1,4 +1,5 @@
-//! The nodes and edges of a graph.
+//! The nodes and edges of the graph that `netpol graph` draws. A node of the graph is a set of workloads or addresses,
+//! not a node of the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +10,13 @@ use netpol_policy::offline::{AddressSet, EndId, PortSet, Reachability, UnitKey, 
 /// The title of the box with addresses outside the cluster. No namespace has this name: it contains a space.
 const ADDRESSES: &str = "outside addresses";
 
-/// The maximum number of names in a node.
+/// The maximum number of names that a node shows.
 const NAMES_SHOWN: usize = 4;
 
 /// A graph of pods and addresses, grouped by namespace. The graph has all allowed connections. The allowed ports from
-/// one node to another are the ports of the edge between them, and the ports that are in both `out` of the source and
-/// `in` of the destination.
+/// one node to another are the ports of the edge between them or their groups, the ports that are in both the line
+/// `out: …` of the source and the line `in: …` of the destination, and the ports in other lines of the nodes, such as
+/// `to all pods: …`.
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
     /// The namespaces, and the group [`ADDRESSES`], each with the indices of its nodes.
@@ -24,9 +26,10 @@ pub(super) struct Graph {
     pub(super) has_unknown: bool,
 }
 
-/// A node: workloads of one namespace, or addresses. All of them have the same ports with every other node.
+/// A node: workloads of one namespace, or addresses. All of them can connect with every other node at the same ports.
 pub(super) struct Node {
-    /// The lines of text: the first names, and the ports that are allowed with all ends.
+    /// The lines of text: the first names, then the badges. A badge is a line with ports that are not shown as edges,
+    /// such as `in: TCP 80`: the ports at which the policies of this node allow connections from all nodes.
     pub(super) lines: Vec<String>,
     /// The names of all workloads or addresses.
     pub(super) members: Vec<String>,
@@ -34,7 +37,7 @@ pub(super) struct Node {
     pub(super) is_not_isolated: bool,
 }
 
-/// Connections from one node to another, at ports that are not allowed with all ends.
+/// Connections from one node to another, at ports that are not in badges.
 pub(super) struct Edge {
     pub(super) from: EdgeEnd,
     pub(super) to: EdgeEnd,
@@ -50,7 +53,7 @@ pub(super) enum EdgeEnd {
     Group(usize),
 }
 
-/// A node of the graph, before its texts are written.
+/// A class of pods or addresses. Each class with pods, and each class of addresses with an edge, becomes a node.
 struct Class {
     group: String,
     end: EndId,
@@ -59,17 +62,18 @@ struct Class {
     is_outside: bool,
     /// Whether the node stands for several pods. If not, a connection from the node to itself is hairpin traffic.
     has_second_pod: bool,
-    /// The ports that the node's own policies allow with all ends, in the order of [`Direction::BOTH`].
+    /// The ports that the policies of this node allow with all nodes of the graph, in the order of [`Direction::BOTH`].
     common: [PortSet; 2],
 }
 
 /// Allowed and unknown ports.
 type Ports = (PortSet, PortSet);
-/// The ports of each pair of a source and a destination.
+/// The ports of each pair of a source and a destination. Both are indices of classes; in
+/// [`edges`], of nodes.
 type Pairs = BTreeMap<(usize, usize), Ports>;
 
 impl Graph {
-    /// Returns the first member of an end, or the namespace.
+    /// Returns the first member of a node, or the name of a group.
     pub(super) fn name(&self, end: EdgeEnd) -> &str {
         match end {
             EdgeEnd::Node(index) => self.nodes[index].members.first().map_or("", String::as_str),
@@ -116,8 +120,10 @@ impl Graph {
     }
 }
 
+/// Returns the classes: first those with pods of these namespaces, then those with addresses.
 fn classes(reachability: &Reachability<'_>, namespaces: &[String]) -> Vec<Class> {
     let mut found: BTreeMap<(NamespaceName, EndId), (Vec<String>, bool)> = BTreeMap::new();
+    // A unit is a workload, or a pod without a workload.
     for (unit, pods) in units(reachability.cluster(0)) {
         if !namespaces.is_empty() && !namespaces.iter().any(|name| **name == **unit.namespace()) {
             continue;
@@ -125,6 +131,7 @@ fn classes(reachability: &Reachability<'_>, namespaces: &[String]) -> Vec<Class>
         let ends: BTreeSet<EndId> = pods.iter().filter_map(|pod| reachability.end_of(0, pod)).collect();
         for end in ends {
             let (names, has_second) = found.entry((unit.namespace().clone(), end)).or_default();
+            // A pod with a workload in its key is an assumed pod. It represents all pods of the workload.
             *has_second |= !names.is_empty() || pods.len() > 1 || pods.iter().any(|pod| pod.workload().is_some());
             names.push(UnitKey::short_name(&unit));
         }
@@ -154,7 +161,7 @@ fn ranges(addresses: &AddressSet) -> Vec<String> {
     addresses.ranges().map(|(first, last)| AddressSet::between(first, last).to_string()).collect()
 }
 
-/// Returns the ports that the policies of an end allow with every other end.
+/// Returns the ports that the policies of `end` allow with each of `ends`.
 fn common_ports(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId], direction: Direction) -> PortSet {
     let mut common = PortSet::all();
     for other in ends {
@@ -170,7 +177,7 @@ fn common_ports(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId],
     common
 }
 
-/// Returns the ports of each pair, without the ports that are allowed with all ends.
+/// Returns the ports of each pair, without the ports in the first badges of both nodes.
 fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     let mut pairs = Pairs::new();
     for (from, source) in classes.iter().enumerate() {
@@ -193,8 +200,7 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     pairs
 }
 
-/// Returns the first badges of a node, with the ports that are allowed with all ends. A badge is a line of text with
-/// ports, below the names.
+/// Returns the first badges of a node, with the ports that its policies allow with all nodes.
 fn badges(class: &Class) -> Vec<String> {
     if class.is_outside {
         return Vec::new();
@@ -216,12 +222,14 @@ fn move_loops_to_badges(pairs: &mut Pairs, badges: &mut [Vec<String>]) {
 /// of the node. If the node has several pods, its edge to itself must have these ports, too.
 fn move_edges_with_all_pods_to_badges(classes: &[Class], pairs: &mut Pairs, badges: &mut [Vec<String>]) {
     let pods: Vec<usize> = (0..classes.len()).filter(|index| !classes[*index].is_outside).collect();
+    // In a small graph, edges are easier to read than badges.
     if pods.len() < 4 {
         return;
     }
     for (own, badges) in badges.iter_mut().enumerate() {
         let all: Vec<usize> =
             pods.iter().copied().filter(|other| *other != own || classes[own].has_second_pod).collect();
+        // The loop (the edge to itself) counts for both badges. The first badge removes it from `pairs`.
         let own_loop = pairs.get(&(own, own)).cloned();
         for (word, is_source) in [("from", false), ("to", true)] {
             let key = |other: usize| if is_source { (own, other) } else { (other, own) };

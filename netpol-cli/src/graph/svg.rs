@@ -6,11 +6,11 @@ use super::layout::{Size, place};
 use super::model::{EdgeEnd, Graph, Node};
 use crate::assert::xml;
 
-/// The size of a character.
+/// Width and height of a character.
 const CHARACTER: Size = (7.0, 16.0);
 /// The distance from the border of a box to its text.
 const PADDING: f64 = 8.0;
-/// The height of the name of a namespace.
+/// The height of the heading of a group: the name of its namespace, or `addresses`.
 const HEADING: f64 = 24.0;
 /// The maximum number of characters of a line. Longer lines are shortened.
 const MAX_LINE: usize = 44;
@@ -21,7 +21,7 @@ const MAX_LABELS: usize = 400;
 const MIN_WIDTH: f64 = 620.0;
 const LEGEND_HEIGHT: f64 = 76.0;
 const LEGEND: [&str; 3] = [
-    "in, out: ports that the policies of the pods allow with all ends",
+    "in (out): ports that the policies of the pods allow from (to) all boxes",
     "arrow: other allowed ports (point at it for the full list); dashed arrow: unknown",
     "dashed box: no policy isolates the pods for ingress",
 ];
@@ -64,7 +64,8 @@ pub(super) fn print(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
         writeln!(out, "<path class=\"{class}\" d=\"{path}\" marker-end=\"url(#arrow)\"><title>{title}</title></path>")?;
     }
     graph.nodes.iter().zip(&nodes).try_for_each(|(node, rect)| print_node(out, node, *rect))?;
-    // More labels would overlap. Their text is also in the titles of the edges, which a browser shows at the pointer.
+    // More labels would overlap. The text of a label is also in the title of its edge, which a browser shows at the
+    // pointer.
     if graph.edges.len() <= MAX_LABELS {
         for (edge, (_, x, y)) in graph.edges.iter().zip(&curves) {
             let label = xml(&shorten(&edge.label));
@@ -74,6 +75,7 @@ pub(super) fn print(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
     writeln!(out, "</g>\n</svg>")
 }
 
+/// Prints the box of a node (workloads or addresses).
 fn print_node(out: &mut impl Write, node: &Node, Rect(x, y, w, h): Rect) -> io::Result<()> {
     let class = if node.is_not_isolated { "node not-isolated" } else { "node" };
     let members = xml(&node.members.join(", "));
@@ -87,8 +89,8 @@ fn print_node(out: &mut impl Write, node: &Node, Rect(x, y, w, h): Rect) -> io::
     writeln!(out, "</g>")
 }
 
-/// Places the nodes within each namespace, and then the namespaces. Returns the positions of nodes, the positions of
-/// namespaces, and the size of the whole graph.
+/// Places the nodes within each group (a namespace, or the addresses), and then the groups. Returns the rectangles of
+/// nodes, the rectangles of groups, and the size of the whole graph.
 fn positions(graph: &Graph) -> (Vec<Rect>, Vec<Rect>, Size) {
     let group_of = |node: usize| graph.groups.iter().position(|(_, nodes)| nodes.contains(&node)).unwrap_or_default();
     let mut nodes = vec![Rect(0.0, 0.0, 0.0, 0.0); graph.nodes.len()];
@@ -129,7 +131,7 @@ fn size(node: &Node) -> Size {
     (width, number(node.lines.len()) * CHARACTER.1 + 2.0 * PADDING - 4.0)
 }
 
-/// Returns a curve between two boxes, and the position of its label.
+/// Returns a curve between two boxes (the attribute `d` of an SVG path), and the position of its label.
 fn curve(from: Rect, to: Rect) -> (String, f64, f64) {
     let middle = |Rect(x, y, w, h): Rect| (x + w / 2.0, y + h / 2.0);
     let ((from_x, from_y), (to_x, to_y)) = (middle(from), middle(to));

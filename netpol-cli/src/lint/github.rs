@@ -19,9 +19,9 @@ pub(super) fn print(out: &mut impl Write, input: &Input, report: &Report) -> io:
     writeln!(out, "{}", summary(input, report))
 }
 
-/// Returns a command such as `::error file=a.yaml,line=3,title=NP003 invalid-policy::message`.
+/// Returns a workflow command such as `::error file=a.yaml,line=3,title=NP003 invalid-policy::message`.
 fn command(finding: &Finding) -> String {
-    let name = match finding.severity {
+    let command_name = match finding.severity {
         Severity::Error => "error",
         Severity::Warning => "warning",
         Severity::Info => "notice",
@@ -33,7 +33,7 @@ fn command(finding: &Finding) -> String {
     lines.extend(text::sentences(finding).map(|line| Safe(line).to_string()));
     lines.extend(text::fix_lines(finding, usize::MAX));
     format!(
-        "::{name} file={},line={},title={}::{}",
+        "::{command_name} file={},line={},title={}::{}",
         escape_property(&finding.file),
         finding.line,
         escape_property(&title),

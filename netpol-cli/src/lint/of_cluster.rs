@@ -8,9 +8,9 @@ use super::{LintOptions, LintOutput};
 use crate::input::Input;
 use crate::live::is_shown;
 
-/// The rules that need all objects of some kinds, and these kinds. If the objects of some namespaces are not listed,
+/// Lint rules that need all objects of some kinds in all namespaces, and these kinds. If some objects were not listed,
 /// such a rule could report an existing object as missing.
-const NEEDS: [(RuleId, &[&str]); 8] = [
+const NEEDED_KINDS: [(RuleId, &[&str]); 8] = [
     (RuleId::MISSING_NAMESPACE, &["Namespaces"]),
     (RuleId::PEER_MATCHES_NO_POD, &["Namespaces", "Pods"]),
     (RuleId::HOST_NETWORK_PEER, &["Namespaces", "Pods"]),
@@ -34,10 +34,10 @@ pub(super) fn check_output(options: &LintOptions) -> Result<()> {
     Ok(())
 }
 
-/// Lints the input. Does not check rules of [`NEEDS`] for which the user cannot list all objects.
+/// Lints the input. Skips a rule of [`NEEDED_KINDS`] if the user cannot list all objects of its kinds.
 pub(super) fn lint(input: &Input, cluster: &OfflineCluster, mut selection: Selection) -> Report {
     let mut not_checked = Vec::new();
-    for (rule, kinds) in NEEDS {
+    for (rule, kinds) in NEEDED_KINDS {
         let missing = kinds.iter().find(|kind| input.missing.iter().any(|missing| missing.kind == **kind));
         if let Some(kind) = missing.filter(|_| selection.contains(rule)) {
             not_checked.push(NotChecked { rule, reason: format!("you cannot list the {kind} of all namespaces") });

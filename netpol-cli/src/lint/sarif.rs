@@ -1,4 +1,5 @@
-//! Prints findings as SARIF 2.1.0: <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>.
+//! Prints lint findings as SARIF 2.1.0, a format for the results of static analysis:
+//! <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -12,7 +13,7 @@ use crate::output::print_json;
 
 const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 
-/// Prints the report. `is_lossy`: whether a part of the input could not be read.
+/// Prints the report as a SARIF log. `is_lossy`: whether a part of the input could not be read.
 pub(super) fn print(out: &mut impl Write, report: &Report, is_lossy: bool) -> Result<()> {
     let suppressed = report.suppressed.iter().map(|Suppressed { finding, reason }| {
         let mut result = result_json(finding);
@@ -58,6 +59,7 @@ const fn level(severity: Severity) -> &'static str {
     }
 }
 
+/// Returns a notification: SARIF's element for a rule that was not checked.
 fn notification_json(not_checked: &NotChecked) -> Value {
     json!({
         "level": "note",
@@ -68,6 +70,7 @@ fn notification_json(not_checked: &NotChecked) -> Value {
 
 fn result_json(finding: &Finding) -> Value {
     let index = RULES.iter().position(|rule| rule.id == finding.rule);
+    // The object and the field path, if the finding has them.
     let place: Vec<&str> = [&finding.object, &finding.path].into_iter().flatten().map(String::as_str).collect();
     let mut location = json!({
         "physicalLocation": {
@@ -95,7 +98,7 @@ fn result_json(finding: &Finding) -> Value {
     result
 }
 
-/// Returns a path as a URI reference: RFC 3986.
+/// Returns a file path as a URI reference (RFC 3986).
 fn uri(path: &str) -> String {
     let mut uri = String::new();
     if path.starts_with('/') {

@@ -31,12 +31,13 @@ async fn list(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
     let mut fleet = Fleet::find(&options.agents).await?;
     let scope = Scope::new(&options.scope, &fleet)?;
     let answers: Vec<Answer<PolicyList>> = fleet.get("/v1/policies").await;
-    let selected = selected_pods(&scope, &mut fleet).await;
+    // The pods that the option `-l` matches; `None` without `-l`.
+    let pods_with_labels = selected_pods(&scope, &mut fleet).await;
     let lists: Vec<PolicyList> = answers.into_iter().map(|answer| answer.content).collect();
     let mut policies = merge(&lists);
     policies.retain(|policy| {
         scope.has_namespace(&policy.namespace)
-            && selected.as_ref().is_none_or(|selected| !selected.is_disjoint(&policy.pods))
+            && pods_with_labels.as_ref().is_none_or(|pods| !pods.is_disjoint(&policy.pods))
     });
     match options.output {
         Output::Json => print_items(out, &policies, fleet.failures())?,
@@ -52,7 +53,7 @@ async fn list(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
     fleet.finish(lists.len())
 }
 
-/// A policy, on all nodes.
+/// The status of a policy on all nodes.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Policy {
@@ -70,7 +71,7 @@ struct Policy {
     /// The pods that the policy selects, on the nodes that responded.
     pods: BTreeSet<String>,
     rules: Vec<RuleStatus>,
-    /// The position of each path in `rules`.
+    /// The position of each rule in `rules`, by its path.
     #[serde(skip)]
     rule_positions: HashMap<String, usize>,
     denied_flows: u64,
@@ -120,9 +121,9 @@ impl Policy {
         }
         for rule in &status.rules {
             if let Some(position) = self.rule_positions.get(&rule.path) {
-                let known = &mut self.rules[*position];
-                known.flows += rule.flows;
-                known.last_flow = known.last_flow.take().max(rule.last_flow.clone());
+                let total = &mut self.rules[*position];
+                total.flows += rule.flows;
+                total.last_flow = total.last_flow.take().max(rule.last_flow.clone());
             } else {
                 self.rule_positions.insert(rule.path.clone(), self.rules.len());
                 self.rules.push(rule.clone());
@@ -131,7 +132,7 @@ impl Policy {
     }
 }
 
-/// Combines the policies of all nodes.
+/// Combines the status of each policy on all nodes.
 fn merge(lists: &[PolicyList]) -> Vec<Policy> {
     let mut policies: BTreeMap<(&str, &str), Policy> = BTreeMap::new();
     for list in lists {
@@ -211,10 +212,10 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Resu
     if let Some(since) = lists.iter().map(|list| &list.counted_since).max() {
         writeln!(out, "\nflows are counted since {} or earlier", Safe(since))?;
     }
-    let without: Vec<&str> =
+    let nodes_without: Vec<&str> =
         lists.iter().filter(|list| !list.counts_allowed_flows).map(|list| list.node.as_str()).collect();
-    if !without.is_empty() {
-        let text = format!("allowed flows are not counted on {} (--record-flows denied)", without.join(", "));
+    if !nodes_without.is_empty() {
+        let text = format!("allowed flows are not counted on {} (--record-flows denied)", nodes_without.join(", "));
         paragraph(out, text, style.text, 0)?;
     }
     let other: u64 = lists.iter().map(|list| list.other_flows).sum();

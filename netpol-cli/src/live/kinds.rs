@@ -1,4 +1,4 @@
-//! The kinds of objects to list.
+//! The kinds of objects that the commands list from the API server.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::remote::{Kube, within};
 /// The time limit for the list of API groups. The list is short, so it takes little time.
 const GROUPS_TIME: Duration = Duration::from_secs(10);
 
-/// A kind of objects.
+/// A kind of objects, with the data for a request.
 #[derive(Clone, Debug)]
 pub(super) struct Kind {
     group: String,
@@ -24,7 +24,7 @@ pub(super) struct Kind {
     /// The plural in messages.
     pub(super) title: &'static str,
     pub(super) is_namespaced: bool,
-    /// Whether these are policies that netpol does not evaluate.
+    /// Whether objects of this kind are policies that netpol does not evaluate.
     pub(super) is_unevaluated: bool,
 }
 
@@ -83,7 +83,8 @@ const UNEVALUATED: [(&str, &str, &str, &str, bool); 11] = [
     ("policy.networking.k8s.io", "ClusterNetworkPolicy", "clusternetworkpolicies", "ClusterNetworkPolicies", false),
 ];
 
-fn evaluated_kind((group, version, name, plural, title, is_namespaced): &Row) -> Kind {
+/// Returns the kind of a row.
+fn kind_of_row((group, version, name, plural, title, is_namespaced): &Row) -> Kind {
     Kind {
         group: (*group).to_owned(),
         version: (*version).to_owned(),
@@ -95,7 +96,7 @@ fn evaluated_kind((group, version, name, plural, title, is_namespaced): &Row) ->
     }
 }
 
-/// Returns the kinds that netpol evaluates, and the policies of other kinds that the cluster has.
+/// Returns the kinds that netpol evaluates, and those kinds of unevaluated policies whose API group the cluster has.
 pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
     let groups = within(limit.min(GROUPS_TIME), "", kube.client.list_api_groups()).await;
     let groups = groups.map_err(|error| anyhow!("cannot list the API groups: {error}"))?.groups;
@@ -113,10 +114,11 @@ pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
             Some(Kind { group, version, name, plural, title, is_namespaced, is_unevaluated: true })
         },
     );
-    Ok(EVALUATED.iter().map(evaluated_kind).chain(unevaluated).collect())
+    Ok(EVALUATED.iter().map(kind_of_row).chain(unevaluated).collect())
 }
 
-/// Returns the kinds to list in addition, so that the pods of workloads of these kinds are found.
+/// Returns the kinds to list in addition, so that the pods of workloads of these kinds are found. Owner references lead
+/// from a pod to its workload, for example through a `ReplicaSet` to a Deployment.
 pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
     let deployments = ("apps", "v1", "Deployment", "deployments", "Deployments", true);
     let replica_sets = ("apps", "v1", "ReplicaSet", "replicasets", "ReplicaSets", true);
@@ -135,5 +137,5 @@ pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
             }
         })
         .collect();
-    rows.iter().map(evaluated_kind).collect()
+    rows.iter().map(kind_of_row).collect()
 }

@@ -42,7 +42,8 @@ pub(crate) fn read_shown(manifests: &InputOptions, shown: &ShownOptions, view: V
 }
 
 /// Returns whether to show a message about an object such as `Pod shop/web-0` or `Namespace shop`: the object must be
-/// in one of the namespaces. If there are no namespaces, or no object, the message is shown.
+/// in one of `namespaces`. If `namespaces` is empty, all messages are shown. A message without an object is always
+/// shown.
 pub(crate) fn is_shown(object: Option<&str>, namespaces: &[String]) -> bool {
     let Some((kind, name)) = object.and_then(|object| object.split_once(' ')).filter(|_| !namespaces.is_empty()) else {
         return true;
@@ -51,15 +52,16 @@ pub(crate) fn is_shown(object: Option<&str>, namespaces: &[String]) -> bool {
     namespace.is_some_and(|namespace| namespaces.iter().any(|shown| shown == namespace))
 }
 
-/// Reads the manifests of `-f`, or else all objects of the cluster. `namespaces_of` is called with the namespace of the
-/// context, or with `default` for manifests, and returns namespaces. If the user cannot list a kind in the whole
-/// cluster, the kind is listed only in the namespaces that `namespaces_of` returned.
+/// Reads the manifests of `-f`, or else all objects of the cluster. If the user cannot list a kind in the whole
+/// cluster, the kind is listed only in the namespaces that `namespaces_of` returns. The argument of `namespaces_of` is
+/// the default namespace of the command: that of the kubeconfig's context, or `default` for manifests.
 pub(crate) fn read_input(
     manifests: &InputOptions,
     kube: &KubeOptions,
     namespaces_of: impl FnOnce(&str) -> Result<Vec<String>>,
 ) -> Result<Input> {
     if !manifests.paths.is_empty() {
+        // For manifests, the returned namespaces are not needed. But the caller's function may also read files.
         namespaces_of("default")?;
         return Ok(Input::read(manifests));
     }
@@ -74,6 +76,7 @@ fn read_cluster(
     runtime()?.block_on(async {
         let kube = Kube::open(options, OR_MANIFESTS).await?;
         let namespaces = namespaces_of(&kube)?;
+        // All namespaces are shown, so no object is in another namespace.
         let view = if namespaces.is_empty() { View::Everything } else { view };
         let input = read_all_kinds(&kube, namespaces.iter().cloned().collect(), view).await?;
         Ok((input, namespaces))
@@ -93,13 +96,16 @@ pub(crate) async fn read_all_kinds(kube: &Kube, namespaces: BTreeSet<String>, vi
 fn required(input: &Input, view: View) -> Vec<String> {
     let has_selector = has_namespace_selector(input);
     let is_required = |missing: &&Missing| {
-        let in_other_namespaces = match missing.kind.as_str() {
+        // Whether the result depends on objects of this kind outside the shown namespaces.
+        let needs_others = match missing.kind.as_str() {
             "NetworkPolicies" => view == View::Everything,
             "Pods" | "Nodes" | "Services" | "EndpointSlices" => view != View::Pods,
             _ => matches!(view, View::Peers | View::Everything),
         };
-        let matters = missing.kind != "Namespaces" || has_selector;
-        missing.is_unevaluated || matters && (missing.namespace.is_some() || in_other_namespaces)
+        // Only namespace selectors use Namespace objects.
+        let is_used = missing.kind != "Namespaces" || has_selector;
+        // `missing.namespace` is one of the shown namespaces; `None` stands for all others.
+        missing.is_unevaluated || is_used && (missing.namespace.is_some() || needs_others)
     };
     input.missing.iter().filter(is_required).map(ToString::to_string).collect()
 }

@@ -51,8 +51,9 @@ fn print_row(out: &mut impl Write, columns: [Vec<String>; 3], starts: [usize; 3]
     Ok(())
 }
 
-/// Returns the widths of the columns, which fit `width` together. If a column needs less than its equal share, the
-/// other columns share the rest.
+/// Returns the widths of the columns. Their sum is at most `width`, unless [`MIN_COLUMN`] makes columns wider. If a
+/// column needs less than its equal share, the other columns share the rest. `longest`: the longest text of each
+/// column.
 fn column_widths(longest: [usize; 3], width: usize) -> [usize; 3] {
     let mut narrow_first = [0, 1, 2];
     narrow_first.sort_by_key(|column| longest[*column]);
@@ -87,12 +88,13 @@ pub(super) fn markdown(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     rows.iter().try_for_each(|row| writeln!(out, "| {} | {} | {} |", cell(&row.to), cell(&row.from), cell(&row.ports)))
 }
 
-/// Prints a graph in the language of Graphviz, with a subgraph for each namespace. The nodes are the groups that the
-/// filters accept. There is an edge for each pair of groups with a port that is allowed or unknown.
+/// Prints a graph in the language of Graphviz, with a subgraph for each namespace. [`by_namespace`] returns the groups
+/// that are nodes. There is an edge for each pair of groups with a port that is allowed or unknown.
 pub(super) fn dot(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
     let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('\\', "\\\\").replace('"', "\\\""));
     writeln!(out, "digraph netpol {{\n  rankdir=LR;\n  node [shape=box];")?;
     for (number, (namespace, groups)) in by_namespace(list, only_allowed).into_iter().enumerate() {
+        // Graphviz draws a subgraph as a box if the name of the subgraph starts with `cluster`.
         writeln!(out, "  subgraph cluster_{number} {{\n    label={};", quoted(namespace))?;
         for (index, group) in groups {
             writeln!(out, "    g{index} [label={}];", quoted(&group.short_name()))?;
@@ -128,8 +130,9 @@ pub(super) fn mermaid(out: &mut impl Write, list: &List<'_>, only_allowed: bool)
     Ok(())
 }
 
-/// Returns the groups that have at least one connection to show, by namespace. With `only_allowed`, the connection of a
-/// pod to itself does not count: it is always allowed, so that all pods would be shown.
+/// Returns the groups to show, by namespace: those with at least one connection in the list. With `only_allowed`, at
+/// least one port of the connection must be allowed or unknown, and the connection of a pod to itself does not count.
+/// It is always allowed, so if it counted, all pods would be shown.
 fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Vec<(usize, &'g Group)>> {
     let connections = list.connections(only_allowed);
     let shown = connections.filter(|(from, to, _)| !only_allowed || !list.is_hairpin(*from, *to));

@@ -31,22 +31,24 @@ pub(super) struct Group {
     /// The end that stands for all members as a destination. It differs from `source` if there are several pods.
     #[serde(skip)]
     pub(super) destination: End,
-    /// The class that all members belong to: its members have the same ports with every other class.
+    /// The class of pods or addresses to which all members of the group belong. All pods or addresses of a class can
+    /// connect with every other class at the same ports.
     #[serde(skip)]
     pub(super) end: EndId,
-    /// The pod of `source` and the pod of `destination`. For an address, the pod that has it.
+    /// The pod of `source` and the pod of `destination`. For an address, both are the pod that has this address.
     #[serde(skip)]
     pods: [Option<PodKey>; 2],
 }
 
 /// The namespace, the class of the pods, and the workload. The last item is a pod without a workload, which has its own
-/// group.
+/// group. The last two items are `None` if pods of different workloads share a group.
 type GroupKey = (NamespaceName, EndId, Option<WorkloadKey>, Option<PodKey>);
 
 /// Returns the groups of these ends: pods by namespace, then addresses. Pods with the same verdicts share a group if
 /// they belong to the same workload. A pod without a workload has its own group. If there would be too many groups, all
 /// pods of a namespace that have the same verdicts share a group, even if they belong to different workloads.
 pub(super) fn group_ends(reachability: &mut Reachability<'_>, ends: &[End]) -> Vec<Group> {
+    // `reachability` can have several clusters. A matrix has only one, with index 0.
     let cluster = reachability.cluster(0);
     let pods = ends.iter().filter_map(|end| match end {
         End::Pod(key) => Some((cluster.state().pods.get(key)?, reachability.end_of(0, key)?)),

@@ -1,4 +1,5 @@
-//! The matrix as a list: the exact ports of each pair of groups. Sources that have the same ports share a row.
+//! The matrix as a list: the exact ports of each pair of groups. A group is an address, or pods of one namespace that
+//! have the same verdicts. Sources that have the same ports to a destination share a row.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,9 +8,10 @@ use serde::{Serialize, Serializer};
 
 use super::groups::Group;
 
-/// The ports between two groups.
+/// The ports at which one group can connect to another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Connection {
+    /// Ports with the verdict allow.
     allowed: PortSet,
     /// Ports with an unknown verdict.
     unknown: PortSet,
@@ -18,8 +20,9 @@ struct Connection {
 /// The ports of a connection as text.
 pub(super) struct PortTexts {
     pub(super) allowed: String,
-    /// `None` if no port is unknown.
+    /// `None` if no port has an unknown verdict.
     pub(super) unknown: Option<String>,
+    /// Whether at least one port is allowed.
     pub(super) is_allowed: bool,
 }
 
@@ -38,13 +41,13 @@ struct JsonConnection<'l> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Sources {
     All,
-    /// All sources that are not in another row of the destination.
+    /// All sources that are not in another row of the same destination.
     AllOthers,
-    /// These groups, as indices.
+    /// These groups, as indices in [`List::groups`].
     Groups(Vec<u32>),
 }
 
-/// The sources of one destination, with the indices of their ports in [`List::texts`].
+/// The rows of one destination: the sources of each row, and the index of their ports in [`List::texts`].
 type RowsOfDestination = Vec<(Sources, u32)>;
 
 /// One row: destinations, sources, and the ports between them.
@@ -62,8 +65,8 @@ pub(super) struct List<'g> {
     sizes: HashMap<&'g str, usize>,
     /// The texts of all different connections, in ascending order of their ports.
     texts: Vec<PortTexts>,
-    /// For each source, and then for each destination: the index of the connection in `texts`. `None` if the groups
-    /// have no address family in common, or the filters exclude the pair.
+    /// The index in `texts` for each pair of groups, in the order of [`pairs`]. `None` if the groups have no address
+    /// family in common, or the filters exclude the pair.
     cells: Vec<Option<u32>>,
 }
 
@@ -79,13 +82,14 @@ impl<'g> List<'g> {
         let (mut connections, mut by_ids) = (Vec::new(), HashMap::new());
         let cells = pairs(groups.len()).map(|(from, to)| {
             let ids = shows(from, to).then(|| ports_between(reachability, &groups[from], &groups[to])).flatten()?;
-            let number = by_ids.entry(ids).or_insert_with(|| {
+            let index = by_ids.entry(ids).or_insert_with(|| {
                 connections.push(Connection::new(reachability, ids, ports));
                 connections.len() - 1
             });
-            Some(*number)
+            Some(*index)
         });
         let cells: Vec<Option<usize>> = cells.collect();
+        // Different `PortIds` can have the same ports among `ports`.
         let mut sorted: Vec<&Connection> = connections.iter().collect();
         sorted.sort_unstable();
         sorted.dedup();
@@ -100,11 +104,13 @@ impl<'g> List<'g> {
         Self { groups, sizes, texts: sorted.into_iter().map(Connection::texts).collect(), cells }
     }
 
+    /// Returns whether a connection has a port with an unknown verdict.
     pub(super) fn has_unknown(&self) -> bool {
         self.cells.iter().flatten().any(|index| self.ports(*index).unknown.is_some())
     }
 
-    /// Returns the connections, with the indices of their source and destination.
+    /// Returns the connections, with the indices of their source and destination. `only_allowed` omits connections
+    /// without an allowed or unknown port.
     pub(super) fn connections(&self, only_allowed: bool) -> impl Iterator<Item = (usize, usize, &PortTexts)> {
         let cells = pairs(self.groups.len()).zip(&self.cells);
         let shown = cells.filter_map(|((from, to), cell)| Some((from, to, self.ports((*cell)?))));
@@ -120,14 +126,15 @@ impl<'g> List<'g> {
         JsonConnections { list: self, only_allowed }
     }
 
-    /// Returns whether a pod or an address connects to itself. Such a connection is always allowed.
+    /// Returns whether a connection between these groups is from a pod or an address to itself. Such a connection is
+    /// always allowed.
     pub(super) fn is_hairpin(&self, from: usize, to: usize) -> bool {
         from == to && self.groups[from].source == self.groups[to].destination
     }
 
-    /// Returns the rows by destination. If all sources have a row, the row with the most sources has the text `all` or
-    /// `all others` instead of their names. Destinations that have the same sources with the same ports share their
-    /// rows. The connection of a pod to itself has no row.
+    /// Returns the rows by destination. If all sources of a destination have a row, the row with the most sources has
+    /// the text `all` or `all others` instead of the names of these sources. Destinations that have the same sources
+    /// with the same ports share their rows. The connection of a pod to itself has no row.
     pub(super) fn rows(&self, only_allowed: bool) -> Vec<Row> {
         let mut shared: Vec<(RowsOfDestination, Vec<u32>)> = Vec::new();
         let mut index: HashMap<RowsOfDestination, usize> = HashMap::new();
@@ -156,7 +163,7 @@ impl<'g> List<'g> {
         rows.collect()
     }
 
-    /// Returns the sources and ports of one destination.
+    /// Returns the rows of one destination.
     fn rows_of_destination(&self, to: usize, only_allowed: bool) -> RowsOfDestination {
         let count = self.groups.len();
         let mut sources: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
@@ -188,8 +195,8 @@ impl<'g> List<'g> {
         rows
     }
 
-    /// Returns the names of groups. The indices are in ascending order. All groups of a namespace together have the
-    /// name `shop/*`, if there are several.
+    /// Returns the names of the groups with these indices, which are in ascending order. If they include all groups of
+    /// the namespace `shop`, and this namespace has several groups, `shop/*` replaces their names.
     fn names(&self, indices: &[u32]) -> String {
         let group = |index: &u32| &self.groups[*index as usize];
         let mut names: Vec<String> = Vec::new();

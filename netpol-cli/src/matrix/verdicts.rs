@@ -1,8 +1,9 @@
 //! The verdicts between all groups at given ports.
 //!
-//! Verdicts between pods are computed from the sets of ports, as in the list. They are compared with the verdicts of
-//! the compiled tables, once for all pods with equal rules and equal classes of addresses. Verdicts on addresses are
-//! evaluated one by one, because an address can be that of a Service or a node.
+//! The verdict on a connection between pods is computed from the set of allowed ports, as in the matrix without `-p`.
+//! It is compared with the verdict of the compiled tables, but only once for all pods with the same rule sets and the
+//! same address classes (a class is an equivalence class of addresses). Connections with addresses are evaluated one by
+//! one, because an address can be that of a Service or a node.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -22,9 +23,9 @@ use super::list::pairs;
 use crate::args::PortArgument;
 use crate::color::ColorMode;
 use crate::table::{self, Cell};
-use crate::verdict::{Evaluator, Sides, TableClass, VerdictError};
+use crate::verdict::{DecidingValues, Evaluator, Sides, VerdictError};
 
-/// A connection at one port.
+/// The verdict on the connections between two groups at one port.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonVerdict<'g> {
@@ -40,7 +41,8 @@ struct JsonVerdict<'g> {
     allowed_family: Option<Family>,
 }
 
-/// The cells of each port: for each source, a cell for each destination.
+/// The cells of the matrix, for each port. A cell is the verdict on a pair of groups, in the order of [`pairs`]: all
+/// destinations of the first source, then those of the second one.
 struct Verdicts<'g> {
     groups: &'g [Group],
     ports: Vec<(PortArgument, Vec<Cell>)>,
@@ -101,19 +103,20 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     let groups = matrix.groups;
     let mut cluster = matrix.reachability.cluster(0).clone();
     for group in groups {
+        // If the only member stands for all pods of a workload, adds the second pod that `group.source` names.
         if let (End::Pod(only), 1) = (&group.destination, group.members.len()) {
             cluster.second_pod(only);
         }
     }
-    let has_frontend = groups.iter().any(|group| has_frontend(&cluster, group));
-    let evaluate = if has_frontend { Evaluator::new(&cluster) } else { Evaluator::without_services(&cluster) };
+    let needs_services = groups.iter().any(|group| may_be_service_or_node(&cluster, group));
+    let evaluator = if needs_services { Evaluator::new(&cluster) } else { Evaluator::without_services(&cluster) };
     let mut numbers = Numbers::default();
-    let pods = groups.iter().map(|group| GroupPods::of(&evaluate, group, &mut numbers));
+    let pods = groups.iter().map(|group| GroupPods::of(&evaluator, group, &mut numbers));
     let pods: Vec<Option<GroupPods<'_>>> = pods.collect();
     let mut ports = Vec::new();
     for &port in &matrix.options.ports {
         let mut at_port =
-            AtPort { matrix: &mut *matrix, evaluate: &evaluate, pods: &pods, port, checked: HashSet::new() };
+            AtPort { matrix: &mut *matrix, evaluator: &evaluator, pods: &pods, port, checked: HashSet::new() };
         let to_evaluate: BTreeSet<usize> = (0..groups.len()).filter(|index| at_port.needs_evaluation(*index)).collect();
         let cells = pairs(groups.len()).map(|(row, column)| {
             let needs_evaluation = to_evaluate.contains(&column) || pods[row].is_none();
@@ -125,24 +128,24 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
 }
 
 /// Returns whether a group is an address, or is a pod with an address that a Service, a hostPort or a node also has.
-fn has_frontend(cluster: &OfflineCluster, group: &Group) -> bool {
+fn may_be_service_or_node(cluster: &OfflineCluster, group: &Group) -> bool {
     let End::Pod(pod) = &group.destination else { return true };
     let state = cluster.state();
     let mut addresses = state.pods.get(pod).into_iter().flat_map(|pod| &pod.addresses);
     addresses.any(|address| state.has_frontend_at(*address) || state.is_node(*address))
 }
 
-/// A pod, and the numbers of its rule sets and address classes in the compiled tables. Pods with equal numbers have
-/// equal verdicts.
+/// A pod, and the numbers that [`Numbers`] assigns to its rule sets and address classes in the compiled tables. Pods
+/// with equal numbers have equal verdicts.
 struct TablePod<'c> {
     pod: &'c Pod,
     /// The numbers of the rule sets, by direction.
     rule_sets: [usize; 2],
     /// The numbers of the classes of the IPv4 and the IPv6 address.
-    addresses: [usize; 2],
+    address_classes: [usize; 2],
 }
 
-/// The pods that stand for a group.
+/// The pods that stand for a group of pods, as in [`Group`].
 struct GroupPods<'c> {
     source: TablePod<'c>,
     destination: TablePod<'c>,
@@ -155,15 +158,15 @@ struct GroupPods<'c> {
 #[derive(Default)]
 struct Numbers {
     rule_sets: HashMap<Vec<Option<u32>>, usize>,
-    addresses: HashMap<Vec<(u32, u32)>, usize>,
+    address_classes: HashMap<Vec<(u32, u32)>, usize>,
 }
 
 impl Numbers {
-    fn table_pod<'c>(&mut self, evaluate: &Evaluator<'c>, pod: &'c Pod) -> TablePod<'c> {
-        let TableClass { rule_sets, addresses } = evaluate.class(pod);
+    fn table_pod<'c>(&mut self, evaluator: &Evaluator<'c>, pod: &'c Pod) -> TablePod<'c> {
+        let DecidingValues { rule_sets, addresses } = evaluator.deciding_values(pod);
         let rule_sets = rule_sets.map(|value| number(&mut self.rule_sets, value));
-        let addresses = addresses.map(|value| number(&mut self.addresses, value));
-        TablePod { pod, rule_sets, addresses }
+        let address_classes = addresses.map(|value| number(&mut self.address_classes, value));
+        TablePod { pod, rule_sets, address_classes }
     }
 }
 
@@ -174,13 +177,13 @@ fn number<T: Eq + Hash>(numbers: &mut HashMap<T, usize>, value: T) -> usize {
 }
 
 impl<'c> GroupPods<'c> {
-    fn of(evaluate: &Evaluator<'c>, group: &Group, numbers: &mut Numbers) -> Option<Self> {
+    fn of(evaluator: &Evaluator<'c>, group: &Group, numbers: &mut Numbers) -> Option<Self> {
         let (End::Pod(source), End::Pod(destination)) = (&group.source, &group.destination) else { return None };
-        let cluster = evaluate.cluster();
+        let cluster = evaluator.cluster();
         let pods = &cluster.state().pods;
         let (source, destination) = (pods.get(source)?, pods.get(destination)?);
         let may_change = Direction::BOTH.map(|direction| !cluster.may_change_pod(destination, direction).is_empty());
-        let [source, destination] = [source, destination].map(|pod| numbers.table_pod(evaluate, pod));
+        let [source, destination] = [source, destination].map(|pod| numbers.table_pod(evaluator, pod));
         Some(Self { source, destination, may_change })
     }
 }
@@ -188,20 +191,21 @@ impl<'c> GroupPods<'c> {
 /// Evaluates the connections between groups at one port.
 struct AtPort<'a, 'g, 'm, 'c> {
     matrix: &'a mut Matrix<'g, 'm>,
-    evaluate: &'a Evaluator<'c>,
+    evaluator: &'a Evaluator<'c>,
     /// The pods of each group; `None` for an address.
     pods: &'a [Option<GroupPods<'c>>],
     port: PortArgument,
-    /// The verdicts that were compared with the tables: direction, rule set, class of the remote address, and verdict.
+    /// The verdicts that were already compared with the tables: direction, number of the rule set, number of the class
+    /// of the remote address, and verdict.
     checked: HashSet<(Direction, usize, usize, u8)>,
 }
 
 impl AtPort<'_, '_, '_, '_> {
-    /// Returns whether connections to a group must be evaluated one by one: the group is an address, or a node, a
-    /// Service or a hostPort also has the address of its pod.
+    /// Returns whether connections to a group must be evaluated one by one. This is so if the group is an address, or
+    /// if its pod has an address that a node, a Service or a hostPort also has.
     fn needs_evaluation(&self, to: usize) -> bool {
         let Some(pods) = &self.pods[to] else { return true };
-        let (state, protocol) = (self.evaluate.cluster().state(), self.port.protocol.number());
+        let (state, protocol) = (self.evaluator.cluster().state(), self.port.protocol.number());
         pods.destination
             .pod
             .addresses
@@ -225,10 +229,10 @@ impl AtPort<'_, '_, '_, '_> {
         }
     }
 
-    /// Evaluates a connection between two groups.
+    /// Evaluates the connection between two groups, without the sets of ports.
     fn evaluate_pair(&self, row: usize, column: usize) -> Result<Sides, VerdictError> {
         let groups = self.matrix.groups;
-        self.evaluate.sides(&groups[row].source, &groups[column].destination, self.port)
+        self.evaluator.sides(&groups[row].source, &groups[column].destination, self.port)
     }
 
     /// Returns the verdicts between pods of two groups, from their sets of ports. Compares these verdicts with those of
@@ -242,6 +246,7 @@ impl AtPort<'_, '_, '_, '_> {
         let mut families = [None, None];
         for (family, ids) in self.matrix.reachability.sides(from.end, to.end).into_iter().enumerate() {
             let Some(ids) = ids else { continue };
+            // A pod can always reach itself, at all ports.
             let [ingress, egress] = if is_same { [PortIds::ALL; 2] } else { ids }.map(|ids| self.verdict_at_port(ids));
             let sides = [
                 (Direction::Egress, egress, &source.source, &destination.destination, source),
@@ -249,14 +254,15 @@ impl AtPort<'_, '_, '_, '_> {
             ];
             for (direction, verdict, own, other, group_pods) in sides {
                 let remote = other.pod.addresses.iter().find(|address| usize::from(address.is_ipv6()) == family);
+                // The tables do not contain policies that netpol does not evaluate, so this verdict cannot be compared.
                 let is_unevaluated = group_pods.may_change[direction as usize] && !is_same;
                 let Some(remote) = remote.filter(|_| !is_unevaluated) else { continue };
-                let key = (direction, own.rule_sets[direction as usize], other.addresses[family], verdict as u8);
-                // The key describes pods only by rule set and class. The verdict on traffic of a pod with its own
-                // address does not depend on them, so it is always compared.
+                let key = (direction, own.rule_sets[direction as usize], other.address_classes[family], verdict as u8);
+                // The verdict on traffic of a pod with its own address does not depend on the rule set and the class,
+                // so it is always compared.
                 if own.pod.addresses.contains(remote) || self.checked.insert(key) {
                     let packet = self.packet(&own.pod.key, direction, *remote, is_same);
-                    self.evaluate.check(&packet, verdict, (&from.source, &to.destination, self.port))?;
+                    self.evaluator.check(&packet, verdict, (&from.source, &to.destination, self.port))?;
                 }
             }
             families[family] = Some([egress, ingress]);
@@ -272,6 +278,8 @@ impl AtPort<'_, '_, '_, '_> {
         Packet { pod, direction, remote, protocol, port, from_node: false, is_hairpin, post_dnat: false }
     }
 
+    /// Returns the verdict at the port. `ids`: the set of allowed ports, and the set of possible ports (allowed or
+    /// unknown).
     fn verdict_at_port(&self, ids: PortIds) -> Verdict {
         let has_port = |set: &netpol_policy::offline::PortSet| set.contains(self.port.protocol, self.port.port);
         match self.matrix.reachability.ports(ids).map(has_port) {

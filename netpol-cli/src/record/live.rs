@@ -1,4 +1,5 @@
-//! Reads the flows of the agents, and the objects of the cluster.
+//! Reads the input of `netpol record` if there is no `--flows`: the flows from the agents, and the objects from the
+//! cluster or from manifests.
 
 use std::collections::BTreeSet;
 
@@ -23,10 +24,12 @@ pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     let mut records = Records::new(options.content.include_denied);
     let answered = collect(options, namespaces.as_ref(), &mut fleet, &mut records).await?;
     let mut objects = Input::read(&options.input);
+    // Without `-f`, the objects are those of the cluster.
     if let Some(kube) = fleet.kube.as_ref().filter(|_| options.input.paths.is_empty()) {
         let needed = Needed { namespaces: namespaces.clone().unwrap_or_default(), workloads: BTreeSet::default() };
         objects = live::read(kube, &needed, live::RESPONSE_TIME).await?;
-        // `netpol record` does not need the existing policies, so it does not report that they cannot be listed.
+        // `netpol record` does not need the existing policies of any kind, so it does not report that the user cannot
+        // list policies.
         for missing in objects.missing.iter().filter(|missing| !missing.is_unevaluated) {
             if missing.kind != "NetworkPolicies" {
                 message!("netpol: {}", Safe(missing));
@@ -37,6 +40,8 @@ pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     Ok(Source { records, objects, namespaces, exit })
 }
 
+/// Returns the namespaces to write policies for: those of `-n`, otherwise that of the kubeconfig. `None`: all
+/// namespaces.
 fn namespaces(options: &RecordOptions, fleet: &Fleet) -> Option<BTreeSet<String>> {
     if options.all_namespaces {
         return None;
@@ -47,14 +52,14 @@ fn namespaces(options: &RecordOptions, fleet: &Fleet) -> Option<BTreeSet<String>
     fleet.kube.as_ref().map(|kube| BTreeSet::from([kube.namespace.clone()]))
 }
 
-/// Returns the path of the request.
-fn path(options: &RecordOptions, namespaces: Option<&BTreeSet<String>>) -> String {
+/// Returns the path of the request to agents, with the query.
+fn request_path(options: &RecordOptions, namespaces: Option<&BTreeSet<String>>) -> String {
     let mut verdicts = vec![FlowVerdict::Allowed, FlowVerdict::Shadow];
     verdicts.extend(options.content.include_denied.then_some(FlowVerdict::Denied));
     // An agent can filter by one namespace, but not by several.
-    let only = namespaces.filter(|names| names.len() == 1).and_then(|names| names.first().cloned());
+    let single = namespaces.filter(|names| names.len() == 1).and_then(|names| names.first().cloned());
     let query =
-        FlowQuery { since: Some(options.since), verdicts, namespace: only, labels: true, ..FlowQuery::default() };
+        FlowQuery { since: Some(options.since), verdicts, namespace: single, labels: true, ..FlowQuery::default() };
     format!("/v1/flows?{}", query.to_query())
 }
 
@@ -65,7 +70,8 @@ async fn collect(
     fleet: &mut Fleet,
     records: &mut Records,
 ) -> Result<usize> {
-    let path = path(options, namespaces);
+    let path = request_path(options, namespaces);
+    // Reports an invalid parameter before the request is sent.
     FlowQuery::parse(path.trim_start_matches("/v1/flows?")).map_err(|error| anyhow::anyhow!("{error}"))?;
     let streams = fleet.lines(&path).await;
     let answered = streams.len();

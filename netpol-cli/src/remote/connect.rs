@@ -22,21 +22,21 @@ use super::kubernetes::explain_with_hint;
 
 /// The container of the agent, in deploy/base/daemonset.yaml.
 const CONTAINER: &str = "agent";
-/// The command in the agent's container. It connects its standard input and output to the agent's socket.
+/// The command to run in the agent's container. It connects its standard input and output to the agent's socket.
 const COMMAND: [&str; 2] = ["/netpol-agent", "connect"];
 /// The size of the buffers between the HTTP client and the WebSocket.
 const BUFFER: usize = 64 << 10;
 /// How long to wait for the error message of a command that has failed.
-const MESSAGE_TIME: Duration = Duration::from_millis(300);
+const MESSAGE_TIMEOUT: Duration = Duration::from_millis(300);
 /// The maximum length of this error message, in bytes.
-const MESSAGE_LENGTH: u64 = 4096;
+const MAX_MESSAGE: u64 = 4096;
 
 /// How an agent is reached.
 #[derive(Clone)]
 pub(super) enum Route {
-    /// By a Unix socket of this machine.
+    /// Through a Unix socket of this machine.
     Socket(PathBuf),
-    /// By a command in the agent's pod (`pods/exec` of the API server).
+    /// Through the command [`COMMAND`] in the agent's pod (`pods/exec` of the API server).
     Exec { pods: Box<Api<Pod>>, pod: String },
 }
 
@@ -45,20 +45,20 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// An open connection.
+/// An open connection to an agent.
 pub(super) struct Connection {
     pub(super) stream: Box<dyn Stream>,
-    /// Why the connection was closed, if the command reports it.
+    /// Receives the reason why the connection was closed.
     pub(super) closed: Closed,
 }
 
-/// Receives the reason why a connection was closed. A Unix socket has no receiver, because it reports no reason.
+/// Receives the reason why a connection was closed. `None` for a Unix socket, which reports no reason.
 pub(super) struct Closed(Option<oneshot::Receiver<String>>);
 
 impl Closed {
-    /// Returns the error message of the command, if the command has failed.
+    /// Returns the error message of the command in the agent's pod, if the command or the connection to the pod failed.
     pub(super) async fn reason(self) -> Option<String> {
-        timeout(MESSAGE_TIME, self.0?).await.ok()?.ok().filter(|reason| !reason.is_empty())
+        timeout(MESSAGE_TIMEOUT, self.0?).await.ok()?.ok().filter(|reason| !reason.is_empty())
     }
 }
 
@@ -78,6 +78,7 @@ impl Route {
     }
 }
 
+/// Runs the command in an agent's pod. Returns its standard input and output as a connection.
 async fn exec(pods: &Api<Pod>, pod: &str) -> Result<Connection, String> {
     let parameters = AttachParams::default()
         .container(CONTAINER)
@@ -93,28 +94,28 @@ async fn exec(pods: &Api<Pod>, pod: &str) -> Result<Connection, String> {
     };
     let (end_sender, end) = oneshot::channel();
     let (message_sender, message) = oneshot::channel();
-    tokio::spawn(watch(process.stderr(), process.take_status(), end_sender, message_sender));
+    tokio::spawn(watch_command(process.stderr(), process.take_status(), end_sender, message_sender));
     Ok(Connection {
         stream: Box::new(ExecStream { joined: join(output, input), end: Some(end), _process: process }),
         closed: Closed(Some(message)),
     })
 }
 
-/// Waits for the end of a command. Sends its error message, and whether it was successful. `errors`: its standard
-/// error.
-async fn watch(
-    errors: Option<impl AsyncRead + Unpin>,
+/// Waits for the end of a command. Sends the error message (empty if there is none), and whether the command succeeded.
+/// `stderr`: the standard error of the command.
+async fn watch_command(
+    stderr: Option<impl AsyncRead + Unpin>,
     status: Option<impl Future<Output = Option<Status>>>,
     end_sender: oneshot::Sender<bool>,
     message_sender: oneshot::Sender<String>,
 ) {
     let mut text = Vec::new();
     let read = async {
-        if let Some(mut errors) = errors {
-            // If reading fails, the status is still reported. The rest of the text is read, too, because the command
-            // would otherwise wait until it can write.
-            let _ = (&mut errors).take(MESSAGE_LENGTH).read_to_end(&mut text).await;
-            let _ = copy(&mut errors, &mut sink()).await;
+        if let Some(mut stderr) = stderr {
+            // Errors are ignored: the status is reported anyway. Text above the maximum length is also read, because
+            // the command would otherwise wait until it can write.
+            let _ = (&mut stderr).take(MAX_MESSAGE).read_to_end(&mut text).await;
+            let _ = copy(&mut stderr, &mut sink()).await;
         }
         std::future::pending::<()>().await;
     };
@@ -138,7 +139,7 @@ async fn watch(
         None => "the API server closed the connection to the pod".to_owned(),
     };
     let text = if text.is_empty() || status.is_empty() { text + &status } else { format!("{text} ({status})") };
-    // An error means that the connection is no longer used.
+    // An error here means that the receiver was dropped, because the connection is no longer used.
     let _ = message_sender.send(text);
     let _ = end_sender.send(is_success);
 }
@@ -146,7 +147,8 @@ async fn watch(
 /// The standard input and output of a command. If this value is dropped, the WebSocket is closed, and the command ends.
 struct ExecStream {
     joined: Join<ReadHalf<SimplexStream>, WriteHalf<SimplexStream>>,
-    /// Resolves at the end of the command. This is needed because the output does not end if the WebSocket breaks.
+    /// Resolves at the end of the command, with whether the command succeeded. Needed because the standard output does
+    /// not end if the WebSocket breaks. `None` after it has resolved.
     end: Option<oneshot::Receiver<bool>>,
     _process: AttachedProcess,
 }
@@ -161,7 +163,7 @@ impl AsyncRead for ExecStream {
         let Some(end) = self.end.as_mut().filter(|_| read.is_pending()) else { return read };
         let Poll::Ready(is_success) = Pin::new(end).poll(context) else { return Poll::Pending };
         self.end = None;
-        // Reads bytes that arrived before the end.
+        // Reads bytes that arrived between the first read and the end of the command.
         let last = Pin::new(&mut self.joined).poll_read(context, buffer);
         match (last, is_success) {
             (Poll::Ready(last), _) => Poll::Ready(last),

@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::connect::{Closed, Connection, Route};
 
-/// The maximum size of a response that is not a stream, in bytes. The status of the largest node is smaller.
+/// The maximum size of a JSON document in a response, in bytes. The documents of the largest nodes are smaller.
 const MAX_RESPONSE: usize = 64 << 20;
-/// The maximum size of a line of a stream, in bytes.
+/// The maximum size of a line of a stream, and of an error response, in bytes.
 const MAX_LINE: usize = 1 << 20;
 
 /// Requests a JSON document. The error is a message.
@@ -26,12 +26,13 @@ pub(super) async fn get<T: DeserializeOwned>(route: &Route, path: &str) -> Resul
         .map_err(|error| format!("the agent's response is not valid: {error} (the agent may have another version)"))
 }
 
-/// Requests a stream of lines.
+/// Requests a stream of lines. The error is a message.
 pub(super) async fn lines(route: &Route, path: &str) -> Result<Lines, String> {
     let (response, closed) = send(route, path).await?;
     Ok(Lines { body: response.into_body(), buffer: Vec::new(), start: 0, closed: Some(closed) })
 }
 
+/// Sends a request over a new connection. Returns an error message if the status of the response is not 200.
 async fn send(route: &Route, path: &str) -> Result<(Response<Incoming>, Closed), String> {
     let Connection { stream, closed } = route.connect().await?;
     let request = Request::get(path).header(header::HOST, "netpol").body(Empty::<Bytes>::new());
@@ -76,6 +77,7 @@ pub(crate) struct Lines {
     buffer: Vec<u8>,
     /// The position of the next line in `buffer`.
     start: usize,
+    /// Receives the reason if the connection is closed too early; `None` after this was reported.
     closed: Option<Closed>,
 }
 

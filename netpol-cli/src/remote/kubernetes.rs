@@ -1,4 +1,5 @@
-//! Creates a client of the API server, with the user's kubeconfig.
+//! Creates a client of the API server, with the user's kubeconfig, or with the service account of the pod in which
+//! `netpol` runs.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,14 +13,14 @@ use tokio::time::timeout;
 use crate::args::KubeOptions;
 use crate::shell::quoted;
 
-/// A client, and the namespace of its context.
+/// A client of the API server.
 #[derive(Clone)]
 pub(crate) struct Kube {
     pub(crate) client: kube::Client,
-    /// The namespace of the context.
+    /// The namespace of the kubeconfig's context, or of the pod in which `netpol` runs.
     pub(crate) namespace: String,
-    /// Options for commands of kubectl and netpol in messages, so that they use the same cluster. They are quoted for a
-    /// shell, such as `--context staging `. Empty in a pod without a kubeconfig.
+    /// The options that select this cluster, for the commands of kubectl and netpol that messages suggest, such as
+    /// `--context staging `. They are quoted for a shell. Empty in a pod without a kubeconfig.
     pub(crate) kubectl_options: String,
 }
 
@@ -47,12 +48,13 @@ impl Kube {
 
 /// Returns whether an option or the environment selects a kubeconfig, or the home directory contains one.
 pub(super) fn has_kubeconfig(options: &KubeOptions) -> bool {
-    let default = || std::env::home_dir().is_some_and(|home| home.join(".kube/config").exists());
+    let home_has_one = || std::env::home_dir().is_some_and(|home| home.join(".kube/config").exists());
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    options.kubeconfig.is_some() || options.context.is_some() || is_set("KUBECONFIG") || default()
+    options.kubeconfig.is_some() || options.context.is_some() || is_set("KUBECONFIG") || home_has_one()
 }
 
-/// Returns the configuration, and the name of the context in use.
+/// Returns the configuration, and the name of the context in use. Without a kubeconfig, uses the service account of the
+/// pod. `alternative`: see [`Kube::open`].
 async fn config(options: &KubeOptions, alternative: &str) -> Result<(Config, Option<String>)> {
     if !has_kubeconfig(options) {
         return Config::incluster()

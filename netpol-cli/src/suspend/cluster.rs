@@ -1,4 +1,5 @@
-//! Sends requests to the API server, each with a time limit.
+//! The requests of `netpol suspend` and `netpol resume` to the API server, each with a time limit. Errors of type
+//! `String` are messages for the user.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::remote::{AGENT_LABEL, Kube, within};
 /// The time limit for reading the name of the user. It is short, because the name is only printed.
 const REVIEW_TIME: Duration = Duration::from_secs(2);
 
-/// The hint in messages if the user has no right to read or change a Namespace.
+/// The end of the message if the user has no right to read or change a Namespace. "it" is the command.
 const NEEDED: &str = "; it needs the verbs get and patch on this Namespace";
 
 /// A client of the API server.
@@ -45,19 +46,19 @@ impl Cluster {
         Ok(Self { kube: Kube::open(&options.kube, "").await?, limit: options.request_timeout })
     }
 
-    /// Reads the Namespace to change. The error is a message.
+    /// Reads the Namespace to change.
     pub(super) async fn read(&self, namespace: &str) -> Result<Before, String> {
         within(self.limit, NEEDED, get(&self.kube, namespace)).await
     }
 
-    /// Reads the annotations of a Namespace that is not changed. The error is a message.
+    /// Reads the annotations of a Namespace that is not changed.
     pub(super) async fn annotations(&self, namespace: &str) -> Result<BTreeMap<String, String>, String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let namespace = within(self.limit, "", api.get_metadata(namespace)).await?;
         Ok(namespace.metadata.annotations.unwrap_or_default())
     }
 
-    /// Changes annotations of a Namespace. The error is a message.
+    /// Changes annotations of a Namespace.
     pub(super) async fn patch(&self, namespace: &str, annotations: &Value) -> Result<(), String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
@@ -65,15 +66,14 @@ impl Cluster {
         within(self.limit, NEEDED, api.patch(namespace, &parameters, &patch)).await.map(drop)
     }
 
-    /// Returns whether a namespace has pods of the agents. The error is a message.
+    /// Returns whether a namespace has pods of the agents.
     pub(super) async fn has_agents(&self, namespace: &str) -> Result<bool, String> {
         let api: Api<Pod> = Api::namespaced(self.kube.client.clone(), namespace);
         let parameters = ListParams::default().labels(AGENT_LABEL).limit(1);
         Ok(!within(self.limit, "", api.list_metadata(&parameters)).await?.items.is_empty())
     }
 
-    /// Returns the Namespaces that have a suspension of their own, each with the end of the suspension. The error is a
-    /// message.
+    /// Returns the Namespaces that have a suspension of their own, each with the end of the suspension.
     pub(super) async fn suspended_namespaces(&self) -> Result<Vec<(String, String)>, String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let namespaces = within(self.limit, "", api.list_metadata(&ListParams::default())).await?.items.into_iter();

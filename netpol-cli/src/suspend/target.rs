@@ -9,7 +9,7 @@ use crate::shell::quoted;
 pub(super) const UNTIL: &str = "netpol.io/suspended-until";
 /// The annotation of the agents' Namespace with the end of a suspension of the cluster.
 pub(super) const CLUSTER_UNTIL: &str = "netpol.io/suspend-cluster-until";
-/// The annotation with the reason of a suspension. It belongs to both annotations above.
+/// The annotation with the reason of a suspension, for both kinds of suspensions.
 pub(super) const REASON: &str = "netpol.io/suspended-reason";
 
 /// What is suspended.
@@ -22,6 +22,7 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Returns the target that the user has selected: a namespace, or the cluster.
     pub(super) fn new(scope: &SuspendScope, agent_namespace: &str) -> Self {
         match &scope.namespace {
             Some(namespace) => Self::namespace(namespace),
@@ -51,29 +52,33 @@ impl Target {
         if self.is_cluster() { "the cluster".to_owned() } else { format!("namespace {}", Safe(&self.namespace)) }
     }
 
-    /// Returns the kubectl command that sets the annotations.
-    pub(super) fn kubectl_set_command(&self, options: &str, until: &str, reason: &str) -> String {
+    /// Returns the kubectl command that sets the annotations. `options`: the options that select the cluster,
+    /// such as `--context staging`, followed by a space. `end`: when the suspension ends.
+    pub(super) fn kubectl_set_command(&self, options: &str, end: &str, reason: &str) -> String {
         let (namespace, annotation, reason) = (quoted(&self.namespace), self.until, quoted(reason));
         format!(
             "kubectl {options}annotate namespace {namespace} {annotation}={} {REASON}={reason} --overwrite",
-            quoted(until)
+            quoted(end)
         )
     }
 
-    /// Returns the kubectl command that removes the annotations.
+    /// Returns the kubectl command that removes the annotations. `options`: as above.
     pub(super) fn kubectl_remove_command(&self, options: &str, keeps_reason: bool) -> String {
         let reason = if keeps_reason { String::new() } else { format!(" {REASON}-") };
         format!("kubectl {options}annotate namespace {} {}-{reason}", quoted(&self.namespace), self.until)
     }
 
+    /// Returns the command that ends the suspension.
     pub(super) fn resume_command(&self, options: &str, agent_namespace: &str) -> String {
         format!("netpol resume {options}{}", self.arguments(agent_namespace))
     }
 
+    /// Returns a command that starts a suspension again. The user replaces the reason.
     pub(super) fn suspend_command(&self, options: &str, agent_namespace: &str) -> String {
         format!("netpol suspend {options}{} --for 30m --reason TEXT", self.arguments(agent_namespace))
     }
 
+    /// Returns the arguments of `netpol suspend` and `netpol resume` that select this target.
     fn arguments(&self, agent_namespace: &str) -> String {
         match (self.is_cluster(), agent_namespace == AGENT_NAMESPACE) {
             (false, _) => format!("-n {}", quoted(&self.namespace)),
@@ -88,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_can_be_pasted() {
+    fn commands_can_be_pasted_into_a_shell() {
         let shop = Target::namespace("shop");
         assert_eq!(
             shop.kubectl_set_command("--context staging ", "2026-11-29T12:30:00Z", "it's down; rm -rf"),

@@ -30,14 +30,15 @@ pub(crate) const NAMESPACE: &str = "kube-system";
 /// What happens when `netpol` runs `netpol-agent connect` in the agent's pod on a node, through the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Behavior {
+    /// The command connects `netpol` to the agent.
     Responds,
     /// The command runs, but sends no response.
     Silent,
-    /// The API server does not respond, because kubelet does not.
+    /// The API server does not respond to `netpol`, because the kubelet does not respond to the API server.
     Hangs,
     /// The API server rejects the command.
     Rejected(u16),
-    /// The connection is closed after this number of bytes.
+    /// The connection is closed after this number of bytes of the response.
     Cut(usize),
     /// The command fails.
     Fails(&'static str),
@@ -45,9 +46,10 @@ pub(crate) enum Behavior {
     Pending,
 }
 
-/// The responses of an agent, by path.
+/// A fake agent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Agent {
+    /// The responses, by path.
     responses: BTreeMap<&'static str, Vec<u8>>,
     /// Lines of `/v1/flows`. With `follow=true`, the response stays open after them.
     lines: Vec<String>,
@@ -56,11 +58,13 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Adds the response at a path.
     pub(crate) fn responds(mut self, path: &'static str, response: &impl Serialize) -> Self {
         self.responses.insert(path, serde_json::to_vec(response).expect("JSON"));
         self
     }
 
+    /// Adds lines of `/v1/flows`.
     pub(crate) fn flows(mut self, lines: impl IntoIterator<Item = impl Serialize>) -> Self {
         self.lines.extend(lines.into_iter().map(|line| serde_json::to_string(&line).expect("JSON")));
         self
@@ -73,13 +77,13 @@ impl Agent {
     }
 }
 
-/// A cluster for the time of a test.
+/// A fake API server and the fake agents of its nodes. They stop when this value is dropped.
 pub(crate) struct Cluster {
     pub(crate) server: ApiServer,
     directory: TempDir,
     /// The requests that agents have received.
     requests: Arc<Mutex<Vec<String>>>,
-    /// Dropping it stops the agents.
+    /// The agents stop when this sender is dropped.
     _stop: oneshot::Sender<()>,
 }
 
@@ -112,7 +116,7 @@ impl Cluster {
                     let listener = UnixListener::from_std(listener).expect("a socket");
                     tokio::spawn(serve(listener, agent, agent_requests.clone()));
                 }
-                // Returns an error when the test ends, because the cluster drops the sender.
+                // Returns an error when the cluster is dropped, and the sender with it.
                 let _ = stopped.await;
             });
         });
@@ -146,6 +150,7 @@ impl Cluster {
         command
     }
 
+    /// Runs `netpol`, and checks JSON output against its schema.
     pub(crate) fn netpol(&self, arguments: &[&str]) -> RunOutput {
         let output = self.command(arguments).output().expect("netpol runs");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
@@ -169,6 +174,7 @@ fn pod(node: &str, behavior: &Behavior) -> Value {
     })
 }
 
+/// Returns how the API server answers an exec request for an agent's pod. `socket` is the socket of the agent.
 fn exec(behavior: &Behavior, socket: PathBuf) -> Exec {
     match behavior {
         Behavior::Responds | Behavior::Pending => Exec::Socket(socket),
@@ -224,7 +230,7 @@ fn respond(agent: &Agent, request: &Request<hyper::body::Incoming>) -> Response<
     response
 }
 
-/// A directory that does not exist, for runs without a kubeconfig.
+/// A home directory that does not exist, for runs of `netpol` without a kubeconfig.
 pub(crate) fn no_home() -> &'static Path {
     Path::new("/nonexistent")
 }

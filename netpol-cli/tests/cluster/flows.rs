@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::agents::{Agent, Behavior, Cluster};
 use crate::fixtures::{allowed, denied, header, record, totals};
 
-/// Starts two nodes. Sorted by time, their flows alternate.
+/// Starts a cluster with two nodes. Sorted by time, their flows alternate.
 fn two_nodes() -> Cluster {
     let first = Agent::default().flows([record(denied("12:03:04.123", "n1")), record(allowed("12:03:06", "n1"))]);
     let second = Agent::default().flows([record(allowed("12:03:03.9", "n2")), record(denied("12:03:05.25", "n2"))]);
@@ -82,6 +82,7 @@ fn wide_output_has_the_nearest_rule_and_a_fix_to_paste() {
 
 #[test]
 fn json_output_has_the_lines_that_agents_sent() {
+    // U+202E (right-to-left override) could change how a terminal shows the line, so it must be escaped.
     let unknown = json!({"type": "of-a-later-version", "time": "2026-11-29T12:03:05Z", "name": "\u{202e}x"});
     let agent = Agent::default().flows([json!(record(denied("12:03:04.123", "n1"))), unknown]);
     let cluster = Cluster::start(&[("n1", Behavior::Responds, agent)]);
@@ -154,7 +155,7 @@ fn totals_are_lines_with_packets_and_bytes_and_are_filtered() {
 }
 
 #[test]
-fn agents_apply_the_filters_that_they_support() {
+fn agents_receive_the_filters_that_they_support() {
     let cluster = two_nodes();
     for (arguments, query) in [
         (&["flows"][..], "last=100&namespace=kube-system"),
@@ -167,12 +168,14 @@ fn agents_apply_the_filters_that_they_support() {
         (&["flows", "-A", "--to", "10.0.0.1/8"], "last=100&to=10.0.0.0/8"),
         (&["flows", "-n", "shop", "--policy", "db"], "last=100&policy=shop/db&namespace=shop"),
         (&["flows", "--policy", "shop/db"], "last=100&policy=shop/db"),
+        // Agents cannot filter by label or workload. So the command does this, and applies `last` afterwards.
         (&["flows", "-A", "-l", "app=web"], "labels=true"),
         (&["flows", "-n", "shop", "--from", "deploy/web"], "from=shop/*&namespace=shop"),
     ] {
         let run = cluster.netpol(arguments);
         assert_eq!(run.code, 0, "{arguments:?}: {}", run.err);
         let expected = format!("/v1/flows?{query}");
+        // Each of the two agents receives the same request.
         assert_eq!(cluster.requests(), [expected.as_str(); 2], "{arguments:?}");
     }
 }
@@ -218,6 +221,7 @@ fn a_node_that_stops_before_its_last_flow_is_reported() {
     let lines: Vec<&str> = run.err.lines().collect();
     assert!(lines[0].starts_with("node n2: connection closed: "), "{}", run.err);
     assert!(lines[1].starts_with("node n3: no response within 1500ms"), "{}", run.err);
+    // The third line is the number of nodes that did not respond.
     assert_eq!(lines.len(), 3, "{}", run.err);
 }
 
@@ -225,6 +229,8 @@ fn a_node_that_stops_before_its_last_flow_is_reported() {
 fn flows_that_a_filter_hides_count_as_a_response_of_the_node() {
     let mut labeled = denied("12:00:09", "n1");
     labeled.from.labels = Some([("app".to_owned(), "web".to_owned())].into());
+    // The agent needs one second for all five flows, which is longer than `--request-timeout`. But it is never silent
+    // for so long: it sends flows that the filter hides.
     let others = (0..4).map(|second| record(denied(&format!("12:00:0{second}"), "n1")));
     let agent = Agent::default().flows(others).flows([record(labeled)]).paced(Duration::from_millis(200));
     let cluster = Cluster::start(&[("n1", Behavior::Responds, agent)]);
@@ -255,7 +261,9 @@ fn follow_prints_the_last_flows_and_names_nodes_without_a_response() {
 
 #[test]
 fn top_counts_a_flow_of_two_nodes_once() {
-    // Both nodes report the same flow: the sender's node for egress, the receiver's node for ingress.
+    // Both nodes report the same flow: the sender's node for egress, the receiver's node for ingress. An allowed record
+    // counts as four flows, because its `suppressed` is 3: these flows have no record. A denied record counts as one
+    // flow.
     let mut at_sender = denied("12:00:00", "n2");
     (at_sender.direction, at_sender.verdict) = (FlowDirection::Egress, FlowVerdict::Allowed);
     let mut at_receiver = at_sender.clone();

@@ -1,4 +1,5 @@
-//! `lint`, `matrix`, `assert`, `graph` and `diff` of a cluster, with the user's rights.
+//! `lint`, `matrix`, `assert`, `graph` and `diff` with the objects of a cluster, which netpol reads with the user's
+//! rights.
 
 use std::io::Write;
 
@@ -26,6 +27,8 @@ fn json_of(run: &RunOutput) -> Value {
 #[test]
 fn findings_of_a_cluster_have_an_object_and_no_file() {
     let cluster = shop_and_ops();
+    // NP010: a policy selects no pod. NP020: the selectors of a peer match no pod. NP061: policyTypes lists a direction
+    // for which the policy has no field.
     let run = cluster.netpol(&["lint", "-n", "shop", "--rule", "NP010,NP020,NP061", "--fail-on", "warning"]);
     assert_eq!((run.code, run.err.as_str()), (1, ""));
     expect![[r#"
@@ -50,7 +53,8 @@ fn findings_of_a_cluster_have_an_object_and_no_file() {
     assert_eq!(places, expected.iter().map(|(rule, object, path)| (rule, object, path)).collect::<Vec<_>>());
     assert!(findings.iter().all(|finding| finding.get("file").is_none() && finding.get("line").is_none()), "{output}");
     assert_eq!((run.code, &output["complete"]), (0, &json!(true)));
-    // The fix is a patch for kubectl, because no file can be patched.
+    // NP060: `egress` has no effect, because policyTypes does not list it. The fix is a patch for `kubectl patch`,
+    // because there is no file to edit.
     let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "ops", "name": "open"},
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "egress": [{}]}});
     cluster.server.apply(policy).expect("a policy");
@@ -117,6 +121,7 @@ fn manifests_are_read_instead_of_the_cluster() {
     let cluster = shop_and_ops();
     let manifests = Manifests::of(&[("a.yaml", "{apiVersion: v1, kind: Pod, metadata: {name: other, namespace: x}}")]);
     let path = manifests.path().to_str().expect("text");
+    // With -f, netpol does not use the kubeconfig. So a context that does not exist is an error only without -f.
     let run = cluster.netpol(&["matrix", "-f", path, "--context", "does-not-exist", "-o", "json"]);
     assert_eq!((run.code, &json_of(&run)["groups"][0]["name"]), (0, &json!("x/other")), "{}", run.err);
     let run = cluster.netpol(&["matrix", "-A", "--context", "does-not-exist"]);
@@ -126,6 +131,7 @@ fn manifests_are_read_instead_of_the_cluster() {
 #[test]
 fn expectations_are_checked_in_a_cluster() {
     let cluster = shop_and_ops();
+    // `only` means that no other source can reach the destination. It does not mean that `deploy/web` can reach it.
     let text = "expectations:\n- {deny: deploy/web, to: pod/db-0}\n- {only: deploy/web, canReach: pod/db-0}\n";
     let manifests = Manifests::of(&[("e.yaml", text)]);
     let file = manifests.path().join("e.yaml");
@@ -143,7 +149,7 @@ fn expectations_are_checked_in_a_cluster() {
 }
 
 #[test]
-fn the_graph_of_a_cluster_shows_a_namespace() {
+fn the_graph_of_a_cluster_shows_only_the_selected_namespace() {
     let cluster = shop_and_ops();
     let run = cluster.netpol(&["graph", "-n", "shop", "-o", "mermaid"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
@@ -195,12 +201,14 @@ fn manifests_are_compared_with_the_cluster_that_they_change() {
     // Without -n, the object is in the namespace of the context, where it selects no pod.
     let run = compare(CHANGE, &["-o", "json"]);
     assert_eq!((run.code, &json_of(&run)["changes"]), (0, &json!([])), "{}", run.err);
-    // A template with other labels replaces the pods of the Deployment.
+    // The pod template of this Deployment replaces the labels of its pods in the cluster. With the same label (web),
+    // no connection changes. With app=backend, `shop/db` allows connections from the Deployment.
     let deployment = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {selector: {}, template: {metadata: {labels: {app: LABEL}}, spec: {containers: [{name: c, image: x}]}}}}";
     for (label, from) in [("web", json!(null)), ("backend", json!(["shop/deployment/web"]))] {
         let run = compare(&deployment.replace("LABEL", label), &["-n", "shop", "-o", "json"]);
         assert_eq!((run.code, &json_of(&run)["changes"][0]["from"]), (0, &from), "{} {}", run.out, run.err);
     }
+    // This user can list only the objects of the namespace `shop`, so both versions are incomplete.
     cluster.server.set_rules(developer());
     let run = compare(CHANGE, &["-n", "shop", "-o", "json"]);
     let output = json_of(&run);

@@ -1,4 +1,4 @@
-//! How agents are found and reached, and nodes that do not respond.
+//! Tests how `netpol` finds and reaches agents, and how it reports nodes without a response.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use crate::agents::{Agent, Behavior, Cluster, NAMESPACE, REQUEST_TIMEOUT, no_home};
 use crate::fixtures::{status, waited};
 
+/// Returns an agent that responds to status requests only.
 fn agent(node: &str) -> Agent {
     Agent::default().responds("/v1/status", &status(node))
 }
 
 #[test]
-fn of_20_nodes_a_silent_one_is_named_within_2_seconds() {
+fn one_silent_node_of_20_is_reported_within_2_seconds() {
     let names: Vec<String> = (1..=20).map(|number| format!("n{number:02}")).collect();
     let nodes: Vec<_> = names
         .iter()
@@ -58,6 +59,7 @@ fn each_node_without_a_response_is_reported_with_the_cause() {
         ("n7", Behavior::Responds, Agent::default()),
         ("n8", Behavior::Responds, Agent::default().responds("/v1/status", &json!({"version": 1}))),
     ]);
+    // Node n9 has no agent.
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n9"}});
     cluster.server.apply(node).expect("a node");
     let run = cluster.netpol(&["status", "--request-timeout", "700ms", "-o", "json"]);
@@ -109,7 +111,7 @@ fn agents_are_found_by_label_namespace_and_node() {
     let missing = cluster.netpol(&["status", "--context", "absent"]);
     assert_eq!(missing.code, 3);
     assert!(missing.err.contains("absent"), "{}", missing.err);
-    // While an agent is replaced, its node has two pods.
+    // While an agent is replaced, its node has two pods. The pod that is being deleted is ignored.
     let old = json!({
         "apiVersion": "v1", "kind": "Pod", "status": {"phase": "Running"},
         "metadata": {"namespace": NAMESPACE, "name": "netpol-agent-old", "labels": {"app": "netpol-agent"},
@@ -148,8 +150,9 @@ fn an_api_server_with_only_version_4_of_the_exec_protocol_works() {
 }
 
 #[test]
-fn status_of_a_socket_needs_no_cluster() {
+fn status_with_a_socket_needs_no_cluster() {
     let cluster = Cluster::start(&[("n1", Behavior::Responds, agent("n1"))]);
+    // Only the socket leads to the agent now.
     cluster.server.delete(Resource::Pods, NAMESPACE, "netpol-agent-n1");
     let socket = cluster.socket("n1");
     let socket = socket.to_str().expect("text");
@@ -177,19 +180,19 @@ fn help_of_the_kubectl_plugin_has_the_command_kubectl_netpol() {
 
 #[test]
 fn wait_combines_the_results_of_all_nodes() {
-    let agent = |node: &str, result| Agent::default().responds("/v1/wait", &waited(node, result));
+    let agent = |node: &str, outcome| Agent::default().responds("/v1/wait", &waited(node, outcome));
     let responds = Behavior::Responds;
-    for (second, code, out, err) in [
+    for (outcome_of_n2, code, out, err) in [
         (WaitOutcome::Met, 0, "networkpolicy shop/db enforced on 2 nodes (2 pods, 250.0 ms)\n", ""),
         (WaitOutcome::Timeout, 1, "", "error: node n2: timed out after 1s waiting for networkpolicy shop/db\n"),
         (WaitOutcome::Never, 0, "networkpolicy shop/db enforced on n1 (generation 12, 1 pod, 250.0 ms)\n", ""),
     ] {
         let cluster = Cluster::start(&[
             ("n1", responds.clone(), agent("n1", WaitOutcome::Met)),
-            ("n2", responds.clone(), agent("n2", second)),
+            ("n2", responds.clone(), agent("n2", outcome_of_n2)),
         ]);
         let run = cluster.netpol(&["wait", "--for", "policy/shop/db", "--timeout", "1s"]);
-        assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (code, out, err), "{second:?}");
+        assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (code, out, err), "{outcome_of_n2:?}");
         assert_eq!(cluster.requests(), ["/v1/wait?timeout=1s&for=policy/shop/db"; 2]);
     }
     let cluster = Cluster::start(&[
@@ -201,9 +204,9 @@ fn wait_combines_the_results_of_all_nodes() {
 }
 
 #[test]
-fn wait_counts_nodes_without_an_agent() {
-    let waited = Agent::default().responds("/v1/wait", &waited("n1", WaitOutcome::Met));
-    let cluster = Cluster::start(&[("n1", Behavior::Responds, waited)]);
+fn wait_reports_nodes_without_an_agent() {
+    let agent_of_n1 = Agent::default().responds("/v1/wait", &waited("n1", WaitOutcome::Met));
+    let cluster = Cluster::start(&[("n1", Behavior::Responds, agent_of_n1)]);
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}});
     cluster.server.apply(node).expect("a node");
     let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
@@ -218,6 +221,7 @@ fn wait_counts_nodes_without_an_agent() {
         let run = cluster.netpol(&[&["wait"], arguments].concat());
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{arguments:?}");
     }
+    // Without the right to list nodes, nodes without an agent are not found.
     cluster.server.set_rules(Rules::all().without(Resource::Nodes, None));
     let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
     assert_eq!(run.code, 0, "{}", run.err);

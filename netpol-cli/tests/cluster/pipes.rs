@@ -1,4 +1,4 @@
-//! A closed pipe is not an error, and never a panic.
+//! A command whose output is a closed pipe does not panic, and does not print an error about the pipe.
 
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
@@ -72,7 +72,8 @@ fn no_command_panics_if_its_output_is_closed() {
         let mut command: Command = cluster.command(arguments);
         check(command.stdout(closed_pipe()), arguments);
     }
-    // These commands print to standard error: nodes without a response, diagnostics, and wrong usage.
+    // These commands also print to standard error, which is closed, too: nodes without a response, diagnostics, and
+    // wrong usage.
     for arguments in [
         &["flows", "-A"][..],
         &["status"],
@@ -86,11 +87,13 @@ fn no_command_panics_if_its_output_is_closed() {
     }
 }
 
+/// Checks that a command has an exit code of netpol, and prints no error about its pipes.
 fn check(command: &mut Command, arguments: &[&str]) {
     let output = command.output().expect("netpol runs");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     let code = output.status.code();
-    // A process that panicked has the exit code 101. A process that a signal ended has none.
+    // The exit codes of netpol are 0 to 5, except for bugs. After a panic, the exit code is 101. A process that was
+    // killed by a signal, such as SIGPIPE, has no exit code.
     assert!(code.is_some_and(|code| code <= 5), "{arguments:?}: {code:?}, {error}");
     assert!(!error.contains("panicked") && !error.contains("roken pipe"), "{arguments:?}: {error}");
 }

@@ -8,7 +8,7 @@ use crate::agents::{Agent, Behavior, Cluster};
 use crate::common::{Manifests, netpol};
 use crate::fixtures::{allowed, denied, header, record};
 
-/// An allowed flow from `shop/web-0` to `shop/db-0`, with labels, as the agent at the destination reports it.
+/// An allowed flow from `shop/web-0` to `shop/db-0`, with labels, as the agent on the destination's node reports it.
 fn web_to_db(time: &str, node: &str) -> FlowRecord {
     let labels = |app: &str| Some([("app".to_owned(), app.to_owned())].into());
     let flow = denied(time, node);
@@ -22,10 +22,12 @@ fn web_to_db(time: &str, node: &str) -> FlowRecord {
     }
 }
 
+/// The record of an agent that lost seven records of flows.
 fn lost(node: &str) -> Record {
     Record::Lost(LostRecord { header: header("12:10:00", node), records: 7 })
 }
 
+/// The record of an agent that did not report five flows, because of its rate limits.
 fn limited(node: &str) -> Record {
     Record::RateLimited(RateLimitedRecord {
         header: header("12:10:00", node),
@@ -36,6 +38,7 @@ fn limited(node: &str) -> Record {
     })
 }
 
+/// Returns the records as the content of a file, one JSON object a line.
 fn lines(records: &[Record]) -> String {
     records.iter().map(|record| serde_json::to_string(record).expect("JSON") + "\n").collect()
 }
@@ -139,6 +142,7 @@ fn a_node_without_a_response_makes_the_result_partial() {
     let cluster =
         Cluster::start(&[("n1", Behavior::Responds, first), ("n2", Behavior::Rejected(500), Agent::default())]);
     let run = cluster.netpol(&["record", "-n", "shop"]);
+    // Exit code 5: some nodes did not respond.
     assert_eq!(run.code, 5, "{}", run.err);
     assert!(run.out.contains("port: 5432"), "{}", run.out);
 }
@@ -192,5 +196,6 @@ spec: {selector: {matchLabels: {app: db}}, template: {metadata: {labels: {app: d
     }
     let run = netpol(&["record", "--flows", "-", "-o", "json"], &with_labels);
     let list: serde_json::Value = serde_json::from_str(&run.out).expect("JSON");
+    // The items are the policies `recorded-default-deny`, `recorded-db-0` and `recorded-web-0`.
     assert_eq!(list["items"][2]["spec"]["egress"][0]["to"][0]["podSelector"]["matchLabels"]["app"], "db", "{list:#}");
 }

@@ -1,5 +1,5 @@
-//! The schemas in docs/schemas. [`schema::check_output`] checks the output of each command that the tests run with
-//! `-o json`.
+//! Tests the JSON schemas in docs/schemas, which describe the output of commands with `-o json`. Whenever a test runs
+//! such a command, [`schema::check_output`] also checks the output by the command's schema.
 //!
 //! `UPDATE_EXPECT=1 cargo test -p netpol-cli --test cluster schemas` copies the definitions of the agent's API from
 //! docs/api/openapi.json into the schemas.
@@ -17,9 +17,10 @@ use crate::common::{Manifests, RunOutput};
 use crate::fixtures::{allowed, denied, list, policies, record, shadow, status, waited};
 use crate::objects::shop;
 
-/// The value of each of these keywords is a map from names to schemas.
-const MAPS: [&str; 2] = ["properties", "$defs"];
+/// Keywords of JSON Schema that have a map from names to schemas as their value.
+const MAPS_OF_SCHEMAS: [&str; 2] = ["properties", "$defs"];
 
+/// Returns the names of the files in docs/schemas, without `.json`.
 fn schema_names() -> BTreeSet<String> {
     let entries = fs::read_dir(schema::directory()).expect("docs/schemas");
     let name = |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
@@ -42,6 +43,7 @@ fn the_output_of_each_command_has_a_schema() {
         .responds("/v1/shadow", &shadow("n1", 2))
         .responds("/v1/wait", &waited("n1", netpol_api::WaitOutcome::Met))
         .flows([record(denied("12:00:00", "n1")), record(allowed("12:00:01", "n1"))]);
+    // The second agent does not respond, so the output also has a node with an error.
     let cluster = shop(&[("n1", Behavior::Responds, agent), ("n2", Behavior::Silent, Agent::default())]);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "web-0", "labels": {"app": "web"}},
         "spec": {"containers": [{"name": "c", "image": "x"}]}, "status": {"podIP": "10.0.0.7"}});
@@ -55,6 +57,7 @@ fn the_output_of_each_command_has_a_schema() {
     ]);
     let path = |name: &str| manifests.path().join(name).to_str().expect("text").to_owned();
     let (expectations, new) = (path("e.yaml"), path("new.yaml"));
+    // The name of the schema, and the arguments.
     let commands: &[(&str, &[&str])] = &[
         ("explain", &["explain", "-n", "shop", "--from", "deploy/web", "--to", "pod/db-0", "--port", "80"]),
         ("explain", &["explain", "-n", "shop", "--from", "pod/db-0", "--to", "192.0.2.1", "--port", "80/UDP"]),
@@ -78,19 +81,19 @@ fn the_output_of_each_command_has_a_schema() {
     for (_, arguments) in commands {
         run_with_json(&cluster, arguments);
     }
-    let run: BTreeSet<String> = commands.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(run, schema_names());
+    let used: BTreeSet<String> = commands.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(used, schema_names());
     let page = fs::read_to_string(schema::directory().join("../cli.md")).expect("docs/cli.md");
     assert!(page.contains("(schemas)"), "docs/cli.md links the schemas");
 }
 
-/// Calls `check` for `schema` and for each schema in it, with the schema and its path.
+/// Calls `check` for `schema` and for each schema inside it. `check` receives the keywords and the path of the schema.
 fn visit(schema: &Value, at: &str, check: &mut impl FnMut(&Map<String, Value>, &str)) {
     match schema {
         Value::Object(keywords) => {
             check(keywords, at);
             for (keyword, value) in keywords {
-                if MAPS.contains(&keyword.as_str()) {
+                if MAPS_OF_SCHEMAS.contains(&keyword.as_str()) {
                     let named = value.as_object().into_iter().flatten();
                     named.for_each(|(name, schema)| visit(schema, &format!("{at}.{name}"), check));
                 } else {
@@ -114,7 +117,7 @@ fn schemas_allow_no_other_fields_and_describe_each_field() {
             if keywords.get("properties").is_some() {
                 assert_eq!(keywords.get("additionalProperties"), Some(&json!(false)), "{at}");
             }
-            // The definitions of the API are described in docs/flows.md and docs/agent.md.
+            // Definitions of the agent's API need no description here: docs/flows.md and docs/agent.md describe them.
             let is_of_api = at.split('.').nth(1).is_some_and(|definition| api.contains_key(definition));
             let properties = keywords.get("properties").and_then(Value::as_object).filter(|_| !is_of_api);
             for (property, schema) in properties.into_iter().flatten() {
@@ -126,6 +129,7 @@ fn schemas_allow_no_other_fields_and_describe_each_field() {
 
 #[test]
 fn schemas_reject_what_they_do_not_describe() {
+    // A schema with most of the keywords that `Schema::check` supports.
     let schema = Schema::of(json!({
         "type": "object", "required": ["n"], "additionalProperties": false,
         "properties": {
@@ -154,8 +158,9 @@ fn schemas_reject_what_they_do_not_describe() {
         assert!(schema.check(&invalid).is_err_and(|error| error.contains(field)), "{invalid}");
     }
     assert!(schema.check(&json!({})).is_err() && schema.check(&json!([])).is_err());
+    // `pattern` is a keyword that `Schema::check` does not support.
     assert!(Schema::of(json!({"pattern": "^a"})).check(&json!("a")).is_err());
-    // A schema of docs/schemas: it accepts both verdicts, and rejects a field that does not exist.
+    // The schema of flow records accepts both verdicts, and rejects the field `bytes`, which flow records do not have.
     let schema = Schema::read("flow-record");
     let mut flow = serde_json::to_value(record(denied("12:00:00", "n1"))).expect("JSON");
     assert_eq!(schema.check(&flow), Ok(()));
@@ -165,20 +170,21 @@ fn schemas_reject_what_they_do_not_describe() {
     assert!(schema.check(&flow).is_err());
 }
 
-/// The schemas of the agent's API, by name.
+/// Returns the schemas of the agent's API by name, as definitions for the schemas in docs/schemas.
 fn api() -> Map<String, Value> {
     let text = fs::read_to_string(schema::directory().join("../api/openapi.json")).expect("docs/api/openapi.json");
     let text = text.replace("#/components/schemas/", "#/$defs/");
     let description: Value = serde_json::from_str(&text).expect("JSON");
     let mut schemas = description["components"]["schemas"].as_object().expect("schemas").clone();
     for schema in schemas.values_mut().filter_map(Value::as_object_mut) {
+        // OpenAPI has this keyword, but JSON Schema does not.
         schema.remove("discriminator");
     }
     schemas
 }
 
-/// Returns the definitions that a schema uses: those of the agent's API as they are in `api`, and all others as they
-/// are in the schema.
+/// Returns the definitions (`$defs`) that a schema should have: only those that it uses. A definition of the agent's
+/// API is copied from `api`, any other from the schema.
 fn definitions(root: &Value, api: &Map<String, Value>) -> Map<String, Value> {
     let mut found = Map::new();
     let mut without_definitions = root.clone();

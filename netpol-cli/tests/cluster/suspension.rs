@@ -1,4 +1,5 @@
-//! `suspend` and `resume`, with the user's rights.
+//! Tests `netpol suspend` and `netpol resume`. They suspend and resume the enforcement of policies by changing
+//! annotations of a Namespace, with the user's rights.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::agents::{Agent, Behavior, Cluster, NAMESPACE};
 
-/// The time of the API server in these tests. It differs from the client's clock, which must not be used.
+/// The time of the API server in these tests. `netpol` must use this time, not the clock of the user's machine.
 const DATE: &str = "Tue, 01 Jan 2030 12:00:00 GMT";
 
-/// An agent in `kube-system`, and the namespaces `shop` and `ops`.
+/// Returns a cluster with an agent in `kube-system`, and with the namespaces `shop` and `ops`, which have no agents.
 fn cluster(options: Options) -> Cluster {
     let options = Options { user: "jane".to_owned(), date: Some(DATE), ..options };
     let cluster = Cluster::with_options(&[("n1", Behavior::Responds, Agent::default())], options);
@@ -29,13 +30,13 @@ fn annotations(cluster: &Cluster, namespace: &str) -> Value {
     namespace["metadata"]["annotations"].clone()
 }
 
-/// The right to change only one namespace.
+/// Returns the rights of a user that may read and change only one Namespace object.
 fn owner(namespace: &str) -> Rules {
     Rules::none().allow_in(Some(namespace), &[""], &["namespaces"], &["get", "patch"])
 }
 
 #[test]
-fn the_owner_of_a_namespace_can_suspend_it_until_a_time_by_the_clock_of_the_api_server() {
+fn the_owner_of_a_namespace_can_suspend_it_and_the_end_depends_on_the_clock_of_the_api_server() {
     let cluster = cluster(Options::default());
     cluster.server.set_rules(owner("shop"));
     let run = cluster.netpol(&["suspend", "-n", "shop", "--for", "30m", "--reason", "it's incident 4711"]);
@@ -74,7 +75,7 @@ fn the_owner_of_a_namespace_can_suspend_it_until_a_time_by_the_clock_of_the_api_
 }
 
 #[test]
-fn a_suspension_of_the_cluster_needs_the_namespace_of_the_agents() {
+fn a_suspension_of_the_cluster_is_refused_in_a_namespace_without_agents() {
     let cluster = cluster(Options::default());
     let suspend = ["suspend", "--cluster", "--for", "1h", "--reason", "x", "--agent-namespace"];
     let run = cluster.netpol(&[&suspend[..], &["ops"]].concat());
@@ -99,6 +100,7 @@ fn a_suspension_of_the_cluster_needs_the_namespace_of_the_agents() {
         "{}",
         run.out
     );
+    // Wrong usage: no scope, two scopes, too long, a reason of two lines.
     for arguments in [
         &["--for", "1h"][..],
         &["-n", "a", "--cluster", "--for", "1h"],
@@ -140,20 +142,22 @@ fn resume_reports_other_suspensions_that_still_apply() {
         to suspend:  netpol suspend --context test --cluster --for 30m --reason TEXT
     "#]]
     .assert_eq(&cluster.netpol(&["resume", "--cluster"]).out);
-    // The reason is kept, because it also belongs to the other suspension in this Namespace.
+    // The reason is kept, because the suspension of namespace kube-system uses the same annotation.
     assert_eq!(annotations(&cluster, NAMESPACE)["netpol.io/suspended-reason"], "reason of --cluster");
     cluster.netpol(&["resume", "-n", NAMESPACE]);
     assert!(annotations(&cluster, NAMESPACE)["netpol.io/suspended-reason"].is_null());
-    let old = json!({"apiVersion": "v1", "kind": "Namespace",
+    // A suspension whose end has passed.
+    let expired = json!({"apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "shop", "annotations": {"netpol.io/suspended-until": "2030-01-01T11:00:00Z"}}});
-    cluster.server.apply(old).expect("a namespace");
+    cluster.server.apply(expired).expect("a namespace");
     let run = cluster.netpol(&["resume", "-n", "shop"]);
     let expected = "enforcement of namespace shop was not suspended: removed the end 2030-01-01T11:00:00Z\nby jane";
     assert!(run.out.starts_with(expected), "{}", run.out);
 }
 
+/// `netpol` requests the user's name with a `SelfSubjectReview`. The API server of this test does not respond to it.
 #[test]
-fn suspend_fails_without_a_response_of_the_api_server_and_works_without_self_subject_review() {
+fn suspend_needs_responses_of_the_api_server_but_not_the_name_of_the_user() {
     let cluster = cluster(Options { self_reviews: false, ..Options::default() });
     let suspend = ["suspend", "-n", "shop", "--for", "1h", "--reason", "x", "--request-timeout", "1s"];
     let run = cluster.netpol(&suspend);

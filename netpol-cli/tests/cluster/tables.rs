@@ -7,40 +7,40 @@ use serde_json::{Value, json};
 use crate::agents::{Agent, Behavior, Cluster};
 use crate::fixtures::{endpoint, list, policies, shadow, status};
 
+/// Starts a cluster with two nodes, `n1` and `n2`, and these fake agents.
 fn cluster(agents: [Agent; 2]) -> Cluster {
-    let [first, second] = agents;
-    Cluster::start(&[("n1", Behavior::Responds, first), ("n2", Behavior::Responds, second)])
+    let [n1, n2] = agents;
+    Cluster::start(&[("n1", Behavior::Responds, n1), ("n2", Behavior::Responds, n2)])
 }
 
 #[test]
 fn status_has_problems_first() {
-    let mut second = status("n2");
-    second.ready = false;
-    second.version = "0.0.9".into();
-    second.pending = vec![Pending { pod: "shop/db-0".into(), reason: "no interface".into() }];
-    second.suspensions = vec![Suspension {
+    let mut n2 = status("n2");
+    n2.ready = false;
+    n2.version = "0.0.9".into();
+    n2.pending = vec![Pending { pod: "shop/db-0".into(), reason: "no interface".into() }];
+    n2.suspensions = vec![Suspension {
         namespace: Some("shop".into()),
         until: "2026-11-29T13:00:00Z".into(),
         reason: Some("incident 4711".into()),
     }];
-    second.conflicts = vec![ConflictStatus {
+    n2.conflicts = vec![ConflictStatus {
         kind: "cni".into(),
         name: "calico".into(),
         location: "/etc/cni/net.d/10-calico.conflist".into(),
         advice: "enforces policies, too; remove it".into(),
     }];
-    second.maps.push(MapStatus { name: "ALLOW".into(), entries: Some(95), capacity: 100, full: 0 });
-    second.endpoints[0].attached = false;
-    second.gate.error = Some("NRI is off".into());
-    let mut first = status("n1");
-    first.warnings = vec!["a warning".into()];
-    let third = status("n3");
+    n2.maps.push(MapStatus { name: "ALLOW".into(), entries: Some(95), capacity: 100, full: 0 });
+    n2.endpoints[0].attached = false;
+    n2.gate.error = Some("NRI is off".into());
+    let mut n1 = status("n1");
+    n1.warnings = vec!["a warning".into()];
     let agent = |status| Agent::default().responds("/v1/status", &status);
     let cluster = Cluster::start(&[
         ("n0", Behavior::Responds, agent(status("n0"))),
-        ("n1", Behavior::Responds, agent(first)),
-        ("n2", Behavior::Responds, agent(second)),
-        ("n3", Behavior::Responds, agent(third)),
+        ("n1", Behavior::Responds, agent(n1)),
+        ("n2", Behavior::Responds, agent(n2)),
+        ("n3", Behavior::Responds, agent(status("n3"))),
     ]);
     let run = cluster.netpol(&["status"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
@@ -82,11 +82,11 @@ fn endpoints_are_sorted_by_pod_and_filtered() {
         policies: netpol_api::Directions::default(),
         shadow_policies: netpol_api::Directions::default(),
     };
-    let mut unknown = endpoint("shop/x", "veth9", "10.0.0.9");
-    (unknown.pod, unknown.attached) = (None, false);
+    let mut without_pod = endpoint("shop/x", "veth9", "10.0.0.9");
+    (without_pod.pod, without_pod.attached) = (None, false);
     let cluster = cluster([
         Agent::default()
-            .responds("/v1/endpoints", &list("n1", &[endpoint("shop/web-0", "veth1", "10.0.0.1"), unknown]))
+            .responds("/v1/endpoints", &list("n1", &[endpoint("shop/web-0", "veth1", "10.0.0.1"), without_pod]))
             .responds("/v1/pods", &list("n1", &[pod("web-0", "web")])),
         Agent::default()
             .responds(
@@ -119,19 +119,20 @@ fn endpoints_are_sorted_by_pod_and_filtered() {
 
 #[test]
 fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
-    let mut second = policies("n2", &["shop/db-1"], 3);
-    second.counted_since = "2026-11-29T11:30:00Z".into();
-    second.items[0].diagnostics = vec!["spec.egress[0]: unknown field".into()];
-    let mut suspended = second.items[0].clone();
+    // The policy `shop/db`. On n2, it selects one pod. It has allowed 3 flows by its first rule, and denied 3 flows.
+    let mut n2 = policies("n2", &["shop/db-1"], 3);
+    n2.counted_since = "2026-11-29T11:30:00Z".into();
+    n2.items[0].diagnostics = vec!["spec.egress[0]: unknown field".into()];
+    let mut suspended = n2.items[0].clone();
     suspended.name = "suspended".into();
     suspended.suspended_until = Some("2026-11-29T13:00:00Z".into());
-    let mut in_shadow = second.items[0].clone();
+    let mut in_shadow = n2.items[0].clone();
     (in_shadow.namespace, in_shadow.mode) = ("ops".into(), PolicyMode::Shadow);
     in_shadow.pods.clear();
-    second.items.extend([suspended, in_shadow]);
+    n2.items.extend([suspended, in_shadow]);
     let cluster = cluster([
         Agent::default().responds("/v1/policies", &policies("n1", &["shop/db-0"], 4)),
-        Agent::default().responds("/v1/policies", &second),
+        Agent::default().responds("/v1/policies", &n2),
     ]);
     expect![[r#"
         POLICY             MODE       PODS  ALLOWED  DENIED  SHADOW  LAST
@@ -162,20 +163,20 @@ fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
 }
 
 #[test]
-fn denials_of_a_policy_that_is_not_evaluated_are_unknown() {
+fn denials_are_unknown_if_a_policy_is_not_evaluated_or_flows_are_not_listed() {
     let because = "the memory for policies is used up";
-    let mut second = shadow("n2", 0);
-    second.policies[0].evaluated = false;
-    second.policies[0].not_evaluated_because = Some(because.into());
-    let mut listed = policies("n2", &["shop/db-0"], 0);
-    (listed.items[0].mode, listed.items[0].evaluated) = (PolicyMode::Shadow, false);
-    listed.items[0].not_evaluated_because = Some(because.into());
-    let mut suppressed = shadow("n1", 0);
-    suppressed.policies[0].policy = "shop/web-next".into();
-    suppressed.policies[0].other_flows = 9;
+    let mut not_evaluated = shadow("n2", 0);
+    not_evaluated.policies[0].evaluated = false;
+    not_evaluated.policies[0].not_evaluated_because = Some(because.into());
+    let mut policies_of_n2 = policies("n2", &["shop/db-0"], 0);
+    (policies_of_n2.items[0].mode, policies_of_n2.items[0].evaluated) = (PolicyMode::Shadow, false);
+    policies_of_n2.items[0].not_evaluated_because = Some(because.into());
+    let mut with_unlisted_flows = shadow("n1", 0);
+    with_unlisted_flows.policies[0].policy = "shop/web-next".into();
+    with_unlisted_flows.policies[0].other_flows = 9;
     let cluster = cluster([
-        Agent::default().responds("/v1/shadow", &suppressed),
-        Agent::default().responds("/v1/shadow", &second).responds("/v1/policies", &listed),
+        Agent::default().responds("/v1/shadow", &with_unlisted_flows),
+        Agent::default().responds("/v1/shadow", &not_evaluated).responds("/v1/policies", &policies_of_n2),
     ]);
     expect![[r#"
         shop/db-next: NOT EVALUATED on n2 (the memory for policies is used up)
@@ -199,6 +200,7 @@ fn denials_of_a_policy_that_is_not_evaluated_are_unknown() {
 fn policies_lists_100_of_10_000_rules_and_counts_the_flows_of_all_rules() {
     let agent = |node: &str| {
         let mut list = policies(node, &["shop/db-0"], 1);
+        // This rule has one flow. All of the 10,000 rules are copies of it.
         let rule = list.items[0].rules[0].clone();
         let rules = (0..10_000).map(|index| RuleStatus { path: format!("spec.ingress[{index}]"), ..rule.clone() });
         list.items[0].rules = rules.collect();
@@ -209,15 +211,15 @@ fn policies_lists_100_of_10_000_rules_and_counts_the_flows_of_all_rules() {
     assert_eq!(run.code, 0, "{}", run.err);
     assert_eq!(run.out.lines().filter(|line| line.starts_with("  spec.ingress[")).count(), 100);
     assert!(run.out.contains("\nshop/db: 9900 more rules: see -o json\n"), "{}", run.out);
-    assert!(run.out.contains("   20000 "), "the flows of all rules: {}", run.out);
+    assert!(run.out.contains("   20000 "), "the flows of all rules on both nodes: {}", run.out);
 }
 
 #[test]
 fn the_shadow_report_prints_denials_or_that_there_were_none() {
-    let report = |first, second| {
-        cluster([Agent::default().responds("/v1/shadow", &first), Agent::default().responds("/v1/shadow", &second)])
-    };
-    let seen = report(shadow("n1", 4), shadow("n2", 2));
+    let with_reports =
+        |n1, n2| cluster([Agent::default().responds("/v1/shadow", &n1), Agent::default().responds("/v1/shadow", &n2)]);
+    // Policies in shadow mode would have denied 4 flows on n1, and 2 flows on n2.
+    let with_denials = with_reports(shadow("n1", 4), shadow("n2", 2));
     expect![[r#"
         shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
           denied 6 flows in the last 1h
@@ -225,8 +227,8 @@ fn the_shadow_report_prints_denials_or_that_there_were_none() {
         shop/deployment/web  shop/statefulset/db  5432/TCP      6  ingress    2026-11-29T11:59:00Z  no-rule
 
     "#]]
-    .assert_eq(&seen.netpol(&["shadow", "report", "-A"]).out);
-    assert_eq!(seen.requests(), ["/v1/shadow?since=3600s"; 2]);
+    .assert_eq(&with_denials.netpol(&["shadow", "report", "-A"]).out);
+    assert_eq!(with_denials.requests(), ["/v1/shadow?since=3600s"; 2]);
     let mut restarted = shadow("n2", 0);
     restarted.collected_since = "2026-11-29T11:50:00Z".into();
     expect![[r#"
@@ -235,12 +237,12 @@ fn the_shadow_report_prints_denials_or_that_there_were_none() {
         not complete: agents have started since then, the last one at
           2026-11-29T11:50:00Z: n2
     "#]]
-    .assert_eq(&report(shadow("n1", 0), restarted).netpol(&["shadow", "report", "-n", "shop"]).out);
+    .assert_eq(&with_reports(shadow("n1", 0), restarted).netpol(&["shadow", "report", "-n", "shop"]).out);
     expect![[r#"
         no policy in shadow mode in namespace ops selects a pod of these nodes
     "#]]
-    .assert_eq(&seen.netpol(&["shadow", "report", "-n", "ops"]).out);
+    .assert_eq(&with_denials.netpol(&["shadow", "report", "-n", "ops"]).out);
     let output: Value =
-        serde_json::from_str(&seen.netpol(&["shadow", "report", "-A", "-o", "json"]).out).expect("JSON");
+        serde_json::from_str(&with_denials.netpol(&["shadow", "report", "-A", "-o", "json"]).out).expect("JSON");
     assert_eq!((&output["items"][0]["flows"], &output["items"][0]["pods"]), (&json!(6), &json!(2)));
 }

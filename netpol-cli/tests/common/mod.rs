@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// The result of a command.
+/// The result of a command: exit code, standard output and standard error.
 pub(crate) struct RunOutput {
     pub(crate) code: i32,
     pub(crate) out: String,
@@ -22,7 +22,7 @@ pub(crate) struct RunOutput {
 pub(crate) struct Manifests(TempDir);
 
 impl RunOutput {
-    /// Standard output as one line, without the line breaks and indentation of wrapped text.
+    /// Returns standard output as one line, without the line breaks and indentation of wrapped text.
     pub(crate) fn unwrapped(&self) -> String {
         self.out.split_whitespace().collect::<Vec<_>>().join(" ")
     }
@@ -44,16 +44,17 @@ impl Manifests {
         self.0.path()
     }
 
-    /// Runs `netpol COMMAND -f DIRECTORY …`. In the output the directory is replaced by `DIR`.
+    /// Runs `netpol COMMAND -f DIRECTORY …`. In the result, the path of the directory is replaced by `DIR`.
     pub(crate) fn run(&self, command: &str, arguments: &[&str]) -> RunOutput {
         let directory = self.0.path().to_str().expect("the path is not UTF-8");
-        let mut run = netpol(&[&[command, "-f", directory], arguments].concat(), "");
-        run.out = run.out.replace(directory, "DIR");
-        run.err = run.err.replace(directory, "DIR");
-        run
+        let mut output = netpol(&[&[command, "-f", directory], arguments].concat(), "");
+        output.out = output.out.replace(directory, "DIR");
+        output.err = output.err.replace(directory, "DIR");
+        output
     }
 }
 
+/// Runs `netpol` with `input` as standard input. Panics if the output of `-o json` does not match its schema.
 pub(crate) fn netpol(arguments: &[&str], input: &str) -> RunOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -14,20 +14,23 @@ pub(crate) struct Schema {
 /// Keywords without an effect on validity.
 const ANNOTATIONS: [&str; 6] = ["$schema", "$defs", "title", "description", "format", "default"];
 
+/// Returns the directory with the schemas.
 pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas")
 }
 
-/// Tests use this type for records that no schema describes.
+/// The field `type` of flow records of an unknown type, as an agent with a later version may send them. No schema
+/// describes these records.
 const LATER_TYPE: &str = "of-a-later-version";
 
-/// Checks the output of a command with `-o json`. Other output is not checked.
+/// Checks the output of a command with `-o json` by the command's schema. Other output is not checked.
 pub(crate) fn check_output(arguments: &[&str], output: &str) {
     let is_json = arguments.windows(2).any(|pair| matches!(pair, ["-o" | "--output", "json"]));
     if !is_json || output.is_empty() || arguments.contains(&"--help") {
         return;
     }
     let (name, documents) = match arguments[0] {
+        // The output has one JSON document per line.
         "flows" => ("flow-record", output.lines().collect()),
         "shadow" => ("shadow-report", vec![output]),
         "resume" => ("suspend", vec![output]),
@@ -51,15 +54,17 @@ impl Schema {
         Self { name: name.to_owned(), root: serde_json::from_str(&text).expect("JSON") }
     }
 
+    /// Returns a schema that a test defines.
     pub(crate) fn of(root: Value) -> Self {
         Self { name: "test".to_owned(), root }
     }
 
-    /// Returns an error that names the field that does not match.
+    /// Checks a value. If it does not match the schema, the error contains the path of the field that does not match.
     pub(crate) fn check(&self, value: &Value) -> Result<(), String> {
         self.check_at(&self.root, value, &self.name)
     }
 
+    /// Checks a value by a part of the schema. `at` is the path of the value, for errors.
     fn check_at(&self, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
         let keywords = schema.as_object().ok_or_else(|| format!("{at}: the schema is not an object"))?;
         for (keyword, expected) in keywords {
@@ -95,6 +100,7 @@ impl Schema {
                     let has = |name: &Value| value.get(name.as_str().unwrap_or_default()).is_some();
                     !value.is_object() || items(expected).iter().all(has)
                 }
+                // `check_fields` checks these below.
                 "properties" | "additionalProperties" => true,
                 annotation if ANNOTATIONS.contains(&annotation) => true,
                 other => return Err(format!("{at}: unsupported keyword {other}")),
@@ -106,6 +112,7 @@ impl Schema {
         value.as_object().map_or(Ok(()), |fields| self.check_fields(keywords, fields, at))
     }
 
+    /// Checks the fields of an object by the keywords `properties` and `additionalProperties`.
     fn check_fields(&self, keywords: &Map<String, Value>, fields: &Map<String, Value>, at: &str) -> Result<(), String> {
         let other_fields = keywords.get("additionalProperties");
         for (name, value) in fields {

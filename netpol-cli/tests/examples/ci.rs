@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::common::{Manifests, RunOutput};
 use crate::root;
 
-/// Two pods, and a policy for which `lint` prints a warning: no pod has the label app=x of its peer.
+/// Two pods, and a policy with a peer that matches no pod: no pod has the label `app=x`. For this, `lint` prints a
+/// warning.
 const MANIFEST: &str = "\
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: shop, labels: {app: a}}}
 ---
@@ -22,8 +23,10 @@ kind: NetworkPolicy
 metadata: {name: a, namespace: shop}
 spec: {podSelector: {matchLabels: {app: a}}, ingress: [{from: [{podSelector: {matchLabels: {app: x}}}]}]}
 ";
+/// Expectations that the manifest fulfills.
 const EXPECTATIONS: &str = "expectations:\n- {deny: shop/b, to: shop/a}\n";
-const ASSERTIONS: &str = "netpol-expectations.yaml";
+/// The default of the action's input `assertions`.
+const EXPECTATIONS_FILE: &str = "netpol-expectations.yaml";
 
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -33,8 +36,9 @@ fn parse<T: serde::de::DeserializeOwned>(path: &str, text: &str) -> T {
     serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// Returns a directory with the manifest in `manifests/`, and with the expectations.
 fn shop() -> Manifests {
-    Manifests::of(&[("manifests/shop.yaml", MANIFEST), (ASSERTIONS, EXPECTATIONS)])
+    Manifests::of(&[("manifests/shop.yaml", MANIFEST), (EXPECTATIONS_FILE, EXPECTATIONS)])
 }
 
 fn run(command: &mut Command) -> RunOutput {
@@ -43,7 +47,8 @@ fn run(command: &mut Command) -> RunOutput {
     RunOutput { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// Runs a command line in bash, in this directory, with `netpol` in `PATH` and without a kubeconfig.
+/// Runs a command line in bash, in this directory, with `netpol` and `kubectl-netpol` in `PATH` and without a
+/// kubeconfig.
 fn shell(line: &str, directory: &Path) -> RunOutput {
     let bin = directory.join("bin");
     fs::create_dir_all(&bin).expect("a directory");
@@ -117,7 +122,7 @@ fn names<'t>(text: &'t str, prefix: &str) -> BTreeSet<&'t str> {
 }
 
 #[test]
-fn the_action_passes_each_input_to_its_script() {
+fn the_action_has_descriptions_and_passes_each_input_to_its_script() {
     let action = action();
     let texts = [&action.name, &action.description];
     let described = action.inputs.values().map(|input| &input.description);
@@ -125,19 +130,18 @@ fn the_action_passes_each_input_to_its_script() {
     assert!(described.into_iter().all(|text| !text.is_empty()));
     let inputs: BTreeSet<&str> = action.inputs.keys().map(String::as_str).collect();
     assert_eq!((action.runs.using.as_str(), names(&read("action.yml"), "inputs.")), ("composite", inputs.clone()));
-    let of_step = |step: &Step| (step.shell.clone(), step.name.is_empty());
-    assert!(action.runs.steps.iter().map(of_step).all(|step| step == ("bash".to_owned(), false)));
-    let [build, script] = &action.runs.steps[..] else { panic!("other steps") };
+    assert!(action.runs.steps.iter().all(|step| step.shell == "bash" && !step.name.is_empty()));
+    let [build, script] = &action.runs.steps[..] else { panic!("not two steps") };
     assert_eq!(build.condition.as_deref(), Some("inputs.netpol == ''"));
     assert_eq!(build.working_directory.as_deref(), Some("${{ github.action_path }}"));
     assert!(build.run.starts_with("cargo build ") && build.run.contains(" --package netpol-cli "), "{}", build.run);
     assert!(root().join("netpol-cli/Cargo.toml").exists());
-    // The text of an input is never inserted into a script, which would then run it as shell code.
+    // `${{ … }}` in a script would insert the text of an input, and the shell would run this text as code.
     assert!(action.runs.steps.iter().all(|step| !step.run.contains("${{")));
     assert_eq!(script.run, "bash \"$RUN\"");
     assert!(script.env["RUN"].ends_with("/packaging/github-action/run.sh"));
-    let set: BTreeSet<&str> = script.env.keys().filter_map(|name| name.strip_prefix("INPUT_")).collect();
-    assert_eq!(names(&read("packaging/github-action/run.sh"), "$INPUT_"), set);
+    let passed: BTreeSet<&str> = script.env.keys().filter_map(|name| name.strip_prefix("INPUT_")).collect();
+    assert_eq!(names(&read("packaging/github-action/run.sh"), "$INPUT_"), passed);
     assert!(action.outputs.values().all(|output| output.value == "${{ inputs.sarif }}"));
 }
 
@@ -158,7 +162,7 @@ fn run_action(directory: &Path, inputs: &[(&str, &str)]) -> RunOutput {
 fn the_action_lints_and_checks_expectations() {
     let manifests = shop();
     let directory = manifests.path();
-    for (inputs, code, part) in [
+    for (inputs, code, expected) in [
         (&[][..], 0, "::warning file=./manifests/shop.yaml,line="),
         (&[("fail-on", "warning"), ("paths", "manifests\n./manifests/shop.yaml")], 1, "::warning file="),
         (&[("fail-on", "info"), ("args", "--rule NP010")], 0, "3 objects, 0 errors, 0 warnings"),
@@ -171,7 +175,7 @@ fn the_action_lints_and_checks_expectations() {
     ] {
         let run = run_action(directory, inputs);
         assert_eq!(run.code, code, "{inputs:?}: {} {}", run.out, run.err);
-        assert!(run.out.contains(part), "{inputs:?}: {} {}", run.out, run.err);
+        assert!(run.out.contains(expected), "{inputs:?}: {} {}", run.out, run.err);
     }
     let run = run_action(directory, &[("sarif", "out.sarif"), ("paths", "manifests")]);
     assert_eq!(run.code, 0, "{}", run.err);
@@ -184,11 +188,12 @@ fn the_action_lints_and_checks_expectations() {
 }
 
 #[test]
-fn the_action_compares_with_the_base() {
+fn the_action_compares_with_the_base_commit() {
     let manifests = shop();
     let directory = manifests.path();
     let commit = "git init -q . && git add manifests && git -c user.name=x -c user.email=x@example.org commit -qm x";
     assert_eq!(shell(commit, directory).code, 0);
+    // After this change, the peer of the policy matches pod `b`.
     let text = MANIFEST.replace("app: x", "app: b");
     fs::write(directory.join("manifests/shop.yaml"), text).expect("a manifest");
     for (args, code) in [("", 0), ("--exit-code", 1)] {
@@ -223,7 +228,7 @@ fn the_hooks_of_pre_commit_run() {
         let manifests = shop();
         let run = shell(&format!("{entry} {}", args.join(" ")), manifests.path());
         assert_eq!(run.code, 0, "{id}: {} {}", run.out, run.err);
-        // The hook reads the manifests of the repository, so it fails if one of them is invalid.
+        // The hook really reads the manifests of the directory: it fails if one of them is invalid.
         fs::write(manifests.path().join("manifests/shop.yaml"), "kind: [").expect("a manifest");
         assert_eq!(shell(&format!("{entry} {}", args.join(" ")), manifests.path()).code, 3, "{id}");
     }
@@ -244,8 +249,9 @@ fn the_page_about_ci_has_commands_and_inputs_that_exist() {
     assert!(commands.len() >= 4, "{commands:?}");
     for command in commands {
         let run = shell(&command, manifests.path());
-        // The exit code 2 would mean wrong usage. `diff` and the plugin of kubectl exit with 3, because the directory
-        // of this test is in no Git repository, and no cluster exists.
+        // The exit code 2 would mean wrong usage. `diff` exits with 3, because the directory of this test is in no Git
+        // repository. The plugin of kubectl exits with 3, because no cluster exists. `--fail-on warning` exits with 1,
+        // because `lint` prints a warning for the manifest.
         let expected = if command.contains("diff") || command.contains("kubectl") {
             3
         } else {
@@ -255,6 +261,7 @@ fn the_page_about_ci_has_commands_and_inputs_that_exist() {
     }
     let hooks =
         page.lines().filter_map(|line| line.trim().strip_prefix("args: [")).filter_map(|line| line.strip_suffix(']'));
+    // The arguments for the hooks of pre-commit. Those for `lint` have `--fail-on warning`.
     let hooks: Vec<_> = hooks.zip(["lint", "assert"]).collect();
     assert_eq!(hooks.len(), 2);
     for (args, command) in hooks {
@@ -262,6 +269,7 @@ fn the_page_about_ci_has_commands_and_inputs_that_exist() {
         assert_eq!(run.code, i32::from(command == "lint"), "{args}: {} {}", run.out, run.err);
     }
     let inputs = action().inputs;
+    // The line after each use of the action sets its inputs: `with: {…}`.
     let with_lines: Vec<&str> =
         page.split("uses: OWNER/netpol@REVISION\n").skip(1).filter_map(|text| text.lines().next()).collect();
     assert_eq!(with_lines.len(), 3);
@@ -342,7 +350,7 @@ fn the_manifest_of_krew_has_the_fields_that_krew_requires() {
     // `kubectl krew search` prints the short description in a column of a table.
     assert!((1..=50).contains(&spec.short_description.len()) && !spec.short_description.ends_with('.'));
     assert!(spec.homepage.starts_with("https://") && !spec.description.is_empty() && !spec.caveats.is_empty());
-    let [Platform { selector, uri, sha256, files, bin }] = &spec.platforms[..] else { panic!("other platforms") };
+    let [Platform { selector, uri, sha256, files, bin }] = &spec.platforms[..] else { panic!("not one platform") };
     let labels: Vec<(&str, &str)> = selector.match_labels.iter().map(|(key, value)| (&**key, &**value)).collect();
     assert_eq!(labels, [("arch", "amd64"), ("os", "linux")]);
     assert_eq!((uri, sha256, bin.as_str()), (&values[2].1, &values[3].1, "kubectl-netpol"));
@@ -369,7 +377,7 @@ fn environment_variables_set_options() {
 }
 
 #[test]
-fn help_of_the_plugin_names_the_command_of_kubectl() {
+fn help_of_the_kubectl_plugin_shows_kubectl_netpol_as_the_command() {
     let manifests = shop();
     let run = shell("kubectl-netpol lint --help", manifests.path());
     assert!(run.code == 0 && run.out.contains("Usage: kubectl netpol lint [OPTIONS]"), "{}", run.out);

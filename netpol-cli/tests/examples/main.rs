@@ -1,6 +1,6 @@
 //! Commands in the READMEs of `examples/` print what the READMEs show; files for CI and kubectl are valid.
 //!
-//! `UPDATE_EXPECT=1 cargo test -p netpol-cli --test examples` rewrites the output. Review the difference.
+//! `UPDATE_EXPECT=1 cargo test -p netpol-cli --test examples` updates the output in the READMEs. Review the difference.
 
 mod ci;
 #[path = "../common/mod.rs"]

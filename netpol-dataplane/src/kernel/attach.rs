@@ -1,7 +1,10 @@
-//! Attaches programs to interfaces, as clsact filters. If other programs use the hooks, the programs are attached as
-//! pinned TCX links instead, because TCX programs run before all filters. Filters need no pin, and attaching them to a
-//! pod's interface takes 1 to 4 ms. Attaching TCX links takes about 26 ms under `rtnl_lock`, and the removal of the
-//! interface takes about 26 ms more.
+//! Attaches netpol's programs to interfaces, as clsact filters. If programs of other software use the hooks of an
+//! interface, netpol's programs are attached as pinned TCX links instead, because TCX programs run before all filters.
+//! Filters need no pin, and attaching them to a pod's interface takes 1 to 4 ms. Attaching TCX links takes about 26 ms
+//! under `rtnl_lock`, and the removal of the interface takes about 26 ms more.
+//!
+//! For each interface with filters, netpol has a directory on bpffs ([`Pins::filter_dir`]). Its subdirectories are
+//! empty and are called marks. They record what netpol has created on the interface.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,7 +46,8 @@ pub enum AttachMode {
 
 impl AttachMode {
     /// Returns whether to use TCX on an interface. In mode `auto`, an interface to which an earlier agent attached TCX
-    /// links keeps using TCX. Otherwise, this creates the qdisc for filters: see [`create_own_qdisc`].
+    /// links keeps using TCX. For any other interface, this function tries to create the qdisc for filters, and returns
+    /// true if other programs use the hooks: see [`create_own_qdisc`].
     fn uses_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
         let has_pinned_link = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
         match self {
@@ -58,14 +62,16 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
 }
 
-/// Creates the clsact qdisc if no other program uses the hooks. Returns whether netpol's filters are the only programs.
+/// Creates the clsact qdisc if no other program uses the hooks. Returns whether the interface has no TCX program, and
+/// its qdisc was created by netpol.
 ///
-/// A TCX program of other software would run before netpol's filters, and most such programs end the evaluation. In a
-/// qdisc of other software, other filters may run first, and a qdisc of kind `ingress` has no egress hook.
+/// If one of these conditions is false, packets could bypass netpol's filters. A TCX program of other software runs
+/// before filters, and most such programs end the evaluation. In a qdisc of other software, other filters may run
+/// first, and a qdisc of kind `ingress` has no egress hook.
 fn create_own_qdisc(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
     let is_empty = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
     [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(is_empty)
-        && make_qdisc(&pins.filter_dir(ifindex), name).unwrap_or(false)
+        && ensure_qdisc(&pins.filter_dir(ifindex), name).unwrap_or(false)
 }
 
 pub(super) fn find_program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, String> {
@@ -80,8 +86,8 @@ pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
     Program::ALL.into_iter().filter_map(id).collect()
 }
 
-/// Attaches the programs of a role to an interface. Replaces an earlier agent's programs atomically, and detaches those
-/// of another role.
+/// Attaches the programs of a role (pod's veth, or device of the node) to an interface. Replaces an earlier agent's
+/// programs atomically, and detaches those of another role.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     pins: &Pins,
@@ -105,7 +111,9 @@ pub(super) fn attach(
         attached.map_err(|error| attach_error(error_chain(error.as_ref())))?;
     }
     pins.set_role(ifindex, role, tcx).map_err(|error| attach_error(error.to_string()))?;
-    // Detach what an agent in the other mode attached, and the programs of another role.
+    // Detach what an earlier agent attached in the other way (TCX or filters), and the programs of another role. A
+    // filter of another role at the egress hook was replaced above: all of netpol's filters have the same priority and
+    // handle.
     let others = Program::ALL.into_iter().filter(|program| !role.programs().contains(program));
     if tcx {
         detach_tcx(pins, ifindex, others)?;
@@ -131,10 +139,11 @@ fn attach_tcx(
     if let Some(link) = pinned_link(pin)? {
         if runs_on(&link, hook, ifindex)? {
             let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            // The pin keeps the program attached.
             drop(program.take_link(id)?);
             return Ok(());
         }
-        // The link belongs to a removed interface that had the same index, maybe in a removed namespace.
+        // The link belongs to a removed interface that had the same index, maybe in a removed network namespace.
         unpin(pin)?;
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -181,23 +190,23 @@ pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure>
     Ok(Netlink::open()?.has_filters(ifindex, &hooks, PRIORITY, HANDLE_MINOR)?)
 }
 
-/// Creates the qdisc for filters, unless there is one. Returns whether netpol created it.
-fn make_qdisc(marker_dir: &Path, name: &str) -> io::Result<bool> {
-    let own_qdisc_marker = marker_dir.join("qdisc");
+/// Creates the qdisc for filters, unless there is one. Returns whether netpol created it, now or earlier.
+fn ensure_qdisc(mark_dir: &Path, name: &str) -> io::Result<bool> {
+    let own_qdisc_mark = mark_dir.join("qdisc");
     if qdisc_add_clsact(name).is_ok() {
-        fs::create_dir_all(&own_qdisc_marker)?;
+        fs::create_dir_all(&own_qdisc_mark)?;
     }
-    Ok(own_qdisc_marker.exists())
+    Ok(own_qdisc_mark.exists())
 }
 
 fn attach_filter(
     program: &mut SchedClassifier,
-    marker_dir: &Path,
+    mark_dir: &Path,
     hook: TcAttachType,
     name: &str,
 ) -> Result<(), Failure> {
-    fs::create_dir_all(marker_dir)?;
-    make_qdisc(marker_dir, name)?;
+    fs::create_dir_all(mark_dir)?;
+    ensure_qdisc(mark_dir, name)?;
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = match program.attach_with_options(name, hook, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
@@ -218,7 +227,7 @@ fn detach_filter(name: &str, hook: TcAttachType) -> bool {
     matches!(own_filter(name, hook).map(Link::detach), Ok(Ok(())))
 }
 
-/// Detaches all programs, and returns what was removed. Succeeds if the interface was removed.
+/// Detaches all of netpol's programs, and returns what was removed. Succeeds if the interface does not exist any more.
 pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mut removed = detach_tcx(pins, ifindex, Program::ALL)?;
     removed.extend(detach_filters(pins, ifindex)?);
@@ -226,7 +235,7 @@ pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, Attac
     Ok(removed)
 }
 
-/// Returns all interfaces of this namespace.
+/// Returns all interfaces of this network namespace.
 pub(super) fn interfaces() -> BTreeSet<IfIndex> {
     if_nameindex().map(|all| (&all).into_iter().map(|one| IfIndex(one.index())).collect()).unwrap_or_default()
 }
@@ -262,9 +271,9 @@ pub(super) fn detach_tcx(
 }
 
 fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
-    let marker_dir = pins.filter_dir(ifindex);
+    let mark_dir = pins.filter_dir(ifindex);
     let mut removed = Vec::new();
-    if !marker_dir.exists() {
+    if !mark_dir.exists() {
         return Ok(removed);
     }
     if let Some(name) = name_of(ifindex) {
@@ -273,7 +282,7 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
                 removed.push(format!("clsact filter of {} on {name}", program.name()));
             }
         }
-        if marker_dir.join("qdisc").exists() {
+        if mark_dir.join("qdisc").exists() {
             let mut netlink = Netlink::open().map_err(|error| detach_error(ifindex, &error))?;
             if netlink.delete_clsact_if_empty(ifindex).map_err(|error| detach_error(ifindex, &error))? {
                 removed.push(format!("clsact qdisc on {name}"));
@@ -281,12 +290,12 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
         }
     }
     // A mark may be missing: `qdisc` exists only if netpol created the qdisc, and the other marks only for devices.
-    let _ = fs::remove_dir(marker_dir.join("qdisc"));
+    let _ = fs::remove_dir(mark_dir.join("qdisc"));
     for program in [Program::Recheck, Program::RecheckL3] {
-        let _ = fs::remove_dir(marker_dir.join(program.short_name()));
+        let _ = fs::remove_dir(mark_dir.join(program.short_name()));
     }
-    fs::remove_dir(&marker_dir)
-        .map_err(|error| detach_error(ifindex, &format!("cannot remove {}: {error}", marker_dir.display())))?;
+    fs::remove_dir(&mark_dir)
+        .map_err(|error| detach_error(ifindex, &format!("cannot remove {}: {error}", mark_dir.display())))?;
     Ok(removed)
 }
 

@@ -1,5 +1,6 @@
-//! Removes the pinned state of agents with another layout version. On each interface, their programs stay in force until
-//! this agent's programs are attached.
+//! Removes what agents with another layout version have pinned: programs, links and maps. The layout version is the
+//! version of the data structures in BPF maps. Each version has its own directory of pins. On each interface, the
+//! programs of these agents stay in force until this agent's programs are attached.
 
 use std::fs;
 
@@ -18,11 +19,12 @@ fn others(pins: &Pins) -> Vec<Pins> {
     all.into_iter().filter(|root| *root != pins.root).map(Pins::at).collect()
 }
 
-/// Takes over a qdisc that an agent with another layout version created. Its filters are then replaced in one step.
+/// Takes over a clsact qdisc that an agent with another layout version created. When this agent then attaches its
+/// filters, each filter replaces the old one in one step.
 pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
     if others(pins).iter().any(|other| other.filter_dir(ifindex).join("qdisc").exists()) {
-        // This directory marks the qdisc as created by netpol. If the directory cannot be created, the qdisc is treated as
-        // another process's, and is not removed.
+        // This directory marks the qdisc as created by netpol. If the directory cannot be created, the qdisc is treated
+        // as another process's, and is not removed.
         let _ = fs::create_dir_all(pins.filter_dir(ifindex).join("qdisc"));
     }
 }
@@ -30,10 +32,11 @@ pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
 /// Detaches the programs of other layout versions from an interface that has this agent's programs. Then removes the
 /// pinned state of versions that no interface uses.
 pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
-    let has_filters = pins.filter_dir(ifindex).exists();
+    // This agent attaches either clsact filters or TCX links.
+    let uses_filters = pins.filter_dir(ifindex).exists();
     for other in others(pins) {
-        if has_filters {
-            // This agent's filters replaced the old ones.
+        if uses_filters {
+            // This agent's filters replaced the old ones. Only the directories that mark the old filters remain.
             detach_tcx(&other, ifindex, Program::ALL)?;
             let filter_dir = other.filter_dir(ifindex);
             for name in names(&filter_dir) {

@@ -1,5 +1,6 @@
-//! Evaluates packets with the content of the maps in the kernel, to compare the verdict with the expected one. Entries
-//! may change between two lookups, so a result can be wrong while changes are being written.
+//! Evaluates packets with the content of the maps in the kernel, to compare the verdict with the one that follows from
+//! the API objects (`netpol explain --live`). Entries may change between two lookups, so a result can be wrong while
+//! changes are being written.
 
 use std::net::IpAddr;
 
@@ -15,8 +16,8 @@ use super::Kernel;
 use super::maps::{Maps, Raw};
 
 impl Kernel {
-    /// Evaluates the first packet of a flow at an interface, as if no flow were known. Returns `None` if the interface
-    /// has no endpoint.
+    /// Evaluates the first packet of a flow at an interface. Known flows are ignored. Returns `None` if the interface
+    /// is not an endpoint (a pod interface under enforcement).
     pub fn evaluate(&self, ifindex: IfIndex, packet: &Packet) -> Option<Evaluation> {
         let endpoint = self.maps.endpoint(ifindex)?;
         Some(match packet.remote {
@@ -26,11 +27,12 @@ impl Kernel {
     }
 }
 
+/// Converts a packet to the type that [`evaluate()`] takes. The source address of the packet is not checked.
 fn attempt<A>(packet: &Packet, remote: A, endpoint: &Endpoint) -> Attempt<A> {
     let ingress_ifindex = match (packet.from_node, packet.is_hairpin) {
         (true, _) => 0,
         (false, true) => endpoint.ifindex.0,
-        // Every interface except the pod's has the same effect.
+        // The packet came from elsewhere. Every index except 0 and the one of the pod's interface has the same effect.
         (false, false) => endpoint.ifindex.0.wrapping_add(1),
     };
     Attempt {
@@ -49,6 +51,7 @@ macro_rules! tables {
     ($address:ty, $bits:literal, $addresses:ident, $prefixes:ident, $services:ident) => {
         impl Tables<$address> for Maps {
             fn address(&self, address: &$address) -> Option<AddressEntry> {
+                // The key of the whole address finds the longest prefix that covers the address.
                 let whole = Key::new($bits, *address);
                 let exact = self.$addresses.get(address, 0);
                 value(exact.or_else(|_| self.$prefixes.get(&whole, 0)))

@@ -1,4 +1,5 @@
-//! Finds other software's programs at the hooks of netpol's programs.
+//! Finds other software's programs at the hooks of netpol's programs. A program is attached by TCX (Linux 6.6 and
+//! newer) or as a filter of the clsact qdisc. At each hook, TCX programs run before filters.
 
 use aya::programs::SchedClassifier;
 use netpol_common::IfIndex;
@@ -9,7 +10,7 @@ use super::program::{Program, Role};
 use super::query::tcx_programs;
 use netpol_node::{BpfFilter, Netlink};
 
-/// When another program runs.
+/// When another program runs, compared with netpol's program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Order {
     /// Before netpol's, so packets may not reach netpol's.
@@ -46,6 +47,7 @@ impl ForeignPrograms {
         foreign
     }
 
+    /// Adds other software's TCX programs at the hook of `program`.
     fn add_tcx_programs(&self, ifindex: IfIndex, name: &str, program: Program, foreign: &mut Vec<ForeignProgram>) {
         // Linux before 6.6 has no TCX.
         let ids = tcx_programs(ifindex, program.hook()).unwrap_or_default();
@@ -55,7 +57,7 @@ impl ForeignPrograms {
         // The pinned program is netpol's, too: an earlier agent's program stays if this agent's cannot be attached.
         let pinned = pinned_link(&self.pins.link(ifindex, program)).ok().flatten();
         let pinned = pinned.and_then(|link| link.info().ok()).map(|info| info.program_id());
-        // Needs CAP_SYS_ADMIN, which the agent may not have.
+        // Reading names needs CAP_SYS_ADMIN, which the agent may not have. Then `names` is empty.
         let names = SchedClassifier::query_tcx(name, program.hook()).map(|(_, programs)| programs).unwrap_or_default();
         let named = |id: u32| names.iter().find(|program| program.id() == id)?.name_as_str().map(str::to_owned);
         let is_own = |id: &u32| {
@@ -69,6 +71,7 @@ impl ForeignPrograms {
         }));
     }
 
+    /// Adds other software's clsact filters of an interface.
     fn add_filters(&self, netlink: &mut Netlink, ifindex: IfIndex, foreign: &mut Vec<ForeignProgram>) {
         let filters = netlink.bpf_filters(ifindex).unwrap_or_default();
         let own_priority = filters.iter().filter(|filter| has_own_name(filter)).map(|filter| filter.priority).min();
@@ -82,6 +85,7 @@ impl ForeignPrograms {
         }
     }
 
+    /// Returns whether netpol's programs are clsact filters on this interface.
     fn has_filter(&self, ifindex: IfIndex) -> bool {
         self.pins.filter_dir(ifindex).exists()
     }

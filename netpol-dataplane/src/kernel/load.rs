@@ -1,4 +1,4 @@
-//! Loads the BPF object. Its programs use the pinned maps, or new maps if there are none.
+//! Loads the BPF object. Its programs use the pinned maps, or create maps that are not pinned yet.
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -16,12 +16,12 @@ use netpol_policy::text::error_chain;
 /// Number of lines at the end of the verifier's log that are shown.
 const LOG_LINES: usize = 30;
 
-/// What the programs do besides evaluating packets.
+/// Options that the programs get when they are loaded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Behavior {
-    /// Whether they enforce nothing.
+    /// Whether the programs enforce nothing.
     observe: bool,
-    /// Whether they count the packets and bytes of flows.
+    /// Whether the programs count the packets and bytes of flows.
     count_traffic: bool,
 }
 
@@ -31,9 +31,9 @@ impl Behavior {
     }
 }
 
-/// Loads and pins the programs. Returns the capacities in use. If `wanted` has another size for a pinned map, the map
-/// is resized. If its entries do not fit, all maps keep their sizes. When the programs are attached, call
-/// [`take_over`](super::resize::take_over): it replaces the pins of resized maps.
+/// Loads and pins the programs. If `wanted` has another size for a pinned map, this map is resized. If that fails, for
+/// example because the entries do not fit, all maps keep their sizes. Also returns the capacities in use. When the
+/// programs are attached, call [`take_over`](super::resize::take_over): it replaces the pins of resized maps.
 pub(super) fn load(
     object: &[u8],
     pins: Pins,
@@ -42,7 +42,7 @@ pub(super) fn load(
 ) -> Result<(Ebpf, Pins, Capacities), KernelError> {
     pins.make_dirs()?;
     resize::discard(&pins)?;
-    let (changed, pinned) = compare_capacities(&pins, wanted);
+    let (changed, current) = compare_capacities(&pins, wanted);
     if !changed.is_empty() {
         match load_resized(object, &pins, &changed, wanted, behavior) {
             Ok(loaded) => return pin_programs(loaded),
@@ -53,10 +53,11 @@ pub(super) fn load(
             }
         }
     }
-    let ebpf = load_programs(object, &pins, &pinned, behavior)?;
-    pin_programs((ebpf, pins, pinned))
+    let ebpf = load_programs(object, &pins, &current, behavior)?;
+    pin_programs((ebpf, pins, current))
 }
 
+/// The loaded programs, the pins of their maps, and the capacities of their maps.
 type Loaded = (Ebpf, Pins, Capacities);
 
 /// Loads the programs, with new maps in place of the maps that change their size, and copies the entries.
@@ -85,9 +86,9 @@ fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities, behavior: 
 
 /// Loads the programs in parallel. The verifier takes most of the agent's start time, and uses one CPU per program.
 fn load_in_parallel(ebpf: &mut Ebpf) -> Result<(), KernelError> {
-    let wanted = Program::ALL.map(Program::name);
+    let names = Program::ALL.map(Program::name);
     std::thread::scope(|scope| {
-        let programs = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name));
+        let programs = ebpf.programs_mut().filter(|(name, _)| names.contains(name));
         let loads: Vec<_> = programs
             .map(|(_, program)| {
                 scope.spawn(|| {
@@ -121,6 +122,7 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, behavior: Behavior)
         loader.map_max_entries(map.name(), capacities.entries(map));
         loader.map_pin_path(map.name(), pins.map(map));
     }
+    // The three masks: the sizes of these maps are powers of two, so `size - 1` is a mask for indices.
     for (global, value) in [
         ("ENDPOINT_MASK", capacities.endpoints - 1),
         ("DENIAL_MASK", capacities.denials - 1),
@@ -135,8 +137,9 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32, behavior: Behavior)
     loader
 }
 
-/// Returns a random key that pods cannot guess. Each agent can use a new key, because entries of an earlier agent in
-/// `DENIALS` and `ALLOWED_FLOWS` expire within a second.
+/// Returns a random key for the hash that determines the index of a flow in `DENIALS` and `ALLOWED_FLOWS`. If a pod
+/// could guess the key, it could create flows with the index of another pod's flow, and so suppress events of that
+/// flow. Each agent can use a new key, because the entries of an earlier agent in these maps expire within a second.
 fn random_key() -> [u32; EVENT_KEY_WORDS] {
     let mut key = [0; EVENT_KEY_WORDS];
     // SAFETY: the buffer is `key`'s own. Reads of up to 256 bytes are complete and not interrupted: getrandom(2).
@@ -157,8 +160,8 @@ fn load_error(error: &(dyn std::error::Error + 'static)) -> KernelError {
     KernelError::Load(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
 
-/// Returns the pinned maps that do not have the wanted sizes, and the current capacities. For maps that are not pinned,
-/// these are the wanted capacities.
+/// Returns the pinned maps that do not have the wanted sizes, and the current capacities of all maps. For a map that is
+/// not pinned, the current capacity is the wanted one.
 fn compare_capacities(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
     let mut capacities = *wanted;
     let mut changed = Vec::new();
@@ -192,7 +195,7 @@ pub(super) fn kernel_hz() -> u32 {
     }
 }
 
-/// Opens or creates `META`, which stores the agent's own data. Element 0: the highest version of any endpoint.
+/// Opens or creates the map `META`, which only the agent uses. Element 0: the highest version of any endpoint.
 pub(super) fn open_meta(pins: &Pins) -> Result<Array<MapData, Raw<u32>>, KernelError> {
     let path = pins.root.join("META");
     let failed = |verb, error: &(dyn std::error::Error + 'static)| pin_error(verb, &path, &error_chain(error));

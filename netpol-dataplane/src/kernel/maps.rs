@@ -20,7 +20,7 @@ use super::{KernelError, Snapshot};
 use crate::WriteError;
 use netpol_policy::text::error_chain;
 
-/// Wraps a shared type for use in a map.
+/// Wraps a type of `netpol_common`, so that aya accepts it as a key or value of a map.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Raw<T>(pub(super) T);
@@ -44,7 +44,8 @@ pub(super) struct Maps {
     pub(super) services_v6: HashMap<MapData, Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>,
     pub(super) allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
     pub(super) ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
-    /// Endpoint IDs by address of local pods. Every address entry that is written includes the ID.
+    /// The endpoint ID of each local pod's address. The entries from the engine do not have this ID, so it is added
+    /// when an address entry is written.
     owners: BTreeMap<IpAddr, u16>,
     pub(super) endpoint_ids: Array<MapData, u32>,
     pub(super) tunnels: Array<MapData, u64>,
@@ -61,7 +62,8 @@ pub(super) fn pinned<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: MapNam
     opened.map_err(|error| pin_error("open the map", &path, &error_chain(&error)))
 }
 
-/// Returns the capacity of a pinned map, see [`Capacities`](super::Capacities). `None` if it is not pinned.
+/// Returns the capacity of a map, see [`Capacities`](super::Capacities). `None` if the map is not pinned. The capacity
+/// of `ENDPOINTS` is the number of regular slots.
 pub(super) fn pinned_capacity(pins: &Pins, map: MapName) -> Option<u32> {
     let entries = |map| Some(MapInfo::from_pin(pins.map(map)).ok()?.max_entries());
     match map {
@@ -140,6 +142,7 @@ impl Maps {
             }
             Change::PutFrontend(frontend, class) => self.put_frontend(frontend, Raw(FrontendEntry { class: *class })),
             Change::DeleteFrontend(frontend) => self.delete_frontend(frontend),
+            // These changes are not about one map entry: the reconciler writes the affected endpoints.
             Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Reevaluate(_) => Ok(()),
         }
     }
@@ -157,8 +160,8 @@ impl Maps {
         }
     }
 
-    /// See [`Dataplane::set_address_endpoint`](crate::Dataplane::set_address_endpoint). If the address has
-    /// no entry yet, the ID is written with its entry.
+    /// See [`Dataplane::set_address_endpoint`](crate::Dataplane::set_address_endpoint). If the address has no entry
+    /// yet, the ID is written later, together with the entry.
     pub(super) fn set_address_endpoint(&mut self, address: IpAddr, id: u16) -> Result<(), WriteError> {
         if id == 0 {
             self.owners.remove(&address);
@@ -177,7 +180,7 @@ impl Maps {
         }
     }
 
-    /// Writes the words of `TUNNELS` that differ.
+    /// Writes the words of `TUNNELS` that differ from `words`. A word that is not in `words` becomes 0.
     pub(super) fn put_tunnels(&mut self, words: &BTreeMap<u32, u64>) -> Result<(), WriteError> {
         for index in 0..self.tunnels.len() {
             let word = words.get(&index).copied().unwrap_or_default();
@@ -208,7 +211,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Reads the content of all tables, without the endpoint IDs in address entries.
+    /// Reads the entries that the engine writes, and the egress policies of all endpoints. Leaves out the endpoint IDs
+    /// in address entries.
     pub(super) fn snapshot(&self) -> Result<Snapshot, WriteError> {
         let mut snapshot = Snapshot::default();
         let failed = |map| move |error| write_error(map, error);
@@ -275,14 +279,14 @@ impl Maps {
         let per_cpu = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?;
         let mut sum = Counters::default();
         for counters in per_cpu.iter() {
-            for (sum, count) in sum.packets.iter_mut().zip(counters.0.packets) {
-                *sum += count;
+            for (total, count) in sum.packets.iter_mut().zip(counters.0.packets) {
+                *total += count;
             }
         }
         Ok(sum)
     }
 
-    /// Resets the counters and event budgets of an endpoint ID in one direction.
+    /// Resets the counters and the event budgets (rate limits of events) of an endpoint ID in one direction.
     pub(super) fn clear_counted(&mut self, id: u32, direction: Direction) -> Result<(), WriteError> {
         let index = counters_index(id, direction);
         let cpus = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?.len();

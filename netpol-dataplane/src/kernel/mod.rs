@@ -1,5 +1,5 @@
-//! The data plane in the kernel: pinned BPF maps and programs. The next agent adopts the maps, and replaces the
-//! programs.
+//! The data plane in the kernel: pinned BPF maps and programs. The next agent on the node adopts the maps, and replaces
+//! the programs.
 
 mod attach;
 mod attach_thread;
@@ -93,7 +93,7 @@ pub enum KernelError {
     /// A thread of the data plane cannot be started.
     #[error("cannot start a thread: {0}; raise the agent's pids limit")]
     Thread(#[source] std::io::Error),
-    /// A table cannot be read.
+    /// A map cannot be read.
     #[error(transparent)]
     Table(#[from] WriteError),
 }
@@ -107,7 +107,7 @@ pub struct KernelOptions {
     pub attach: AttachMode,
     /// Sizes of new maps.
     pub capacities: Capacities,
-    /// Enforces nothing: the programs evaluate, count and report packets as usual, but every packet passes.
+    /// If true, nothing is enforced: the programs evaluate, count and report packets as usual, but every packet passes.
     pub observe: bool,
     /// Which totals of flows are recorded.
     pub flow_totals: FlowTotalsMode,
@@ -119,21 +119,24 @@ pub struct Kernel {
     /// See [`Dataplane::adopted`].
     adopted: BTreeMap<IfIndex, Adopted>,
     maps: Maps,
+    /// The map `META`. Its only element stores `last_endpoint_version` for the next agent.
     meta: Array<MapData, Raw<u32>>,
     pins: Pins,
     capacities: Capacities,
     flows: FlowTables,
     flow_totals: Option<FlowTotalsReader>,
-    /// The ids of this agent's programs.
+    /// The kernel's IDs of this agent's programs.
     programs: Vec<u32>,
-    /// The interface that uses each slot of `ENDPOINTS`.
-    slots: HashMap<u32, IfIndex>,
-    last_version: u32,
+    /// The interface that uses each slot of `ENDPOINTS`. The slot of an interface is its `ifindex` modulo the number of
+    /// slots, so several interfaces can have the same slot. See [`Maps::put_overflow`].
+    slot_holders: HashMap<u32, IfIndex>,
+    /// The newest version of any endpoint. Each change of an endpoint's policies gives the endpoint a new version.
+    last_endpoint_version: u32,
 }
 
 impl Kernel {
-    /// Loads the object, adopts the pinned maps, and replaces the attached programs. If the pinned maps have other
-    /// sizes than requested, maps of the new sizes replace them, with all of their entries. The results of later
+    /// Loads the BPF object, adopts the pinned maps, and replaces the attached programs. If the pinned maps have other
+    /// sizes than requested, creates maps of the requested sizes and copies all entries. The results of later
     /// operations on interfaces arrive through the returned `Outcomes`.
     ///
     /// # Errors
@@ -144,16 +147,16 @@ impl Kernel {
         let maps = Maps::open(&pins)?;
         let meta = load::open_meta(&pins)?;
         let endpoints = maps.read_endpoints()?;
-        let mask = capacities.endpoints - 1;
-        let mut slots = HashMap::new();
+        let slot_mask = capacities.endpoints - 1;
+        let mut slot_holders = HashMap::new();
         for (ifindex, _) in
-            endpoints.iter().filter(|(ifindex, _)| maps.slot_holder(ifindex.0 & mask) == Some(**ifindex))
+            endpoints.iter().filter(|(ifindex, _)| maps.slot_holder(ifindex.0 & slot_mask) == Some(**ifindex))
         {
-            slots.insert(ifindex.0 & mask, *ifindex);
+            slot_holders.insert(ifindex.0 & slot_mask, *ifindex);
         }
         let stored = meta.get(&0, 0).map_or(0, |Raw(version)| version);
         let highest = endpoints.values().map(|endpoint| endpoint.version.0).max().unwrap_or(0);
-        let last_version = stored.max(highest);
+        let last_endpoint_version = stored.max(highest);
         diagnostics::forward(&mut ebpf);
         let programs = attach::ids(&mut ebpf);
         let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
@@ -169,6 +172,7 @@ impl Kernel {
             take_over_after_attach: None,
         };
         let adopted = attacher.adopt();
+        // State of agents with another layout version (the version of the data structures in maps).
         earlier::remove_unused(&pins);
         resize::take_over(&mut pins)?;
         let started = flow_tables.start(Maps::open(&pins)?, &ids, options.flow_totals);
@@ -185,12 +189,23 @@ impl Kernel {
             }
         }
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
-        let kernel =
-            Self { attacher, adopted, maps, meta, pins, capacities, flows, flow_totals, programs, slots, last_version };
+        let kernel = Self {
+            attacher,
+            adopted,
+            maps,
+            meta,
+            pins,
+            capacities,
+            flows,
+            flow_totals,
+            programs,
+            slot_holders,
+            last_endpoint_version,
+        };
         Ok((kernel, outcomes))
     }
 
-    /// Reads the content of all tables.
+    /// Reads the compiled tables: the entries for addresses, prefixes, Services, rule sets and ports.
     ///
     /// # Errors
     /// If a map cannot be read.
@@ -198,12 +213,12 @@ impl Kernel {
         self.maps.snapshot()
     }
 
-    /// Returns the capacities in use.
+    /// Returns the sizes of the maps in use.
     pub fn capacities(&self) -> &Capacities {
         &self.capacities
     }
 
-    /// Returns a handle that finds programs of other software.
+    /// Returns a handle that finds eBPF programs of other software on interfaces.
     pub fn foreign(&self) -> ForeignPrograms {
         ForeignPrograms { pins: self.pins.clone(), own: self.programs.clone() }
     }
@@ -211,12 +226,13 @@ impl Kernel {
     /// Opens the ring buffer of flow events.
     ///
     /// # Errors
-    /// If it cannot be mapped.
+    /// If the ring buffer cannot be mapped into memory.
     pub fn events(&self) -> Result<RingReader, KernelError> {
         RingReader::open(&self.pins)
     }
 
-    /// Returns the receiver of flow totals, if they are recorded. It can be taken once.
+    /// Returns the receiver of flow totals (packets and bytes of flows). `None` if totals are not recorded, or if the
+    /// receiver was already taken.
     pub fn take_flow_totals(&mut self) -> Option<FlowTotalsReader> {
         self.flow_totals.take()
     }
@@ -236,7 +252,7 @@ pub struct CounterReader {
 }
 
 impl CounterReader {
-    /// Returns the packets of an endpoint in one direction.
+    /// Returns the numbers of an endpoint's packets in one direction, by reason.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -260,7 +276,8 @@ impl CounterReader {
 }
 
 impl Maps {
-    /// Removes the endpoint ID of an interface, unless another interface uses the ID now.
+    /// Removes the interface from the entry of its endpoint ID in `ENDPOINT_IDS`, unless another interface uses the ID
+    /// now.
     fn remove_endpoint_id(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         let Some(endpoint) = self.endpoint(ifindex) else { return Ok(()) };
         if self.endpoint_ids.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
@@ -269,9 +286,9 @@ impl Maps {
         Ok(())
     }
 
-    /// Writes an endpoint to a slot. If the slot has this endpoint already, the new version is written last. A flow
-    /// that starts between the two writes is evaluated by the new policy but recorded with the old version. So it is
-    /// evaluated again.
+    /// Writes an endpoint to an element of `ENDPOINTS`. If the element has this endpoint already, the new version is
+    /// written last, in a second write. A flow that starts between the two writes is evaluated by the new policy, but
+    /// recorded with the old version. So its next packet is evaluated again.
     fn set_endpoint(&mut self, index: u32, endpoint: &Endpoint) -> Result<(), WriteError> {
         let before = self.endpoints.get(&index, 0).ok().filter(|Raw(before)| before.ifindex == endpoint.ifindex);
         if let Some(Raw(before)) = before {
@@ -281,34 +298,37 @@ impl Maps {
         check_write(MapName::Endpoints, self.endpoints.set(index, Raw(*endpoint), 0))
     }
 
-    fn clear_endpoint(&mut self, index: u32) -> Result<(), WriteError> {
+    fn clear_element(&mut self, index: u32) -> Result<(), WriteError> {
         check_write(MapName::Endpoints, self.endpoints.set(index, Raw(Endpoint::default()), 0))
     }
 
-    /// Writes an endpoint that cannot use its slot, since another interface uses it. Its index is the number of regular
-    /// slots, plus the endpoint ID - 1.
+    /// Writes an endpoint that cannot use the slot of its interface, because another interface uses this slot. The
+    /// endpoint is written to an element after the regular slots: its index is the number of regular slots, plus the
+    /// endpoint ID - 1. `ENDPOINTS_OVERFLOW` maps the interface to this index.
     pub(super) fn put_overflow(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
         let index = self.slots.saturating_add(endpoint.id).saturating_sub(1);
         let before = self.overflow.get(&endpoint.ifindex.0, 0).ok();
         self.set_endpoint(index, endpoint)?;
         check_write(MapName::EndpointsOverflow, self.overflow.insert(endpoint.ifindex.0, index, 0))?;
-        before.filter(|before| *before != index).map_or(Ok(()), |before| self.clear_endpoint(before))
+        before.filter(|before| *before != index).map_or(Ok(()), |before| self.clear_element(before))
     }
 
     fn delete_overflow(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         let Ok(index) = self.overflow.get(&ifindex.0, 0) else { return Ok(()) };
         check_delete(MapName::EndpointsOverflow, self.overflow.remove(&ifindex.0))?;
-        self.clear_endpoint(index)
+        self.clear_element(index)
     }
 
     /// Returns the endpoint of an interface.
     fn endpoint(&self, ifindex: IfIndex) -> Option<Endpoint> {
+        // The slot can contain the endpoint of another interface.
         let slot = Some(ifindex.0 & (self.slots - 1));
         let overflow = self.overflow.get(&ifindex.0, 0).ok();
         let endpoints = [slot, overflow].into_iter().flatten().filter_map(|index| self.endpoints.get(&index, 0).ok());
         endpoints.map(|Raw(endpoint)| endpoint).find(|endpoint| endpoint.ifindex == ifindex)
     }
 
+    /// Returns the interface that uses a slot.
     fn slot_holder(&self, slot: u32) -> Option<IfIndex> {
         let Raw(endpoint) = self.endpoints.get(&slot, 0).ok()?;
         (endpoint.ifindex.0 != 0).then_some(endpoint.ifindex)
@@ -324,11 +344,11 @@ impl Dataplane for Kernel {
         self.flows.endpoint_added(endpoint.id, endpoint.ifindex);
         check_write(MapName::EndpointIds, self.maps.endpoint_ids.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
-        if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
+        if *self.slot_holders.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
             return self.maps.put_overflow(endpoint);
         }
         self.maps.set_endpoint(slot, endpoint)?;
-        if self.slots.insert(slot, endpoint.ifindex).is_none() {
+        if self.slot_holders.insert(slot, endpoint.ifindex).is_none() {
             // The endpoint may have been in the overflow map while another interface used the slot. A leftover entry
             // would never be deleted.
             self.maps.delete_overflow(endpoint.ifindex)?;
@@ -340,16 +360,16 @@ impl Dataplane for Kernel {
         self.flows.endpoint_removed(ifindex);
         self.maps.remove_endpoint_id(ifindex)?;
         let slot = ifindex.0 & (self.capacities.endpoints - 1);
-        if self.slots.get(&slot) == Some(&ifindex) {
-            self.maps.clear_endpoint(slot)?;
-            self.slots.remove(&slot);
+        if self.slot_holders.get(&slot) == Some(&ifindex) {
+            self.maps.clear_element(slot)?;
+            self.slot_holders.remove(&slot);
             return Ok(());
         }
         self.maps.delete_overflow(ifindex)
     }
 
     fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
-        // IDs are at most `MAX_ENDPOINT_ID`. A larger one is written as 0, which is no endpoint.
+        // IDs are at most `MAX_ENDPOINT_ID`. A larger one is written as 0, which means that there is no ID.
         self.maps.set_address_endpoint(address, u16::try_from(id).unwrap_or_default())
     }
 
@@ -401,9 +421,9 @@ impl Dataplane for Kernel {
     }
 
     fn next_endpoint_version(&mut self) -> Result<EndpointVersion, WriteError> {
-        let next = self.last_version.wrapping_add(1).max(1);
+        let next = self.last_endpoint_version.wrapping_add(1).max(1);
         check_write(MapName::Endpoints, self.meta.set(0, Raw(next), 0))?;
-        self.last_version = next;
+        self.last_endpoint_version = next;
         Ok(EndpointVersion(next))
     }
 

@@ -1,4 +1,4 @@
-//! Names of the maps, their capacities, and the options that set them.
+//! The names of the BPF maps, the capacities of the maps, and the options that set the capacities.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use netpol_policy::tables::Change;
 
 macro_rules! maps {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $capacity:literal, $field:ident, $option:literal;)*) => {
-        /// A map of the programs.
+        /// A map of the eBPF programs.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum MapName { $($(#[$doc])* $variant,)* }
 
@@ -15,12 +15,12 @@ macro_rules! maps {
             /// All maps.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The map's name in the object, in bpftool and in the pin path.
+            /// The map's name in the eBPF object file, in bpftool and in the pin path.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }
             }
 
-            /// The option that sets its capacity.
+            /// The option that sets the map's capacity.
             pub const fn option(self) -> &'static str {
                 match self { $(Self::$variant => $option),* }
             }
@@ -42,7 +42,8 @@ macro_rules! maps {
                 match map { $(MapName::$variant => self.$field),* }
             }
 
-            /// Returns `max_entries` of one map. `ENDPOINTS` includes the slots of `ENDPOINTS_OVERFLOW`.
+            /// Returns `max_entries` of one map: its capacity. Only `ENDPOINTS` also has slots for the endpoints in
+            /// `ENDPOINTS_OVERFLOW`.
             pub const fn entries(&self, map: MapName) -> u32 {
                 match map {
                     MapName::Endpoints => self.endpoints + self.endpoints_overflow,
@@ -58,10 +59,11 @@ macro_rules! maps {
     };
 }
 
+// In each line: the variant, the map's name, its default capacity, the field of `Capacities`, and the option.
 maps! {
     /// Endpoints by interface.
     Endpoints = "ENDPOINTS", 1024, endpoints, "--max-endpoints";
-    /// Endpoints that cannot use their slot, since another endpoint uses it.
+    /// Endpoints that cannot use their slot in `ENDPOINTS`, because another endpoint uses it.
     EndpointsOverflow = "ENDPOINTS_OVERFLOW", 1024, endpoints_overflow, "--max-endpoints";
     /// IPv4 addresses of pods, nodes and Services.
     AddressesV4 = "ADDRESSES_V4", 131_072, addresses_v4, "--max-addresses-v4";
@@ -91,17 +93,17 @@ maps! {
     FragmentsV4 = "FRAGMENTS_V4", 8192, fragments_v4, "--max-fragments";
     /// Fragmented IPv6 datagrams.
     FragmentsV6 = "FRAGMENTS_V6", 4096, fragments_v6, "--max-fragments";
-    /// Limits events per denied flow.
+    /// Limits of events for denied flows.
     Denials = "DENIALS", 4096, denials, "--max-denials";
-    /// Limits events per allowed flow.
+    /// Limits of events for allowed flows.
     AllowedFlows = "ALLOWED_FLOWS", 4096, allowed_flows, "--max-denials";
-    /// Limits events per endpoint, six entries for each.
+    /// Limits of events for endpoints, six entries per endpoint.
     EventBudgets = "EVENT_BUDGETS", 6150, event_budgets, "--max-endpoints";
     /// Packets by reason, two entries per endpoint.
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
     /// Interfaces by endpoint ID.
     EndpointIds = "ENDPOINT_IDS", 1025, endpoint_ids, "--max-endpoints";
-    /// Limits neighbor discovery per endpoint.
+    /// Limits of neighbor discovery for endpoints.
     Neighbors = "NEIGHBORS", 1025, neighbors, "--max-endpoints";
     /// Tunnel endpoints of nodes.
     Tunnels = "TUNNELS", 2056, tunnels, "(fixed)";
@@ -114,7 +116,8 @@ maps! {
 }
 
 impl MapName {
-    /// Returns the map that a change writes an entry to. `None` for deletions and endpoints.
+    /// Returns the map in which a change writes an entry. `None` for deletions, and for changes of endpoints, which
+    /// [`Dataplane::write`](crate::Dataplane::write) ignores.
     pub fn written_by(change: &Change) -> Option<Self> {
         match change {
             Change::PutPort { .. } => Some(Self::Ports),
@@ -143,5 +146,5 @@ impl fmt::Display for MapName {
     }
 }
 
-// docs/capacity.md states this size.
+// docs/capacity.md states this size of a value of `COUNTERS`.
 const _: () = assert!(size_of::<Counters>() == 320);

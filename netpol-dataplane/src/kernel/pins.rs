@@ -1,15 +1,19 @@
 //! Paths of pinned maps, links and programs, which outlive the agent.
 //!
+//! The programs of an interface are attached as TCX links, or as clsact filters. Links are pinned. Filters cannot be
+//! pinned, so a directory records each interface with filters. Marks (empty directories) record other facts.
+//!
 //! ```text
 //! /sys/fs/bpf/netpol/            --pin-path; locked by the running agent
 //!   v1/                          the layout version
 //!     ALLOW, ENDPOINTS, …        maps
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
-//!     tc/12/                     an interface with clsact filters, by ifindex. Its subdirectories are marks: qdisc/
-//!                                if netpol created the qdisc; behind/ for a device of the node with a link-layer
-//!                                header; bare/ for a device of the node without one
-//!     observing/12               an interface with programs that enforce nothing (--observe), by ifindex
+//!     tc/12/                     an interface with clsact filters, by ifindex. It can contain these marks:
+//!       qdisc/                   netpol created the qdisc
+//!       behind/                  the interface is a device of the node, with a link-layer header
+//!       bare/                    the interface is a device of the node, without a link-layer header
+//!     observing/12/              mark: the programs of interface 12 enforce nothing (--observe)
 //!     flows/v4-12                flow tables, by family and endpoint ID; v4-12-next while it replaces v4-12
 //!     resize/                    maps of new sizes, until they replace the old ones
 //! ```
@@ -35,11 +39,11 @@ const BPFFS: &str = "/sys/fs/bpf";
 pub struct Mounts;
 
 impl Mounts {
-    /// Makes sure that `path` is, or will be, on a bpffs. Mounts one at `/sys/fs/bpf` if it is missing. Returns whether
-    /// it mounted one.
+    /// Makes sure that `path`, which may not exist yet, is on a bpffs. If there is no bpffs, mounts one at
+    /// `/sys/fs/bpf`. Returns whether it mounted one.
     ///
     /// # Errors
-    /// If there is no bpffs, and mounting one fails.
+    /// If there is no bpffs, and mounting one fails, or `path` is not below `/sys/fs/bpf`.
     pub fn ensure(path: &Path) -> Result<bool, KernelError> {
         let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
         if statfs(existing).is_ok_and(|filesystem| filesystem.filesystem_type() == BPF_FS_MAGIC) {
@@ -82,7 +86,7 @@ impl Lock {
 pub(super) struct Pins {
     /// Directory of this layout version.
     pub(super) root: PathBuf,
-    /// Maps of new sizes that have not replaced the old ones yet.
+    /// Maps that are pinned in `resize/`, because they have new sizes and have not replaced the old maps yet.
     pub(super) resized: BTreeSet<MapName>,
 }
 
@@ -91,7 +95,7 @@ impl Pins {
         Self::at(pin_path.join(format!("v{LAYOUT_VERSION}")))
     }
 
-    /// Returns the paths of the layout version in this directory.
+    /// Returns the paths in the directory `root` of a layout version.
     pub(super) fn at(root: PathBuf) -> Self {
         Self { root, resized: BTreeSet::new() }
     }
@@ -101,6 +105,7 @@ impl Pins {
         directory.join(map.name())
     }
 
+    /// Returns the directory for maps of new sizes.
     pub(super) fn resize(&self) -> PathBuf {
         self.root.join("resize")
     }
@@ -125,26 +130,27 @@ impl Pins {
         self.links().join(format!("{ifindex}-{}", program.short_name()))
     }
 
-    /// Returns the role of an interface, as [`Self::set_role`] recorded it.
+    /// Returns the role of an interface, from its marks and the names of its pinned links. See [`Self::set_role`].
     pub(super) fn role(&self, ifindex: IfIndex) -> Role {
-        let recorded = |role: &Role| {
+        let is_recorded = |role: &Role| {
             role.mark()
                 .is_some_and(|mark| self.link(ifindex, mark).exists() || self.device_mark(ifindex, mark).exists())
         };
-        [Role::Device, Role::Tunnel].into_iter().find(recorded).unwrap_or(Role::Pod)
+        [Role::Device, Role::Tunnel].into_iter().find(is_recorded).unwrap_or(Role::Pod)
     }
 
-    /// Records the role of an interface. Links need no record: their names include the program.
-    pub(super) fn set_role(&self, ifindex: IfIndex, role: Role, linked: bool) -> Result<(), KernelError> {
+    /// Records the role of an interface with a mark, and removes the marks of other roles. An interface with TCX links
+    /// needs no mark, because the names of its pinned links include the program.
+    pub(super) fn set_role(&self, ifindex: IfIndex, role: Role, has_links: bool) -> Result<(), KernelError> {
         for mark in [Program::Recheck, Program::RecheckL3] {
-            let recorded = self.device_mark(ifindex, mark);
-            if role.mark() == Some(mark) && !linked {
-                make_dir(&recorded)?;
+            let path = self.device_mark(ifindex, mark);
+            if role.mark() == Some(mark) && !has_links {
+                make_dir(&path)?;
                 continue;
             }
-            match fs::remove_dir(&recorded) {
+            match fs::remove_dir(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(pin_error("remove", &recorded, &error));
+                    return Err(pin_error("remove", &path, &error));
                 }
                 _ => {}
             }
@@ -152,12 +158,13 @@ impl Pins {
         Ok(())
     }
 
-    /// Returns the path of the mark of a device.
+    /// Returns the path of the mark for the role of a device. `mark`: see [`Role::mark`].
     fn device_mark(&self, ifindex: IfIndex, mark: Program) -> PathBuf {
         self.filter_dir(ifindex).join(mark.short_name())
     }
 
-    /// Returns whether the programs of an interface only observe, as last recorded.
+    /// Returns whether the programs of an interface only observe (enforce nothing), as [`Self::set_observing`]
+    /// recorded.
     pub(super) fn is_observing(&self, ifindex: IfIndex) -> bool {
         self.observing_mark(ifindex).exists()
     }
@@ -174,16 +181,17 @@ impl Pins {
         }
     }
 
-    /// Returns the path of the mark of an interface with observing programs.
+    /// Returns the path of the mark for an interface with programs that only observe.
     fn observing_mark(&self, ifindex: IfIndex) -> PathBuf {
         self.root.join("observing").join(ifindex.to_string())
     }
 
+    /// Returns the directory that records an interface with clsact filters.
     pub(super) fn filter_dir(&self, ifindex: IfIndex) -> PathBuf {
         self.tc().join(ifindex.to_string())
     }
 
-    /// Returns the interfaces with programs, by links or filters.
+    /// Returns the interfaces with programs, which are attached as links or filters.
     pub(super) fn interfaces(&self) -> Vec<IfIndex> {
         let mut interfaces = self.interfaces_with_links();
         interfaces.extend(self.interfaces_with_filters());

@@ -19,7 +19,7 @@ impl Program {
     /// All programs.
     pub(super) const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Recheck, Self::RecheckL3];
 
-    /// Returns the program's name in the object.
+    /// Returns the program's name in the BPF object.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ingress => "netpol_ingress",
@@ -29,7 +29,8 @@ impl Program {
         }
     }
 
-    /// Returns the program's name in pin paths.
+    /// Returns the program's name in pin paths. `behind` means post-DNAT (behind kube-proxy's translation), `bare`
+    /// means without a link-layer header.
     pub(super) const fn short_name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -39,7 +40,8 @@ impl Program {
         }
     }
 
-    /// Returns the TC hook. At the host side of a veth, directions are reversed: packets to the pod are egress.
+    /// Returns the TC hook. At the host side of a pod's veth, the directions of hooks are reversed: a packet to the pod
+    /// passes the egress hook.
     pub(super) const fn hook(self) -> TcAttachType {
         match self {
             Self::Ingress | Self::Recheck | Self::RecheckL3 => TcAttachType::Egress,
@@ -69,12 +71,13 @@ impl Role {
         }
     }
 
-    /// Returns whether this is a node device.
+    /// Returns whether the interface is a device through which traffic leaves the node, not a pod's veth.
     pub const fn is_device(self) -> bool {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program after which the mark of a device in the pin path is named. A pod's veth has no mark.
+    /// Returns the program whose short name is the name of the mark for this role. A mark is an empty directory in the
+    /// pin path. It records the role of an interface. A pod's veth has no such mark.
     pub(super) const fn mark(self) -> Option<Program> {
         match self {
             Self::Pod => None,

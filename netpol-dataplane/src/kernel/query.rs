@@ -1,4 +1,4 @@
-//! Lists the programs at a TCX hook, with no more privileges than attaching needs.
+//! Lists the programs at a TCX hook. Unlike aya, this needs no more privileges than attaching a program.
 
 use std::io;
 
@@ -21,6 +21,7 @@ struct Query {
     flags: u32,
     attach_flags: u32,
     ids: u64,
+    /// The length of the array at `ids`. The kernel replaces it with the number of programs.
     count: u32,
     padding: u32,
     program_attach_flags: u64,
@@ -29,8 +30,8 @@ struct Query {
     revision: u64,
 }
 
-/// Returns the ids of the programs at a hook, in the order in which they run. Unlike aya, it does not open the programs:
-/// opening by id needs `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
+/// Returns the ids of the programs at a hook, in the order in which they run. Unlike aya, this function does not open
+/// the programs: opening by id needs `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
 pub(super) fn tcx_programs(ifindex: IfIndex, hook: TcAttachType) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; MAX_PROGRAMS as usize];
     let mut query = Query {
@@ -41,8 +42,8 @@ pub(super) fn tcx_programs(ifindex: IfIndex, hook: TcAttachType) -> io::Result<V
         ..Query::default()
     };
     // SAFETY: the structure has the kernel's layout and the given size; `ids` has room for `count` ids.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    if done < 0 {
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(ids.into_iter().take(query.count as usize).collect())

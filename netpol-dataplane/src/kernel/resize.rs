@@ -1,12 +1,12 @@
 //! Replaces maps by maps of other sizes:
 //!
-//! 1. Create the new maps beside the old ones, and copy all entries.
+//! 1. Pin the new maps beside the old ones, in the directory `resize/`, and copy all entries.
 //! 2. Replace the programs by programs that use the new maps.
-//! 3. Replace the pins of the old maps.
+//! 3. Replace the pins of the old maps by those of the new maps.
 //!
 //! At every moment, each interface runs programs on complete tables. This also holds if the agent dies in between: the
-//! next agent starts the resize again. Flows are copied before and after the programs are replaced. If a flow starts in
-//! between, its reply may be dropped until the reply is retransmitted.
+//! next agent starts the resize again. Flows are copied before and after the programs are replaced. If a flow starts
+//! between the two copies, its reply may be dropped until the reply is retransmitted.
 
 use std::fs;
 
@@ -25,7 +25,7 @@ use super::{KernelError, WriteError};
 /// Inserts only keys that do not exist yet. Source: `include/uapi/linux/bpf.h`.
 const BPF_NOEXIST: u64 = 1;
 
-/// Removes the maps of an interrupted resize.
+/// Removes the directory `resize/`, with the pins of new maps that an interrupted resize left there.
 pub(super) fn discard(pins: &Pins) -> Result<(), KernelError> {
     let directory = pins.resize();
     for name in names(&directory) {
@@ -57,7 +57,7 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             | MapName::Neighbors
             // Its size is fixed.
             | MapName::Tunnels
-            // Filled when they are opened.
+            // The agent fills them when it opens the flow tables of endpoints.
             | MapName::FlowTablesV4 | MapName::FlowTablesV6
             // Copied below by `copy_state`, and again after the programs are replaced.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
@@ -84,8 +84,8 @@ fn copy_state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Copies the flows that started after [`copy`] was called, and replaces the pins. Call after the programs are
-/// replaced.
+/// Copies the flows that started after [`copy`] was called, and replaces the pins of the old maps. Call this after the
+/// programs are replaced.
 pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
     if pins.resized.is_empty() {
         return Ok(());
@@ -153,6 +153,7 @@ fn copy_endpoints(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(),
     let old_endpoints = Maps::open(old)?.read_endpoints()?;
     let mut to = Maps::open(new)?;
     for endpoint in old_endpoints.values() {
+        // An endpoint has two entries in `COUNTERS`, with the indices `2 * id` and `2 * id + 1`.
         if endpoint.id.saturating_mul(2).saturating_add(1) >= capacities.counters {
             let source = std::io::Error::from_raw_os_error(libc::E2BIG);
             return Err(WriteError::Full { map: MapName::Counters, option: MapName::Counters.option(), source }.into());

@@ -1,4 +1,4 @@
-//! The ring buffer of flow events.
+//! The ring buffer of flow events: reports of the eBPF programs about allowed and denied flows.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use super::names::MapName;
 use super::pins::{Pins, pin_error};
 
 /// Limits one read in number of events and in time, so that a flood of events does not delay policies.
-const BATCH: usize = 256;
-const SLICE: Duration = Duration::from_millis(2);
+const MAX_EVENTS_PER_READ: usize = 256;
+const MAX_READ_TIME: Duration = Duration::from_millis(2);
 
 /// Reads flow events.
 #[derive(Debug)]
@@ -46,24 +46,24 @@ impl RingReader {
         Ok(Self { ring })
     }
 
-    /// Waits for events, and passes those that are ready to `each`, limited in number and time.
+    /// Waits for events, and passes the events that are ready to `each`. The number of events and the time are limited.
     ///
     /// # Errors
     /// If waiting fails permanently.
     pub async fn read(&mut self, mut each: impl FnMut(FlowEvent)) -> io::Result<()> {
         let mut ready = self.ring.readable_mut().await?;
         let started = Instant::now();
-        for _ in 0..BATCH {
+        for _ in 0..MAX_EVENTS_PER_READ {
             let Some(item) = ready.get_inner_mut().0.next() else {
                 ready.clear_ready();
                 break;
             };
-            // A record of another length is skipped. No such record exists, because each version of the map layout has
-            // its own ring buffer.
+            // A record that does not have the length of an event is skipped. There is no such record, because each
+            // version of the map layout has its own ring buffer.
             if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
                 each(event);
             }
-            if started.elapsed() > SLICE {
+            if started.elapsed() > MAX_READ_TIME {
                 break;
             }
         }

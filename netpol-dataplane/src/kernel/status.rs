@@ -61,7 +61,7 @@ pub struct EndpointStatus {
     pub ipv4: Option<Ipv4Addr>,
     /// The pod's IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// Version of its policy.
+    /// Version of the endpoint. It increases with each change of the endpoint's policies.
     pub version: u32,
     /// The rule set that isolates ingress; 0: none.
     pub ingress_rule_set: u32,
@@ -109,15 +109,15 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
         status.endpoints.push(EndpointStatus { attached, observing, ..endpoint_status(&maps, endpoint)? });
     }
     let addresses_v4 = snapshot.addresses.keys().filter(|address| address.is_ipv4()).count();
-    let blocks_v4 = snapshot.prefixes.keys().filter(|net| net.addr().is_ipv4()).count();
+    let prefixes_v4 = snapshot.prefixes.keys().filter(|net| net.addr().is_ipv4()).count();
     let services_v4 = snapshot.frontends.keys().filter(|frontend| frontend.is_ipv4()).count();
     for &map in MapName::ALL {
         let entries = match map {
             MapName::Endpoints => Some(endpoints.len()),
             MapName::AddressesV4 => Some(addresses_v4),
             MapName::AddressesV6 => Some(snapshot.addresses.len() - addresses_v4),
-            MapName::PrefixesV4 => Some(blocks_v4),
-            MapName::PrefixesV6 => Some(snapshot.prefixes.len() - blocks_v4),
+            MapName::PrefixesV4 => Some(prefixes_v4),
+            MapName::PrefixesV6 => Some(snapshot.prefixes.len() - prefixes_v4),
             MapName::ServicesV4 => Some(services_v4),
             MapName::ServicesV6 => Some(snapshot.frontends.len() - services_v4),
             MapName::Allow => Some(snapshot.allow.len()),
@@ -146,6 +146,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
     Ok(status)
 }
 
+/// Returns the name of an interface if it is a device on which traffic is rechecked post-DNAT.
 fn device(pins: &Pins, ifindex: IfIndex) -> Option<String> {
     super::attach::name_of(ifindex).filter(|_| pins.role(ifindex).is_device())
 }

@@ -1,4 +1,5 @@
-//! Removes everything that netpol created in the kernel, of every layout version, and checks that nothing is left.
+//! Removes everything that netpol created in the kernel, and checks that nothing is left. Pins of each layout version
+//! (the version of the BPF maps) are in a directory below the pin path. All of these directories are removed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -120,7 +121,7 @@ struct OwnObjects {
 }
 
 /// Returns netpol's programs on interfaces of this network namespace. The kernel removes a link shortly after its last
-/// pin was removed, so this waits for a while.
+/// pin was removed. So this function waits up to [`TIMEOUT`] until there are no such programs.
 fn remaining_programs(own: &OwnObjects) -> Vec<String> {
     let started = Instant::now();
     loop {

@@ -21,7 +21,8 @@ use netpol_policy::tables::{Change, prefixes_of};
 
 use super::{Pairs, Snapshot};
 
-/// What rule sets allow at a frontend: all or some of the backends. Rule sets that allow none are omitted.
+/// What rule sets allow at a frontend: all of the backends (`PortSetId::ALL`) or some (`PortSetId::SOME`). Rule sets
+/// that allow none are omitted.
 type Verdicts = Vec<(RuleSetId, PortSetId)>;
 
 /// The writes for frontends.
@@ -29,7 +30,7 @@ type Verdicts = Vec<(RuleSetId, PortSetId)>;
 pub(super) struct Steps {
     /// Allow entries of the transitional classes.
     pub(super) allow: BTreeMap<AllowKey, AllowEntry>,
-    /// Writes before addresses move.
+    /// Writes before addresses move to their transitional classes.
     pub(super) before: Vec<Change>,
     /// Addresses that have transitional entries.
     pub(super) transitional: BTreeSet<IpAddr>,
@@ -80,13 +81,14 @@ fn transitional_classes(
     allow: &mut BTreeMap<AllowKey, AllowEntry>,
     pairs: &mut Pairs,
 ) -> BTreeMap<Frontend, ClassId> {
-    let mut known: BTreeMap<Verdicts, ClassId> = BTreeMap::new();
+    // Frontends with the same verdicts share a class.
+    let mut class_by_verdicts: BTreeMap<Verdicts, ClassId> = BTreeMap::new();
     let classify = |frontend: Frontend| {
         let verdicts: Verdicts = old.verdicts(&frontend).chain(new.verdicts(&frontend)).collect();
-        (frontend, *known.entry(verdicts).or_insert_with(|| pairs.unused_class()))
+        (frontend, *class_by_verdicts.entry(verdicts).or_insert_with(|| pairs.unused_class()))
     };
     let classes = transitional_frontends(old, new).into_iter().map(classify).collect();
-    for (verdicts, class) in known {
+    for (verdicts, class) in class_by_verdicts {
         for (rule_set, port_set) in verdicts {
             allow.insert(AllowKey { rule_set, class }, AllowEntry { port_set, rule: RuleId::NONE });
         }
@@ -94,7 +96,8 @@ fn transitional_classes(
     classes
 }
 
-/// Returns each address and port at which only one of the snapshots has a frontend, or both have different ones.
+/// Returns each address and port at which only one of the snapshots has a frontend, or at which both have different
+/// ones: for example, one snapshot has a frontend of this address, and the other has a `NodePort`.
 fn transitional_frontends(old: &Snapshot, new: &Snapshot) -> BTreeSet<Frontend> {
     let in_both = |frontend: &Frontend| old.frontends.contains_key(frontend) && new.frontends.contains_key(frontend);
     let mut found = BTreeSet::new();
@@ -119,7 +122,7 @@ impl Snapshot {
         self.addresses.get(&address).is_some_and(|entry| entry.flags & address_flags::NODE != 0)
     }
 
-    /// Returns the node addresses at which a `NodePort` of this address family is.
+    /// Returns the node addresses at which a `NodePort` is reached. `any_node` determines the address family.
     fn nodes(&self, any_node: FrontendAddress) -> impl Iterator<Item = IpAddr> {
         let addresses = self.addresses.keys().copied();
         addresses.filter(move |address| FrontendAddress::any_node(*address) == any_node && self.is_node(*address))

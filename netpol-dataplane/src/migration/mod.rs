@@ -66,8 +66,8 @@ impl Snapshot {
 
     /// Returns the class of the longest prefix that covers `net`.
     fn class_of_net(&self, net: IpNet) -> ClassId {
-        let widths = (0..=net.prefix_len()).rev();
-        let covering = widths.filter_map(|width| IpNet::new(net.addr(), width).ok().map(|net| net.trunc()));
+        let lengths = (0..=net.prefix_len()).rev();
+        let covering = lengths.filter_map(|length| IpNet::new(net.addr(), length).ok().map(|net| net.trunc()));
         covering.filter_map(|net| self.prefixes.get(&net)).copied().next().unwrap_or(ClassId::NONE)
     }
 
@@ -78,16 +78,17 @@ impl Snapshot {
     }
 }
 
-/// Allocates the transitional classes.
+/// Allocates the transitional classes, one for each pair of (old class, new class).
 #[derive(Debug)]
 struct Pairs {
     /// The highest class that is in use or was allocated.
     highest: u32,
+    /// The transitional class of each pair.
     ids: BTreeMap<(ClassId, ClassId), ClassId>,
 }
 
 impl Pairs {
-    /// Returns a class that no address has.
+    /// Allocates a class that belongs to no pair.
     fn unused_class(&mut self) -> ClassId {
         self.highest += 1;
         ClassId(self.highest)
@@ -163,7 +164,8 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Migration {
     migration
 }
 
-/// Returns the entries of the old rule sets for the old class of each pair, and of the new rule sets for the new class.
+/// Returns the `ALLOW` entries of the transitional class of each pair: copies of the old rule sets' entries for the old
+/// class, and of the new rule sets' entries for the new class.
 fn transitional_entries(
     old: &Snapshot,
     new: &Snapshot,
@@ -179,6 +181,7 @@ fn transitional_entries(
     entries
 }
 
+/// Groups the `ALLOW` entries by class.
 fn by_class(tables: &Snapshot) -> BTreeMap<ClassId, Vec<(RuleSetId, AllowEntry)>> {
     let mut by_class: BTreeMap<ClassId, Vec<(RuleSetId, AllowEntry)>> = BTreeMap::new();
     for (key, entry) in &tables.allow {

@@ -1,7 +1,11 @@
-//! The functions that are separate BPF functions in the kernel. Their traits contain the documentation.
+//! The functions that are separate (global) BPF functions in the kernel. The traits that declare them have the
+//! documentation.
 //!
 //! The verifier checks a global function once, independently of its callers (since Linux 5.6). Such a function can only
 //! receive the context and numbers, and only return a number. So this file packs and unpacks arguments and results.
+//!
+//! Most traits pass a `direction`. It is ignored here, because a BPF function determines it from the hook: see
+//! [`Skb::direction`].
 
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::{Direction, EventKind, Reason};
@@ -22,8 +26,8 @@ use crate::stale::Reevaluation;
 use crate::verdict::{self, VerdictFunctions};
 
 /// Declares a global function and calls it: `call!(skb, name(argument: type, …) -> type, |skb| body)`. Each argument
-/// must be the name of a variable of the caller. The function also receives the caller's hook, unless `at` sets the
-/// hook.
+/// must be the name of a variable of the caller. The function also receives the caller's hook. With `at`, a constant or
+/// an argument sets the hook instead. Functions that do not depend on the hook use any constant.
 macro_rules! call {
     ($caller:expr, $name:ident($($argument:ident: $type:ty),*) -> $result:ty, |$skb:ident| $body:expr) => {{
         #[unsafe(no_mangle)]
@@ -109,7 +113,8 @@ impl GuardFunctions for Skb {
 impl FrameFunctions for Skb {
     #[inline(always)]
     fn check_frame(self, _direction: Direction) -> FrameResult {
-        /// The IP version, above the offset. 0: the low byte is a reason.
+        /// The second byte of the result is the IP version, and the low byte is the offset of the IP header. If the
+        /// second byte is 0, the low byte is a reason.
         const V4: u32 = 1 << 8;
         const V6: u32 = 2 << 8;
         let word = call!(self, netpol_check_frame() -> u32, |skb| match slow_path::check_frame(skb, skb.direction()) {
@@ -148,8 +153,8 @@ impl ReportFunctions for Skb {
         });
     }
 
-    /// The BPF function has no context argument, because it only needs maps and clocks. The compiler would remove an
-    /// unused argument.
+    /// Does not use `call!`: this BPF function needs only maps and clocks, and the compiler would remove an unused
+    /// context argument.
     #[inline(always)]
     fn limit_event(self, hash: u64, budget: u32, kind: EventKind) -> u64 {
         #[unsafe(no_mangle)]
@@ -204,18 +209,20 @@ unsafe fn unpack_quoted(word: u64) -> Quoted {
     }
 }
 
-/// Parts of the word that [`location`] returns, above the offset of the IP header: the bit of a first fragment, and the
-/// position of the hook.
-const FIRST: u32 = 1 << 8;
-const HOOK: u32 = 9;
+/// In the word that [`pack_location`] returns: the bit of a first fragment, above the offset of the IP header.
+const FIRST_FRAGMENT: u32 = 1 << 8;
+/// In the word that [`pack_location`] returns: the position of the hook, which is the part above [`FIRST_FRAGMENT`].
+const HOOK_SHIFT: u32 = 9;
 
-/// Packs the offset of a fragment's IP header, the hook and `first` into one argument, because a BPF function can have
-/// only five.
+/// Packs the offset of a fragment's IP header, the hook, and whether it is the first fragment into one argument,
+/// because a BPF function can have only five arguments.
 #[inline(always)]
-fn location(skb: Skb, start: u32, first: bool) -> u32 {
-    start | skb.hook() << HOOK | if first { FIRST } else { 0 }
+fn pack_location(skb: Skb, start: u32, first: bool) -> u32 {
+    start | skb.hook() << HOOK_SHIFT | if first { FIRST_FRAGMENT } else { 0 }
 }
 
+/// Implements, for one address family, the traits with functions that depend on the family. `$address`: the type of
+/// addresses. The other arguments are the names of the BPF functions.
 macro_rules! family {
     ($address:ty, $ip:ident, $quoted:ident, $lookup_flow:ident, $still_allowed:ident, $shadow:ident, $decide:ident,
      $resolve:ident, $record:ident) => {
@@ -229,18 +236,18 @@ macro_rules! family {
                 info: u64,
                 first: bool,
             ) -> u64 {
-                let location = location(self, start, first);
-                call!(self, $resolve(location: u32, identification: u32, info: u64) -> u64, at location >> HOOK, |skb| {
-                    let (start, first) = (location & 0xff, location & FIRST != 0);
+                let word = pack_location(self, start, first);
+                call!(self, $resolve(word: u32, identification: u32, info: u64) -> u64, at word >> HOOK_SHIFT, |skb| {
+                    let (start, first) = (word & 0xff, word & FIRST_FRAGMENT != 0);
                     fragment::resolve::<$address, Skb>(skb, skb.direction(), start, identification, info, first)
                 })
             }
 
             #[inline(always)]
             fn record_fragment(self, _direction: Direction, start: u32, identification: u32, info: u64) {
-                let location = location(self, start, true);
-                call!(self, $record(location: u32, identification: u32, info: u64) -> u32, at location >> HOOK, |skb| {
-                    let start = location & 0xff;
+                let word = pack_location(self, start, true);
+                call!(self, $record(word: u32, identification: u32, info: u64) -> u32, at word >> HOOK_SHIFT, |skb| {
+                    let start = word & 0xff;
                     fragment::record::<$address, Skb>(skb, skb.direction(), start, identification, info);
                     0
                 });
@@ -306,7 +313,7 @@ macro_rules! family {
                     let case = unsafe { Case::from_words(bits, ports) };
                     PacketVerdict::pack(Some(slow_path::decide::<$address, Skb>(skb, skb.direction(), case)))
                 });
-                // Never `None`: the function packs a verdict.
+                // `unpack` never returns `None` here, because the BPF function packs a verdict.
                 PacketVerdict::unpack(word).unwrap_or(PacketVerdict::of(Reason::Malformed))
             }
         }

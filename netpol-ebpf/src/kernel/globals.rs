@@ -4,7 +4,8 @@ use netpol_common::EVENT_KEY_WORDS;
 
 use super::maps::{endpoints, event_limits};
 
-/// The mask of `ENDPOINTS`: half of its `max_entries`, less one.
+/// The mask of `ENDPOINTS`: half of its `max_entries`, less one. The other half of the slots is for the interfaces in
+/// `ENDPOINTS_OVERFLOW`.
 #[unsafe(no_mangle)]
 static ENDPOINT_MASK: u32 = endpoints::CAPACITY as u32 - 1;
 
@@ -28,8 +29,9 @@ static COUNT_TRAFFIC: u32 = 0;
 #[unsafe(no_mangle)]
 static HZ: u32 = 250;
 
-/// The random key of the hash in [`report`](crate::report). Without it, a pod could send packets that take the slots of
-/// another pod's denied flows.
+/// The random key of the hash in [`report`](crate::report). The hash of a flow determines its index in `DENIALS` or
+/// `ALLOWED_FLOWS`. Without a random key, a pod could create flows with the same index as a flow of another pod, and so
+/// suppress events of that flow.
 #[unsafe(no_mangle)]
 static EVENT_KEY: [u32; EVENT_KEY_WORDS] = [0; EVENT_KEY_WORDS];
 
@@ -38,8 +40,8 @@ macro_rules! reader {
         $(#[$doc])*
         #[inline(always)]
         pub(super) fn $name() -> u32 {
-            // SAFETY: a static that lives forever. The read is volatile, because the loader replaces the value with
-            // which the program was compiled.
+            // SAFETY: a static that lives forever. The read is volatile, because the loader replaces the value that the
+            // compiler sees.
             unsafe { core::ptr::read_volatile(&raw const $global) }
         }
     };
@@ -60,6 +62,6 @@ reader!(/// Returns [`HZ`].
 /// Returns a word of [`EVENT_KEY`].
 #[inline(always)]
 pub(super) fn event_key(word: usize) -> u32 {
-    // SAFETY: as above. Indexing checks the bound; if the index is a constant, the compiler does this.
+    // SAFETY: as above. The index is checked: by the compiler if it is a constant, otherwise at run time.
     unsafe { core::ptr::read_volatile(&raw const EVENT_KEY[word]) }
 }

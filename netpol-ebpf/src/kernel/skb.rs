@@ -17,13 +17,14 @@ use crate::context::{Context, Family, NodeContext};
 use crate::slot::Slot;
 use crate::window::{Bytes, Window};
 
-/// The kernel's classification of the frame's Ethernet destination. Source: `include/uapi/linux/if_packet.h`.
+/// Values of `skb->pkt_type` by the frame's Ethernet destination. Source: `include/uapi/linux/if_packet.h`.
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
 
 /// A packet in the kernel.
 ///
-/// Its source endpoint ID and [`RECHECK`](netpol_common::RECHECK) are in `skb->tc_index`. These 16 bits stay with the
+/// `skb->tc_index` contains its source endpoint ID (which identifies the sending pod), and the bit
+/// [`RECHECK`](netpol_common::RECHECK) (the packet has to be evaluated again post-DNAT). These 16 bits stay with the
 /// packet through bridging, routing and address translation, and are copied to clones and fragments. In the kernel,
 /// only a few schedulers use them: `gred`, and before Linux 6.3 `dsmark` and `tcindex`. Other programs on the same
 /// hooks must not return `TC_ACT_OK`, which overwrites these bits. Source: `tcf_classify` in
@@ -31,7 +32,8 @@ const PACKET_MULTICAST: u32 = 2;
 #[derive(Clone, Copy)]
 pub(super) struct Skb {
     skb: *mut __sk_buff,
-    /// One of [`hook`]. It is a number, so that the verifier checks code only once if it does not read the hook.
+    /// One of [`hook`]. This is a number, not a type parameter: global BPF functions receive it as an argument, and the
+    /// verifier checks each of these functions only once for all hooks.
     hook: u32,
 }
 
@@ -48,7 +50,7 @@ pub(super) mod hook {
 }
 
 impl Skb {
-    /// Creates the packet of a program's run at one of [`hook`].
+    /// Creates the packet for which a program runs, at one of the hooks in [`hook`].
     ///
     /// # Safety
     /// The pointer must be the running program's context.
@@ -68,21 +70,21 @@ impl Skb {
         self.tc_index() & RECHECK != 0
     }
 
-    /// Returns the program's context.
+    /// Returns the program's context, the kernel's `__sk_buff`.
     #[inline(always)]
     pub(super) const fn context(self) -> *mut __sk_buff {
         self.skb
     }
 
-    /// Reads a field of the context.
+    /// Reads a field of the `__sk_buff`.
     #[inline(always)]
     fn field<T>(self, field: impl FnOnce(&__sk_buff) -> T) -> T {
-        // SAFETY: `new` requires a context, which is valid while the program runs.
+        // SAFETY: `new` requires the running program's context, which is valid while the program runs.
         field(unsafe { &*self.skb })
     }
 }
 
-/// This node, without a packet.
+/// Access to the clocks and maps of this node, for functions that receive no packet.
 #[derive(Clone, Copy)]
 pub(super) struct Node;
 
@@ -175,7 +177,7 @@ impl Context for Skb {
 
     #[inline(always)]
     fn set_tc_index(&self, word: u32) {
-        // SAFETY: as above; volatile, so that the whole word is written.
+        // SAFETY: as in `field`. The write is volatile, so that the whole word is written.
         unsafe { (&raw mut (*self.skb).tc_index).write_volatile(word) };
     }
 
@@ -192,7 +194,8 @@ impl Context for Skb {
     #[inline(always)]
     fn endpoint(&self) -> Option<&Endpoint> {
         let ifindex = IfIndex(self.ifindex());
-        // Unused slots of the array have ifindex 0, too. They are not endpoints.
+        // Post-DNAT, ifindex 0 means that no endpoint has the source endpoint ID. Unused slots of the array `ENDPOINTS`
+        // have ifindex 0, too, but are not endpoints.
         if self.is_post_dnat() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 
@@ -261,8 +264,8 @@ macro_rules! family {
         impl Family<$address> for Skb {
             #[inline(always)]
             fn flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
-                // SAFETY: the kernel does not free the element's memory. If it reuses the element for another flow at
-                // the same time, only that flow's times and counters are wrong.
+                // SAFETY: the kernel does not free the element's memory. If the kernel reuses the element for another
+                // flow at the same time, only that flow's times and counters are wrong.
                 flows::$get(endpoint, key).map(|slot| unsafe { Slot::new(slot) })
             }
 

@@ -79,6 +79,7 @@ impl Parse for [u8; 4] {
                 packet.error = Some(Reason::Malformed);
             }
         } else if is_short(header, length, packet.protocol) && !quoted {
+            // A packet that an ICMP error quotes may be cut off, so it is not malformed.
             packet.error = Some(Reason::Malformed);
         } else {
             match transport::load(context, packet.payload, packet.protocol, quoted) {

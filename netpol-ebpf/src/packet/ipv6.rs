@@ -1,4 +1,4 @@
-//! IPv6 and its extension headers. RFC 8200.
+//! Parsers for IPv6 and its extension headers. RFC 8200.
 
 use core::marker::PhantomData;
 
@@ -13,7 +13,7 @@ use crate::window::{Bytes, Window};
 const HEADER: usize = 40;
 /// Length of the part before the addresses.
 const BEFORE_ADDRESSES: usize = 8;
-/// Length of the part of a plain packet's frame that is read.
+/// Length of the part of a plain packet's frame that is read (see [`parse_plain`]).
 const PLAIN: usize = ETHERNET + HEADER + transport::PREFIX;
 /// The number of extension headers that are read.
 const MAX_EXTENSIONS: usize = 8;
@@ -28,7 +28,7 @@ mod next_header {
 }
 
 /// Parses a plain packet: its protocol has ports, and it has no VLAN tags and no extension headers. Nearly all packets
-/// are plain. `None`: parse it on the slow path.
+/// are plain. Returns `None` for any other packet, which is then parsed on the slow path.
 #[inline(always)]
 pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 16]>> {
     let frame: Window<'_, PLAIN> = context.window()?;
@@ -87,7 +87,7 @@ impl Parse for [u8; 16] {
             (packet.fragment, packet.identification) = fragment(Window::of(bytes));
         }
         if packet.error.is_some() || packet.fragment == Fragment::LATER {
-            // There is no transport header to read.
+            // The transport header cannot be read, or is in the first fragment only.
         } else if ends_before_transport(header, &packet) && !quoted {
             packet.error = Some(Reason::Malformed);
         } else {
@@ -103,15 +103,16 @@ impl Parse for [u8; 16] {
 /// The [`Extensions::fragment_at`] of packets without a fragment header.
 const NOT_FRAGMENTED: u16 = u16::MAX;
 
-/// A summary of the extension headers.
+/// A summary of the extension headers of a packet.
 #[derive(Clone, Copy)]
 struct Extensions {
-    /// The transport protocol. For a later fragment: the protocol in its fragment header.
+    /// The transport protocol. For a later fragment: the next header of its fragment header, which can be an extension
+    /// header. While headers are read: the kind of the next header.
     protocol: u8,
     error: Option<Reason>,
     /// The offset of the fragment header, from the end of the IPv6 header.
     fragment_at: u16,
-    /// The length of all extension headers in bytes.
+    /// The length of the extension headers that were read, in bytes.
     length: u16,
 }
 
@@ -142,8 +143,9 @@ impl Extensions {
     }
 }
 
-/// Reads the extension headers up to the transport header. Payloads that cannot be read (ESP, no next header) are
-/// treated as transport headers. The result is packed for [`ParserFunctions::walk`].
+/// Reads the extension headers up to the transport header. `start`: the offset of the first header after the IPv6
+/// header. `first`: its kind. Payloads that cannot be read (ESP, no next header) are treated as transport headers. The
+/// result is a packed [`Extensions`], because [`ParserFunctions::walk`] can only return a number.
 #[inline(always)]
 pub(crate) fn walk<S: Context>(context: &S, start: u32, first: u8) -> u64 {
     let mut extensions = Extensions { protocol: first, error: None, fragment_at: NOT_FRAGMENTED, length: 0 };
@@ -157,7 +159,8 @@ pub(crate) fn walk<S: Context>(context: &S, start: u32, first: u8) -> u64 {
     Extensions { error: Some(Reason::TooManyHeaders), ..extensions }.pack()
 }
 
-/// Reads one header, and returns whether there may be more.
+/// Reads the header that follows those in `extensions`, if it is an extension header. Returns whether more extension
+/// headers may follow. `position`: the number of extension headers before this header.
 #[inline(always)]
 fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut Extensions) -> Result<bool, Reason> {
     let kind = extensions.protocol;
@@ -179,9 +182,9 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
     extensions.protocol = header.byte::<0>();
     let length = u16::from(header.byte::<1>());
     extensions.length += match kind {
-        // RFC 8200, 4.1: only directly after the IPv6 header.
+        // RFC 8200, 4.1: hop-by-hop options are allowed only directly after the IPv6 header.
         next_header::HOP_BY_HOP if position != 0 => return Err(Reason::Malformed),
-        // With segments left, the destination address is not the final destination.
+        // If segments are left, the destination address in the IPv6 header is not the final destination.
         next_header::ROUTING if header.byte::<3>() != 0 => return Err(Reason::Malformed),
         next_header::AUTHENTICATION => (length + 2) * 4,
         next_header::FRAGMENT => {
@@ -202,8 +205,8 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
     Ok(true)
 }
 
-/// Returns which part of a datagram the packet is, and its identification (RFC 8200, 4.5). A fragment that is a whole
-/// datagram is treated as unfragmented (RFC 6946).
+/// Reads a fragment header: which part of a datagram the packet is, and the identification of the datagram (RFC 8200,
+/// 4.5). A fragment that is a whole datagram is treated as unfragmented (RFC 6946).
 #[inline(always)]
 fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
     let field = header.u16_be::<2>();
@@ -217,8 +220,8 @@ fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
     (part, u32::from_ne_bytes(header.four_bytes::<4>()))
 }
 
-/// Returns whether a plain packet ends before the end of its transport header, according to its length field.
-/// Jumbograms have length 0 (RFC 2675).
+/// Returns whether a plain packet ends before the end of its transport header, according to the payload length in its
+/// IPv6 header. In jumbograms, this length is 0 (RFC 2675).
 #[inline(always)]
 fn is_short<const N: usize>(header: Window<'_, N>, protocol: u8) -> bool {
     let length = u32::from(header.u16_be::<4>());

@@ -35,6 +35,7 @@ pub(crate) struct Plain<A> {
 }
 
 impl<A> Plain<A> {
+    /// `head`: the first bytes of the transport header.
     #[inline(always)]
     fn new(link_source: Mac, source: A, destination: A, protocol: u8, head: Window<'_, { transport::PREFIX }>) -> Self {
         let flags = match protocol {
@@ -54,13 +55,13 @@ impl<A> Plain<A> {
     }
 }
 
-/// An IP packet, as far as it could be parsed. Addresses are read where they are needed ([`Parse::addresses`]), because
-/// the stack is small.
+/// The headers of an IP packet, as far as they could be parsed. The addresses are not included, because the stack is
+/// small: [`Parse::addresses`] reads them where they are needed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet<A> {
-    /// The offset of its IP header in the frame.
+    /// The offset of the IP header in the frame.
     pub(crate) start: u32,
-    /// The offset of its transport header.
+    /// The offset of the transport header in the frame.
     pub(crate) payload: u32,
     /// The transport protocol.
     pub(crate) protocol: u8,
@@ -70,7 +71,7 @@ pub(crate) struct Packet<A> {
     /// The IP identification of a fragment, in the packet's byte order.
     pub(crate) identification: u32,
     pub(crate) transport: Transport,
-    /// The first error in its headers.
+    /// The first error in the headers.
     pub(crate) error: Option<Reason>,
     pub(crate) family: PhantomData<A>,
 }
@@ -141,7 +142,7 @@ pub(crate) enum Icmp {
     EchoReply,
     /// An error, which quotes a packet.
     Error,
-    /// Neighbor, router and multicast listener discovery, if sent on the link.
+    /// Neighbor, router or multicast listener discovery, with the hop limit that the protocol requires.
     Discovery,
     /// Anything else.
     Other,
@@ -149,7 +150,7 @@ pub(crate) enum Icmp {
 
 impl<A: PacketAddress> Packet<A> {
     /// Returns the kind of an ICMP message. `None` for other protocols, and for the ICMP version of the other IP
-    /// family.
+    /// family. The first byte of an ICMP message, its type, is in `source_port`.
     #[inline(always)]
     pub(crate) fn icmp(&self) -> Option<Icmp> {
         if A::FAMILY == 4 && self.protocol == protocol::ICMP {
@@ -194,7 +195,7 @@ pub(crate) trait ParserFunctions: Context {
 
 /// Parsers for the IP headers at an offset of a frame.
 pub(crate) trait Parse: PacketAddress {
-    /// Returns whether an IP header of this family is at an offset.
+    /// Returns whether an IP header of this family is at an offset, and can be read.
     fn is_readable<S: Context>(context: &S, start: u32) -> bool;
     /// Returns source and destination of the packet with its IP header at an offset.
     fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;

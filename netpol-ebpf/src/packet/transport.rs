@@ -1,4 +1,5 @@
-//! Transport headers: the first bytes of TCP, UDP, SCTP and ICMP.
+//! Transport headers: the first bytes of TCP, UDP, SCTP and ICMP. In this module, `quoted` means that an ICMP error
+//! quotes the header, and may have cut it off after the ports.
 
 use netpol_common::{Reason, protocol};
 
@@ -13,20 +14,21 @@ const PORTS: usize = 4;
 /// The offset of the type of an SCTP packet's first chunk.
 pub(super) const CHUNK: usize = 12;
 /// Length of an ICMP header.
-const ICMP: usize = 8;
+const ICMP_HEADER: usize = 8;
 
-/// Returns how many bytes of the transport header are required.
+/// Returns how many bytes of the transport header a packet must contain. A shorter packet is malformed.
 #[inline(always)]
 pub(super) const fn needed(protocol: u8) -> u32 {
     match protocol {
         protocol::TCP => PREFIX as u32,
         protocol::UDP | protocol::SCTP => PORTS as u32,
-        protocol::ICMP | protocol::ICMPV6 => ICMP as u32,
+        protocol::ICMP | protocol::ICMPV6 => ICMP_HEADER as u32,
         _ => 0,
     }
 }
 
-/// Reads the transport header at an offset.
+/// Reads the transport header at an offset of the frame, through [`ParserFunctions::transport`]: in the kernel, this is
+/// a separate BPF function, which calls [`read_packed`].
 #[inline(always)]
 pub(super) fn load<S: ParserFunctions>(
     context: &S,
@@ -42,8 +44,8 @@ pub(super) fn load<S: ParserFunctions>(
     Ok(Transport { source_port: [a, b], destination_port: [c, d], flags: TcpFlags(flags) })
 }
 
-/// Reads the transport header, packed for [`ParserFunctions::transport`]: ports, flags, and whether the header is
-/// complete.
+/// Reads the transport header and packs the result into the number that [`ParserFunctions::transport`] returns: ports,
+/// flags, and whether the header is complete.
 #[inline(always)]
 pub(crate) fn read_packed<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> u64 {
     let Some(Transport { source_port: [a, b], destination_port: [c, d], flags }) =
@@ -77,8 +79,8 @@ fn ports(head: Window<'_, PORTS>) -> Transport {
     Transport { source_port: head.two_bytes::<0>(), destination_port: head.two_bytes::<2>(), flags: TcpFlags(0) }
 }
 
-/// The fields for ports hold the type and code, and the identifier.
+/// `source_port` holds the type and code, and `destination_port` holds the identifier.
 #[inline(always)]
-fn icmp(head: Window<'_, ICMP>) -> Transport {
+fn icmp(head: Window<'_, ICMP_HEADER>) -> Transport {
     Transport { source_port: head.two_bytes::<0>(), destination_port: head.two_bytes::<4>(), flags: TcpFlags(0) }
 }

@@ -1,18 +1,21 @@
-//! The pod that the tests of flows use.
+//! The endpoint, addresses and policies that the tests of flows use. The programs run on maps in memory.
 
 use netpol_common::{DirectionPolicy, Endpoint, EndpointVersion, IfIndex, PortSetId, RuleSetId};
 use netpol_ebpf::memory::Memory;
 
-/// The pod's interface.
+/// The index of the pod's interface.
 pub(crate) const VETH: u32 = 7;
-/// Another interface of the node.
+/// The index of another interface of the node.
 pub(crate) const OTHER_INTERFACE: u32 = 9;
+/// The pod's address.
 pub(crate) const POD: [u8; 4] = [10, 0, 0, 1];
+/// The address of the other side of a connection.
 pub(crate) const CLIENT: [u8; 4] = [10, 0, 0, 2];
 /// A rule set that allows only what a test adds to `ALLOW`.
 pub(crate) const RULES: RuleSetId = RuleSetId(3);
-/// A policy that allows only what a test adds to `ALLOW`.
+/// A policy that denies everything, except what a test adds to `ALLOW` for the rule set [`RULES`].
 pub(crate) const DENIES: DirectionPolicy = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
+// TCP flags.
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const SYN_ACK: u8 = 0x12;
 pub(crate) const ACK: u8 = 0x10;

@@ -1,6 +1,7 @@
-//! A conversation with a runtime, byte by byte, encoded by hand.
+//! Compares the bytes between the plugin and a container runtime with a conversation that was encoded by hand, from the
+//! published protocols.
 //!
-//! Each item of [`CONVERSATION`] is a frame. It consists of:
+//! Each item of [`CONVERSATION`] is a frame. A frame consists of:
 //! * connection ID and length (`pkg/net/multiplex/mux.go` of NRI)
 //! * length, stream ID, type and flags of a message (`PROTOCOL.md` of ttrpc)
 //! * a `Request` or `Response`, with the tag and the length of each field (`request.proto` of ttrpc). The field
@@ -26,7 +27,7 @@ const CONVERSATION: [Frame; 21] = [
         b"\0\0\0\x02\0\0\0\x4c\0\0\0\x42\0\0\0\x01\x01\0\x0a\x1cnri.pkg.api.v1alpha1.Runtime\x12\x0eRegisterPlugin\
           \x1a\x0c\x0a\x06netpol\x12\x0299\x20\x80\x94\xeb\xdc\x03",
     ),
-    // The response has no fields, which is success.
+    // A response without fields means success.
     Runtime(b"\0\0\0\x02\0\0\0\x0a\0\0\0\0\0\0\0\x01\x02\0"),
     // Plugin.Configure {runtime_name: "containerd", runtime_version: "2.2.0", registration_timeout: 5000 ms = 0x1388,
     // request_timeout: 2000 ms = 0x7d0}.
@@ -37,7 +38,8 @@ const CONVERSATION: [Frame; 21] = [
     // ConfigureResponse {events: bits 0 to 3, which are RUN_POD_SANDBOX, STOP_POD_SANDBOX, REMOVE_POD_SANDBOX and
     // CREATE_CONTAINER}.
     Plugin(b"\0\0\0\x01\0\0\0\x0e\0\0\0\x04\0\0\0\x01\x02\0\x12\x02\x10\x0f"),
-    // Plugin.Synchronize {pods: [{id: "s1", name: "old", namespace: "shop"}], more: true}.
+    // Plugin.Synchronize {pods: [{id: "s1", name: "old", namespace: "shop"}], more: true}: a further part of the list
+    // follows.
     Runtime(
         b"\0\0\0\x01\0\0\0\x4b\0\0\0\x41\0\0\0\x03\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0bSynchronize\
           \x1a\x13\x0a\x0f\x0a\x02s1\x12\x03old\x22\x04shop\x18\x01\x20\0",
@@ -72,7 +74,7 @@ const CONVERSATION: [Frame; 21] = [
           \x1a\x14\x0a\x12\x12\x07refused\x22\x04shop\x1a\x01u",
     ),
     Plugin(b"\0\0\0\x01\0\0\0\x0a\0\0\0\0\0\0\0\x0b\x02\0"),
-    // Plugin.UpdateContainer {}, which the plugin does not have.
+    // Plugin.UpdateContainer {}, a method that the plugin does not have.
     Runtime(
         b"\0\0\0\x01\0\0\0\x38\0\0\0\x2e\0\0\0\x0d\x01\0\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0fUpdateContainer",
     ),
@@ -93,6 +95,7 @@ const CONVERSATION: [Frame; 21] = [
     ),
 ];
 
+/// The calls of the handler during the conversation, as the [`Recorder`] records them.
 const EVENTS: [&str; 6] = [
     "connected to containerd 2.2.0 Some(2s)",
     "synchronize 1: old",

@@ -1,4 +1,4 @@
-//! Tests the plugin with a fake runtime that follows the protocol.
+//! Tests the plugin with a fake container runtime that follows the protocol.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use netpol_nri::{Disconnected, keep_connected};
 use netpol_nri_double::{Events, NriServer, Options, PodSandbox, Start};
 use tempfile::TempDir;
 
+/// A node with a fake runtime.
 struct Node {
     server: NriServer,
     socket: PathBuf,
@@ -24,6 +25,7 @@ impl Node {
         Self { server: NriServer::start(&socket, options).unwrap(), socket, _directory: directory }
     }
 
+    /// Connects a plugin with a [`Recorder`].
     fn connect(&self) -> Connection {
         let connection = Connection::start(&self.socket);
         self.server.wait_for_plugin("netpol", SOON).unwrap();
@@ -31,6 +33,7 @@ impl Node {
     }
 }
 
+/// Returns a pod. For some names, the [`Recorder`] does not allow the start at once: see its `run`.
 fn pod(name: &str) -> PodSandbox {
     PodSandbox::new(&format!("id-{name}"), "shop", name).on_network("/run/netns/pod", &["10.1.0.5", "fd00::5"])
 }
@@ -41,7 +44,9 @@ fn events_are_received_in_both_ways_in_which_runtimes_send_them() {
         let node = Node::new(Options { events, ..Options::default() });
         node.server.add(&pod("old"));
         let connection = node.connect();
+        // For the pod `shown`, the recorder also records the sandbox.
         assert_eq!(node.server.run(&pod("shown")), Start::Allowed);
+        // The handler receives a stop for each of these two events.
         assert_eq!(node.server.stop(&pod("shown")), Ok(()));
         assert_eq!(node.server.remove(&pod("shown")), Ok(()));
         assert_eq!(
@@ -66,6 +71,7 @@ fn the_plugin_allows_or_refuses_the_creation_of_a_container() {
         for name in ["empty", "used"] {
             node.server.add(&pod(name));
         }
+        // No plugin is connected yet.
         assert!(matches!(node.server.create_container(&pod("used"), "init"), Start::Unguarded(_)));
         let connection = node.connect();
         assert_eq!(node.server.create_container(&pod("empty"), "app"), Start::Allowed);
@@ -83,7 +89,7 @@ fn the_plugin_allows_or_refuses_the_creation_of_a_container() {
 }
 
 #[test]
-fn a_pod_on_the_hosts_network_is_reported_as_such() {
+fn a_host_network_pod_is_reported_as_such() {
     let node = Node::new(Options::default());
     let connection = node.connect();
     assert_eq!(node.server.run(&PodSandbox::new("id", "kube-system", "shown").uid("u1")), Start::Allowed);
@@ -96,14 +102,15 @@ fn a_refused_pod_is_stopped_and_removed() {
     let node = Node::new(Options::default());
     let connection = node.connect();
     assert_eq!(node.server.run(&pod("refused")), Start::Refused("the policies are not enforced".to_owned()));
+    // The first two events are the connection and the list of sandboxes.
     assert_eq!(connection.recorder.events()[2..], ["run shop/refused", "stop shop/refused", "stop shop/refused"]);
     assert_eq!(node.server.run(&pod("web")), Start::Allowed, "the plugin is still connected");
 }
 
 #[test]
 fn the_list_of_sandboxes_comes_in_parts() {
-    // The first list is split by the number of sandboxes. The second one is split because 6,000 sandboxes with long
-    // annotations do not fit into one message.
+    // The first list has 7 sandboxes, 2 in each part. The second list is split because 6,000 sandboxes with long
+    // annotations do not fit into one message. The third list is empty.
     for (count, sandboxes_per_message, annotation) in [(7, Some(2), 0), (6000, None, 1000), (0, None, 0)] {
         let node = Node::new(Options { sandboxes_per_message, request_timeout: SOON, ..Options::default() });
         for number in 0..count {
@@ -120,6 +127,7 @@ fn the_list_of_sandboxes_comes_in_parts() {
 
 #[test]
 fn the_handler_answers_before_the_runtimes_timeout() {
+    // The runtime's timeout is 2 s. The handler's deadline is 1.5 s.
     let node = Node::new(Options::default());
     let _connection = node.connect();
     let started = Instant::now();
@@ -129,7 +137,8 @@ fn the_handler_answers_before_the_runtimes_timeout() {
 }
 
 #[test]
-fn a_handler_that_does_not_answer_is_dropped_before_the_runtimes_timeout() {
+fn a_handler_that_does_not_answer_is_cancelled_before_the_runtimes_timeout() {
+    // The runtime's timeout is 2 s. The handler is cancelled after 1.75 s.
     let node = Node::new(Options::default());
     let connection = node.connect();
     assert_eq!(node.server.run(&pod("stuck")), Start::Refused("not ready within 1750 ms".to_owned()));
@@ -140,7 +149,7 @@ fn a_handler_that_does_not_answer_is_dropped_before_the_runtimes_timeout() {
 
 #[test]
 fn a_panic_refuses_the_start_and_keeps_the_connection() {
-    // Printing a backtrace takes long.
+    // Printing the backtrace of the panic takes long, so the runtime's timeout is long in this test.
     let node = Node::new(Options { request_timeout: SOON, ..Options::default() });
     let _connection = node.connect();
     assert_eq!(node.server.run(&pod("panicking")), Start::Refused("the plugin failed".to_owned()));
@@ -148,7 +157,7 @@ fn a_panic_refuses_the_start_and_keeps_the_connection() {
 }
 
 #[test]
-fn a_plugin_that_blocks_is_disconnected_and_the_start_goes_on() {
+fn a_plugin_whose_handler_blocks_its_thread_is_disconnected_and_the_pod_starts() {
     let node = Node::new(Options { request_timeout: Duration::from_millis(300), ..Options::default() });
     let connection = node.connect();
     let reason = "netpol: no answer within 300ms".to_owned();
@@ -159,7 +168,7 @@ fn a_plugin_that_blocks_is_disconnected_and_the_start_goes_on() {
 }
 
 #[test]
-fn a_plugin_that_is_killed_lets_the_start_go_on() {
+fn a_pod_starts_if_the_plugin_is_killed_while_it_delays_the_start() {
     let node = Node::new(Options { request_timeout: SOON, ..Options::default() });
     let connection = node.connect();
     thread::scope(|scope| {
@@ -189,7 +198,7 @@ fn the_end_of_the_runtime_is_reported() {
 }
 
 #[test]
-fn the_plugin_connects_again() {
+fn the_plugin_connects_again_after_growing_waits() {
     let node = Node::new(Options::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (send, reports) = channel();
@@ -207,23 +216,27 @@ fn the_plugin_connects_again() {
 
     let Node { server, socket, _directory } = node;
     drop(server);
+    // The wait doubles. `None`: the plugin could not connect.
     let waits: Vec<_> = reports.iter().take(4).map(|(ended, wait)| (ended, wait.as_millis())).collect();
     assert_eq!(waits, [(Some(Disconnected::Closed), 100), (None, 200), (None, 400), (None, 800)]);
     let server = NriServer::start(&socket, Options::default()).unwrap();
     server.wait_for_plugin("netpol", SOON).unwrap();
+    // The plugin received the list of sandboxes on each of its three connections.
     assert_eq!(recorder.events().iter().filter(|event| event.starts_with("synchronize")).count(), 3);
 }
 
 #[test]
 fn plugins_are_called_in_order_of_their_indexes() {
     let node = Node::new(Options::default());
+    // This plugin has the index 99.
     let _last = node.connect();
-    let first = netpol_nri::Options::new("other", 3).unwrap();
-    let first = Connection::with(&node.socket, first, Recorder::default());
+    let first_options = netpol_nri::Options::new("other", 3).unwrap();
+    let first = Connection::with(&node.socket, first_options, Recorder::default());
     node.server.wait_for_plugin("other", SOON).unwrap();
     assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
     assert_eq!(first.recorder.events()[2], "run shop/refused");
     // `first` receives the start after two other events, and then that the refused sandbox was stopped and removed.
-    // If the plugin with index 99, which refuses the start, were called first, `first` would not receive the start.
+    // Both plugins refuse the start. If the plugin with index 99 were called first, `first` would not receive the
+    // start.
     assert_eq!(first.recorder.events().len(), 5);
 }

@@ -1,4 +1,5 @@
-//! Tests the plugin with a fake runtime that violates the protocol, and with failing connections.
+//! Tests the plugin with a fake container runtime that violates the NRI protocol (ttrpc messages, which are sent in
+//! frames), and with failing connections.
 
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
@@ -13,6 +14,7 @@ use netpol_nri_double::{
 };
 
 const PLUGIN: &str = "nri.pkg.api.v1alpha1.Plugin";
+/// Status codes of gRPC, which ttrpc uses, too.
 const INVALID_ARGUMENT: i32 = 3;
 const UNIMPLEMENTED: i32 = 12;
 
@@ -26,12 +28,13 @@ fn accept(registration: Registration, options: Options, recorder: Recorder) -> (
     (Plugin::accept(&listener, registration).unwrap(), connection)
 }
 
-/// Connects a plugin, and registers and configures it.
+/// Connects, registers and configures a plugin. The handler of the plugin is `recorder`.
 fn configured(recorder: Recorder) -> (Plugin, Connection) {
     let (plugin, connection) = accept(Registration::Accept, options(), recorder);
     let registered = plugin.registration(SOON).unwrap();
     assert_eq!((registered.plugin_name.as_str(), registered.plugin_idx.as_str()), ("netpol", "99"));
     let request = ConfigureRequest { runtime_name: "containerd".to_owned(), ..ConfigureRequest::default() };
+    // The plugin subscribes to the events 1 to 4: run, stop and remove a sandbox, and create a container.
     assert_eq!(plugin.call("Configure", &request, SOON), Ok(ConfigureResponse { events: 0b1111 }));
     (plugin, connection)
 }
@@ -44,11 +47,14 @@ fn connected() -> (Plugin, Connection) {
     (plugin, connection)
 }
 
+/// Reports the start of a pod's sandbox to the plugin, and waits for the response. [`Recorder`] handles the start
+/// depending on the name: `held` waits for a permit, `stuck` waits forever, and others are finished at once.
 fn run(plugin: &Plugin, name: &str, timeout: Duration) -> Result<Empty, CallError> {
     let pod = Some(PodSandbox::new("id", "shop", name));
     plugin.call("StateChange", &StateChangeEvent { event: event::RUN_POD_SANDBOX, pod, container: None }, timeout)
 }
 
+/// Returns the expected result of a call that the plugin rejects.
 fn status(code: i32, message: &str) -> Result<Empty, CallError> {
     Err(CallError::Status { code, message: message.to_owned() })
 }
@@ -65,19 +71,19 @@ fn a_runtime_that_does_not_complete_a_step_is_reported() {
     let mut short_timeouts = options();
     short_timeouts.registration_timeout = Duration::from_secs(1);
     short_timeouts.synchronization_timeout = Duration::from_secs(2);
-    let register = "the container runtime did not register and configure the plugin within 1s";
+    let not_configured = "the container runtime did not register and configure the plugin within 1s";
     let (_plugin, connection) = accept(Registration::Ignore, short_timeouts.clone(), Recorder::default());
-    assert_eq!(connection.failure(), register);
+    assert_eq!(connection.failure(), not_configured);
     let (plugin, connection) = accept(Registration::Accept, short_timeouts.clone(), Recorder::default());
     plugin.registration(SOON).unwrap();
-    assert_eq!(connection.failure(), register);
+    assert_eq!(connection.failure(), not_configured);
     let (plugin, connection) = accept(Registration::Accept, short_timeouts, Recorder::default());
     plugin.call::<ConfigureResponse>("Configure", &ConfigureRequest::default(), SOON).unwrap();
     assert_eq!(connection.failure(), "the container runtime did not list its sandboxes within 2s");
 }
 
 #[test]
-fn a_connection_that_ends_before_the_plugin_is_accepted_is_an_error() {
+fn a_connection_that_ends_before_synchronization_is_an_error() {
     let expected = "the container runtime closed the connection before it had registered and synchronized the plugin";
     let (plugin, connection) = accept(Registration::Accept, options(), Recorder::default());
     plugin.close();
@@ -88,8 +94,8 @@ fn a_connection_that_ends_before_the_plugin_is_accepted_is_an_error() {
 }
 
 #[test]
-fn a_list_that_is_not_handled_in_time_ends_the_connection() {
-    // NRI would keep the connection and send no events.
+fn a_sandbox_list_that_is_not_handled_in_time_ends_the_connection() {
+    // The plugin ends the connection. Otherwise the runtime would keep it open without sending events.
     let (plugin, connection) = configured(Recorder::slow(SOON));
     let limit = Duration::from_secs(2);
     let answer = plugin.call::<SynchronizeResponse>("Synchronize", &SynchronizeRequest::default(), limit);
@@ -98,10 +104,11 @@ fn a_list_that_is_not_handled_in_time_ends_the_connection() {
 }
 
 #[test]
-fn a_list_without_end_ends_the_connection() {
+fn a_sandbox_list_without_end_ends_the_connection() {
     let (plugin, connection) = configured(Recorder::default());
     let part = SynchronizeRequest { pods: vec![PodSandbox::default(); 1000], more: true, ..Default::default() };
     let parts = (0..100).take_while(|_| plugin.call::<SynchronizeResponse>("Synchronize", &part, SOON).is_ok()).count();
+    // The 17th part of 1,000 sandboxes exceeds the limit.
     assert_eq!(parts, 16);
     assert_eq!(connection.failure(), "the container runtime listed more than 16384 sandboxes");
 }
@@ -131,6 +138,7 @@ fn events_without_a_subscription_are_answered_and_ignored() {
         let request = StateChangeEvent { event, pod: Some(PodSandbox::new("id", "shop", "web")), container };
         assert_eq!(plugin.call("StateChange", &request, SOON), Ok(Empty {}));
     }
+    // Only the connection and the synchronization are recorded.
     assert_eq!(connection.recorder.events().len(), 2, "{:?}", connection.recorder.events());
 }
 
@@ -153,19 +161,21 @@ fn invalid_requests_are_answered_with_an_error() {
     assert!(connection.is_open());
 }
 
-/// Returns a message's bytes.
+/// Returns the bytes of a ttrpc message. Kinds: 1 is a request, 2 a response, 3 data of a stream. Requests have odd and
+/// increasing stream IDs.
 fn message(length: u32, stream: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
     [&length.to_be_bytes()[..], &stream.to_be_bytes(), &[kind, 0], payload].concat()
 }
 
 #[test]
-fn messages_out_of_place_do_no_harm() {
+fn unexpected_messages_do_not_end_the_connection() {
     let (plugin, connection) = connected();
-    // An even ID, IDs that were used, data, a response, unknown types: answered with an error or ignored.
+    // A request with an even ID, two requests with used IDs, data, a response, and two messages of unknown kinds. The
+    // plugin answers them with an error, or ignores them.
     for (stream, kind) in [(2, 1), (1, 1), (3, 1), (1, 3), (1, 2), (1, 0), (1, 200)] {
         plugin.send_frame(&message(2, stream, kind, b"\x12\x7f")).unwrap();
     }
-    // A frame without content, and a frame of an unknown connection.
+    // A frame without content, and a frame of a connection ID that the plugin does not use.
     plugin.send_frame(&[]).unwrap();
     plugin.send_bytes(b"\0\0\0\x07\0\0\0\x03abc").unwrap();
     assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
@@ -174,7 +184,7 @@ fn messages_out_of_place_do_no_harm() {
 }
 
 #[test]
-fn damaged_requests_do_no_harm() {
+fn damaged_requests_do_not_end_the_connection() {
     let (plugin, connection) = connected();
     let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0bStateChange\
                     \x1a\x24\x08\x01\x12\x20\x0a\x02s2\x12\x03web\x42\x0f\x2a\x0d\x0a\x07network\x12\x02/n\x52\x0410::";
@@ -187,7 +197,8 @@ fn damaged_requests_do_no_harm() {
     for stream in (101..).step_by(2).take(5000) {
         let mut damaged = request.to_vec();
         for _ in 0..=random(3) {
-            // The last 40 bytes of the request are the fields of its payload.
+            // The last 40 bytes of the request are the end of the method's name, and the payload with its tag and
+            // length.
             let index = damaged.len() - 1 - random(40);
             damaged[index] = u8::try_from(random(256)).unwrap();
         }
@@ -248,34 +259,35 @@ fn a_connection_that_is_closed_within_a_frame_ends_without_an_error() {
 }
 
 const REQUESTS: usize = 100;
-/// Maximum number of calls of the handler at the same time.
+/// The number of calls of the handler at the same time, to which the plugin limits itself.
 const MAX_CALLS: usize = 64;
 
 #[test]
-fn many_requests_are_handled_at_a_time_up_to_a_limit() {
+fn requests_are_handled_at_the_same_time_up_to_a_limit() {
     let (plugin, connection) = connected();
     let (send, answers) = channel();
     thread::scope(|scope| {
         for _ in 0..REQUESTS {
             scope.spawn(|| send.send(run(&plugin, "held", SOON)).unwrap());
         }
-        let running = || connection.recorder.events().iter().filter(|event| *event == "run shop/held").count();
+        let reported = || connection.recorder.events().iter().filter(|event| *event == "run shop/held").count();
         let started = Instant::now();
-        while running() < MAX_CALLS && started.elapsed() < SOON {
+        while reported() < MAX_CALLS && started.elapsed() < SOON {
             thread::sleep(Duration::from_millis(2));
         }
         thread::sleep(Duration::from_millis(100));
-        assert_eq!(running(), MAX_CALLS);
+        // No more than the limit is passed to the handler before the first call is finished.
+        assert_eq!(reported(), MAX_CALLS);
         connection.recorder.permits.add_permits(REQUESTS);
         for _ in 0..REQUESTS {
             assert_eq!(answers.recv_timeout(SOON).unwrap(), Ok(Empty {}));
         }
-        assert_eq!(running(), REQUESTS);
+        assert_eq!(reported(), REQUESTS);
     });
 }
 
 #[test]
-fn a_stop_is_handled_while_the_start_of_its_pod_waits() {
+fn the_stop_of_a_pod_is_handled_while_the_start_of_the_pod_waits() {
     let (plugin, connection) = connected();
     thread::scope(|scope| {
         let start = scope.spawn(|| run(&plugin, "held", SOON));
@@ -288,7 +300,7 @@ fn a_stop_is_handled_while_the_start_of_its_pod_waits() {
 }
 
 #[test]
-fn pods_that_start_without_an_answer_are_reported() {
+fn starts_that_the_plugin_could_not_answer_are_reported() {
     let (plugin, connection) = connected();
     thread::scope(|scope| {
         let start = scope.spawn(|| run(&plugin, "held", SOON));
@@ -310,7 +322,8 @@ fn a_request_with_almost_no_time_left_is_refused_at_once() {
 
 #[test]
 fn a_runtime_without_timeouts_gets_an_answer() {
-    // A request without a timeout has the value 0 or, as here, no such field. NRI's default is 2 s.
+    // A request without a timeout has the value 0 in the field for the timeout or, as here, no such field. Then the
+    // plugin answers within 2 s, NRI's default timeout.
     let (plugin, connection) = connected();
     let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0dRunPodSandbox\x1a\x09\x0a\x07\x12\x05stuck";
     let length = u32::try_from(request.len()).unwrap();

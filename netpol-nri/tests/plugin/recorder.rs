@@ -11,26 +11,27 @@ use tokio::sync::Semaphore;
 /// Time limit for everything that a test waits for.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// Records calls. How it handles a pod depends on the name of the pod: see its [`Handler::run`].
+/// A handler that records the runtime's calls as texts (events). How it handles a pod depends on the pod's name, for
+/// example `refused`: see its [`Handler::run`].
 #[derive(Debug)]
 pub(crate) struct Recorder {
     events: Mutex<Vec<String>>,
-    /// Pods named `held` wait for a permit.
+    /// The start of a pod named `held` waits until the test adds a permit.
     pub(crate) permits: Semaphore,
-    /// How long handling a list of sandboxes takes.
-    synchronization: Duration,
+    /// How long a call of [`Handler::synchronize`], with the list of sandboxes, takes.
+    synchronization_time: Duration,
 }
 
 impl Default for Recorder {
     fn default() -> Self {
-        Self { events: Mutex::default(), permits: Semaphore::new(0), synchronization: Duration::ZERO }
+        Self { events: Mutex::default(), permits: Semaphore::new(0), synchronization_time: Duration::ZERO }
     }
 }
 
 impl Recorder {
     /// Returns a recorder that handles lists of sandboxes slowly.
-    pub(crate) fn slow(synchronization: Duration) -> Self {
-        Self { synchronization, ..Self::default() }
+    pub(crate) fn slow(synchronization_time: Duration) -> Self {
+        Self { synchronization_time, ..Self::default() }
     }
 
     fn record(&self, event: String) {
@@ -58,7 +59,8 @@ impl Handler for Recorder {
     }
 
     async fn synchronize(&self, sandboxes: Vec<Sandbox>) {
-        tokio::time::sleep(self.synchronization).await;
+        tokio::time::sleep(self.synchronization_time).await;
+        // The event has the number of sandboxes, and the names of the first three.
         let names: Vec<_> = sandboxes.iter().take(3).map(|sandbox| sandbox.name.clone()).collect();
         self.record(format!("synchronize {}: {}", sandboxes.len(), names.join(" ")));
         for sandbox in sandboxes.iter().filter(|sandbox| sandbox.has_containers) {
@@ -110,15 +112,18 @@ impl Handler for Recorder {
     }
 }
 
-/// A plugin's connection.
+/// The connection of a plugin to the fake runtime. The plugin runs until the connection ends or this value
+/// is dropped.
 pub(crate) struct Connection {
     pub(crate) recorder: Arc<Recorder>,
+    /// Receives the result of [`connect`] when the connection has ended.
     ended: Receiver<Result<Disconnected, Error>>,
+    /// Runs the plugin.
     runtime: tokio::runtime::Runtime,
 }
 
 impl Connection {
-    /// Connects with default options.
+    /// Connects with [`options`] and a recorder that handles lists of sandboxes immediately.
     pub(crate) fn start(socket: &Path) -> Self {
         Self::with(socket, options(), Recorder::default())
     }
@@ -139,7 +144,7 @@ impl Connection {
         self.ended.recv_timeout(SOON).expect("the connection has not ended")
     }
 
-    /// Waits for the end, which is expected to be an error.
+    /// Waits until the connection has ended with an error, and returns the error.
     pub(crate) fn failure(&self) -> String {
         self.ended().expect_err("ended without an error").to_string()
     }

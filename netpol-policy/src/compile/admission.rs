@@ -42,7 +42,7 @@ impl Engine {
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
         for InPlaceUpdate { rule_set: id, new, removed, .. } in in_place {
             let Some(rule_set) = self.rule_sets.get(*id) else { continue };
-            let AllowEntries::Of(any) = &rule_set.any else { continue };
+            let AllowEntries::Of(for_any_peer) = &rule_set.any else { continue };
             let new_ports = new.and_then(|new| self.parts.get(new)).map_or(0, |part| {
                 part.rules.iter().map(|rule| rule.ports_at(None).count()).sum::<usize>() + part.rules.len()
             });
@@ -50,12 +50,14 @@ impl Engine {
                 new.iter().map(|part| (*part, true)).chain(removed.iter().map(|part| (*part, false)))
             {
                 let Some(part) = self.parts.get(part_id) else { continue };
+                // The ports for any peer may need a new port set.
                 if !part.open.is_empty() {
-                    ports += any.len() + new_ports;
+                    ports += for_any_peer.len() + new_ports;
                 }
                 for (class, indices) in self.classes_to_change(rule_set, part, !part.open.is_empty()) {
                     let Some(signature) = self.classes.signature(class) else { continue };
                     let entry = self.tables.allow(&AllowKey { rule_set: *id, class });
+                    // The entry of a class that matches only blocks is not counted: the cost of a block includes it.
                     entries += u64::from(entry.is_none() && !self.has_only_blocks(signature));
                     let base = entry.map_or(rule_set.policy.any, |entry| entry.port_set);
                     let changed_rules =
@@ -65,8 +67,10 @@ impl Engine {
                     let matching_rules = || rules.iter().filter_map(|at| self.parts.rule(*at));
                     let has_names = matching_rules().any(CompiledRule::has_names);
                     let count = matching_rules().map(|rule| rule.ports_at(Some(signature)).count()).sum::<usize>();
-                    let before = if is_new { self.port_sets.ports(base).map_or(0, Ports::len) } else { any.len() };
-                    // Classes with the same rules share a port set.
+                    let before =
+                        if is_new { self.port_sets.ports(base).map_or(0, Ports::len) } else { for_any_peer.len() };
+                    // The entry may need a new port set. Classes with the same rules share a port set, so it is counted
+                    // once. With named ports, each class can need its own.
                     if has_names || counted.insert((*id, base, rules)) {
                         ports += before + count + if is_new { 0 } else { new_ports };
                     }
@@ -76,9 +80,10 @@ impl Engine {
         (ports as u64, entries)
     }
 
-    /// Divides the memory limit again after a change. Returns the pods of policies with a changed cut (the blocks and
-    /// ports that still fit), and the pods of namespaces that got or lost memory for policies in shadow mode. The rules
-    /// of these pods must be resolved again. Returns `None` if nothing of this changed.
+    /// Divides the memory limit among policies again, after a change of the cluster state. Returns the pods of policies
+    /// with a changed cut (the blocks and ports that still fit), and the pods of namespaces that got or lost memory for
+    /// policies in shadow mode. The rules of these pods must be resolved again. Returns `None` if the division did not
+    /// change.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
         let Balance { policies, namespaces } = self.memory_limit.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();
@@ -97,8 +102,8 @@ impl Engine {
         (!policies.is_empty() || !namespaces.is_empty()).then_some(pods)
     }
 
-    /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies. Returns the
-    /// pods that need a new rule set, see `replace_refused`.
+    /// Writes refused entries for which there is room now, and writes which endpoints are incomplete. Returns the pods
+    /// that need a new rule set, see `replace_refused`.
     pub(super) fn retry_refused(&mut self, changes: &mut Changes) -> BTreeSet<PodKey> {
         if self.memory_limit.bytes().is_none() {
             return BTreeSet::new();
@@ -111,16 +116,16 @@ impl Engine {
     /// Writes refused entries for which there is room now. In each account, stops at the first entry that does not fit.
     fn admit_refused(&mut self, changes: &mut Changes) {
         let refused: Vec<_> = self.rule_sets.refused().collect();
-        let (mut cache, mut full) = (AllowCache::new(), BTreeSet::new());
+        let (mut cache, mut full_accounts) = (AllowCache::new(), BTreeSet::new());
         for (rule_set, class) in refused {
             let account = self.rule_sets.get(rule_set).map(|rule_set| rule_set.account.clone());
-            if full.contains(&account) {
+            if full_accounts.contains(&account) {
                 continue;
             }
             // After a change in place, the rule set may have an entry for this class that contains only its new rules.
             self.disallow(changes, rule_set, class);
             if !self.allow(changes, &mut cache, rule_set, class) {
-                full.insert(account);
+                full_accounts.insert(account);
             }
             // What the rule set allows to Services with backends of this class can change, too.
             self.update_frontends_of(
@@ -132,8 +137,8 @@ impl Engine {
         }
     }
 
-    /// For some rule sets, there was no room for the ports that they allow to every peer (rules without `from` or `to`).
-    /// Finds those rule sets for which there is room now. Returns their pods, which need a new rule set.
+    /// For some rule sets, there was no room for the ports that they allow to every peer (rules without `from` or
+    /// `to`). Finds those rule sets for which there is room now. Returns their pods, which need a new rule set.
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
             let needed = (self.port_sets.entries_to_add(&rule_set.any), 0);
@@ -143,14 +148,15 @@ impl Engine {
             self.rule_sets.without_any().filter(|(_, rule_set)| has_room(rule_set)).map(|(id, _)| id).collect();
         let uses_one = |(_, rule_sets): &(&PodKey, EndpointRuleSets)| rule_sets.all().any(|id| ids.contains(&id));
         let pods = self.endpoints.iter().filter(uses_one).map(|(pod, _)| pod.clone()).collect();
+        // Otherwise, these pods would get the same rule set again.
         for id in ids {
             self.rule_sets.stop_sharing(id);
         }
         pods
     }
 
-    /// Writes the endpoints that keep their rule sets, but with a rule set that became complete or incomplete. A rule set
-    /// for shadow mode is used only if it is complete.
+    /// Writes the endpoints with a rule set that became complete or incomplete. A rule set for shadow mode is used only
+    /// if it is complete.
     fn mark_incomplete(&mut self, changes: &mut Changes) {
         let changed = |(pod, rule_sets): (&PodKey, EndpointRuleSets)| {
             let policy = self.endpoint_policy(rule_sets);

@@ -1,4 +1,5 @@
-//! What a rule set allows to a class (equivalence class of addresses).
+//! Which protocols and ports a rule set (the compiled policies of pods in one direction) allows to a class (equivalence
+//! class of addresses).
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -7,7 +8,7 @@ use netpol_common::{PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, RuleId};
 
 use crate::model::{PortRange, Protocol};
 
-/// The protocols and ports that are allowed, each with the first rule that allows it.
+/// The protocols and ports that a rule set allows to a class, each with the first rule that allows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum AllowEntries {
     /// Every protocol and port, with the first rule that allows them.
@@ -19,30 +20,31 @@ pub(super) enum AllowEntries {
 /// Port prefixes, each with the first rule that allows it.
 pub(super) type Ports = BTreeMap<PortPrefix, RuleId>;
 
-/// A protocol and a prefix of its port numbers.
+/// A protocol, and the ports whose numbers have a common binary prefix. BPF maps store port ranges in this form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PortPrefix {
     /// IP protocol number.
     pub(super) protocol: u8,
     /// First port.
     pub(super) port: u16,
-    /// Prefix length, in bits, of a [`netpol_common::PortKey`]: it includes the bits of the port set and the protocol.
+    /// Prefix length, in bits, of a [`netpol_common::PortKey`]. It includes the 48 bits before the port (port set and
+    /// protocol), so it is 48 for all ports and 64 for one port.
     pub(super) length: u32,
 }
 
 impl PortPrefix {
-    /// Returns all prefixes that contain a port.
+    /// Returns all prefixes that contain a port, one for each length.
     pub(super) fn covering(protocol: u8, port: u16) -> impl Iterator<Item = Self> {
-        (0..=u16::BITS).map(move |dropped| {
-            let port = port.checked_shr(dropped).unwrap_or(0).checked_shl(dropped).unwrap_or(0);
-            Self { protocol, port, length: PORT_PREFIX_EXACT - dropped }
+        (0..=u16::BITS).map(move |cleared_bits| {
+            let port = port.checked_shr(cleared_bits).unwrap_or(0).checked_shl(cleared_bits).unwrap_or(0);
+            Self { protocol, port, length: PORT_PREFIX_EXACT - cleared_bits }
         })
     }
 
-    /// Returns the range from (protocol, first port) to (protocol, last port).
+    /// Returns the ports of this prefix, as the range from (protocol, first port) to (protocol, last port).
     pub(super) fn range(self) -> RangeInclusive<(u8, u16)> {
-        let width = PORT_PREFIX_EXACT - self.length;
-        let last = u32::from(self.port) | ((1 << width) - 1);
+        let free_bits = PORT_PREFIX_EXACT - self.length;
+        let last = u32::from(self.port) | ((1 << free_bits) - 1);
         (self.protocol, self.port)..=(self.protocol, u16::try_from(last).unwrap_or(u16::MAX))
     }
 }
@@ -58,8 +60,8 @@ impl AllowEntries {
     }
 }
 
-/// Returns the number of prefixes for these ports. A port name counts as one prefix, because it resolves to one port
-/// for each class.
+/// Returns the number of prefixes for these ports. It is the same for every protocol. A port name counts as one prefix,
+/// because it resolves to one port for each class.
 pub(super) fn prefix_count(ports: &PortRange) -> u64 {
     match ports {
         PortRange::Range(first, last) => prefixes(Protocol::Tcp, Some((*first, *last))).len() as u64,
@@ -105,7 +107,8 @@ mod tests {
 
     #[test]
     fn ranges_become_the_fewest_prefixes() {
-        /// A range, and its prefixes as first port and length. An empty list is not compared.
+        /// A range, and its prefixes as first port and length. If the list is empty, the test checks only how many
+        /// ports the prefixes cover.
         type Case = ((u16, u16), &'static [(u16, u32)]);
         let cases: &[Case] = &[
             ((80, 80), &[(80, 64)]),

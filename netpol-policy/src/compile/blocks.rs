@@ -1,5 +1,5 @@
-//! CIDR blocks in use. Each prefix (the `cidr` of a block, or one of its `except` entries) stores all blocks that cover
-//! the prefix and do not except it. So one longest-prefix match finds all blocks that apply to an address.
+//! The ipBlocks of policies. Each prefix (the `cidr` of a block, or one of its `except` entries) stores all blocks that
+//! cover the prefix and do not except it. So one longest-prefix match finds all blocks that apply to an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::selector_set::PeerSelectorSet;
 use super::selectors::PeerSelectorId;
 use crate::model::IpBlock;
 
-/// The prefixes in use.
+/// The prefixes of all blocks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Blocks {
     prefixes: BTreeMap<IpNet, Prefix>,
@@ -21,8 +21,9 @@ pub(super) struct Blocks {
 
 #[derive(Clone, Debug, Default)]
 struct Prefix {
-    /// The blocks that cover the prefix and do not except it.
+    /// The blocks (each block is a peer selector) that cover the prefix and do not except it.
     covering: PeerSelectorSet,
+    /// The class (equivalence class of addresses) of the prefix.
     class: ClassId,
     /// Number of blocks that have this prefix as `cidr` or in `except`.
     users: usize,
@@ -32,13 +33,13 @@ impl Blocks {
     /// Adds a block. Returns the prefixes with a new or changed signature. The signature of a prefix is the set of
     /// blocks that cover the prefix and do not except it.
     pub(super) fn add(&mut self, id: PeerSelectorId, block: &IpBlock) -> Vec<IpNet> {
-        let mut touched = BTreeSet::new();
+        let mut changed = BTreeSet::new();
         for net in std::iter::once(&block.cidr).chain(&block.except) {
             if !self.prefixes.contains_key(net) {
                 let covering = self.covering(net.addr(), net.prefix_len()).cloned().unwrap_or_default();
                 self.prefixes.insert(*net, Prefix { covering, ..Prefix::default() });
                 *self.lengths.entry((net.addr().is_ipv6(), net.prefix_len())).or_default() += 1;
-                touched.insert(*net);
+                changed.insert(*net);
             }
             if let Some(prefix) = self.prefixes.get_mut(net) {
                 prefix.users += 1;
@@ -51,19 +52,19 @@ impl Blocks {
             let end = excepts.partition_point(|except| except <= net);
             let is_excepted = excepts[..end].last().is_some_and(|except| except.contains(net));
             if !is_excepted && prefix.covering.insert(id) {
-                touched.insert(*net);
+                changed.insert(*net);
             }
         }
-        touched.into_iter().collect()
+        changed.into_iter().collect()
     }
 
     /// Removes a block from all signatures. Returns the prefixes with a changed signature. The prefixes stay until
     /// [`Blocks::retire`].
     pub(super) fn remove(&mut self, id: PeerSelectorId, block: &IpBlock) -> Vec<IpNet> {
-        let mut touched = Vec::new();
+        let mut changed = Vec::new();
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
             if prefix.covering.remove(id) {
-                touched.push(*net);
+                changed.push(*net);
             }
         }
         for net in std::iter::once(&block.cidr).chain(&block.except) {
@@ -71,7 +72,7 @@ impl Blocks {
                 prefix.users -= 1;
             }
         }
-        touched
+        changed
     }
 
     /// After a block was removed, removes those of its prefixes that no other block has. Returns these prefixes with
@@ -121,14 +122,14 @@ impl Blocks {
         self.longest(address, u8::MAX).map_or(ClassId::NONE, |prefix| prefix.class)
     }
 
-    /// Returns the blocks of the longest prefix that covers the address and is shorter than `below` bits.
-    fn covering(&self, address: IpAddr, below: u8) -> Option<&PeerSelectorSet> {
-        self.longest(address, below).map(|prefix| &prefix.covering)
+    /// Returns the blocks of the longest prefix that covers the address and is shorter than `shorter_than` bits.
+    fn covering(&self, address: IpAddr, shorter_than: u8) -> Option<&PeerSelectorSet> {
+        self.longest(address, shorter_than).map(|prefix| &prefix.covering)
     }
 
-    /// Returns the longest prefix that covers the address and is shorter than `below` bits.
-    fn longest(&self, address: IpAddr, below: u8) -> Option<&Prefix> {
-        let lengths = self.lengths.range((address.is_ipv6(), 0)..(address.is_ipv6(), below)).rev();
+    /// Returns the longest prefix that covers the address and is shorter than `shorter_than` bits.
+    fn longest(&self, address: IpAddr, shorter_than: u8) -> Option<&Prefix> {
+        let lengths = self.lengths.range((address.is_ipv6(), 0)..(address.is_ipv6(), shorter_than)).rev();
         let mut nets = lengths.filter_map(|((_, length), _)| IpNet::new(address, *length).ok());
         nets.find_map(|net| self.prefixes.get(&net.trunc()))
     }

@@ -41,6 +41,7 @@ pub(super) struct Classes {
 }
 
 impl Classes {
+    /// `first` is the first ID that is allocated.
     pub(super) fn new(first: ClassId) -> Self {
         Self { counter: Counter::starting_at(first.0), ..Self::default() }
     }
@@ -81,11 +82,12 @@ impl Classes {
         retired
     }
 
-    /// Changes the signature of each class if all users of the class get the same new signature. The class keeps its
-    /// ID. Returns the changed classes.
+    /// Gives a class a new signature if all users of the class (addresses and prefixes) get this signature, and no
+    /// class has it yet. The class keeps its ID. Returns the changed classes.
     ///
-    /// `moving` has the class and the next signature of each user that moves. Call this only if each peer selector in
-    /// which the old and the new signature differ is new or unused: then no unchanged rule set distinguishes them.
+    /// `moving` has one item for each user that gets another signature: its class and its next signature. `None`
+    /// instead of a signature means that the class must not change. Call this only if each peer selector in which the
+    /// old and the new signature differ is new or unused: then no unchanged rule set distinguishes the two signatures.
     pub(super) fn rename_all<'a>(
         &mut self,
         moving: impl Iterator<Item = (ClassId, Option<&'a Signature>)>,
@@ -100,13 +102,13 @@ impl Classes {
         }
         let renamed = classes
             .into_iter()
-            .filter(|(id, (count, signature))| signature.is_some_and(|signature| self.rename(*id, *count, signature)));
+            .filter(|(id, (count, new))| new.is_some_and(|new| self.replace_signature(*id, *count, new)));
         renamed.map(|(id, _)| id).collect()
     }
 
-    /// Gives a class another signature, if all of its users move and no class has that signature yet. `moving` is the
-    /// number of users that move.
-    fn rename(&mut self, id: ClassId, moving: usize, new: &Signature) -> bool {
+    /// Gives a class the signature `new`, if all of its users get this signature and no class has it yet. `moving` is
+    /// the number of users that get it. Returns whether the signature was replaced.
+    fn replace_signature(&mut self, id: ClassId, moving: usize, new: &Signature) -> bool {
         if *new == Signature::default() {
             return false;
         }

@@ -1,5 +1,8 @@
-//! Computes how the entries of a rule set change when a part (the resolved rules of one policy) is added or removed.
-//! Equal changes are computed once. The module [`super`] explains the terms.
+//! Computes how the `ALLOW` entries of a rule set (each for a class of addresses) change when a part (the resolved
+//! rules of one policy) is added or removed. Equal changes are computed once. The module [`super`] explains the terms.
+//!
+//! For each port, a port set stores the first rule that allows it (the owner). Rules without peers apply to *any peer*:
+//! endpoints store the port set of these rules, which applies to classes without an entry.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -49,14 +52,15 @@ pub(super) struct PendingEntries {
     pub(super) touched: BTreeMap<RuleSetId, (BTreeSet<ClassId>, Rc<Diff>)>,
 }
 
-/// Cache key: classes with equal values have equal changes.
+/// Key of the cache: classes with equal keys have equal changes.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct DiffKey {
     rule_set: RuleSetId,
+    /// The port set before the change.
     base: PortSetId,
-    /// Rules of the added or removed part.
+    /// Rules of the added or removed part that match the class.
     changed_rules: Vec<usize>,
-    /// Other matching rules.
+    /// The other rules that match the class.
     remaining_rules: Vec<RuleAt>,
     /// Named ports of the peer, if the rules have named ports.
     named: Vec<(PeerSelectorId, u16)>,
@@ -78,11 +82,11 @@ impl Engine {
         if matches!(rule_set.any, AllowEntries::All(_)) {
             return;
         }
-        let any = rule_set.policy.any;
+        let any_peer_set = rule_set.policy.any;
         let rules = |indices: &[usize]| indices.iter().map(|index| &part.rules[*index]).collect::<Vec<_>>();
-        let for_any_peer = Rc::new(self.additions_to(any, &rules(&part.open), None));
+        let for_any_peer = Rc::new(self.additions_to(any_peer_set, &rules(&part.open), None));
         if !for_any_peer.is_empty() {
-            pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
+            pending.groups.entry((any_peer_set, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
         let classes = self.classes_to_change(rule_set, part, !for_any_peer.is_empty());
         for (class, mut indices) in classes {
@@ -93,9 +97,10 @@ impl Engine {
             let key = AllowKey { rule_set: id, class };
             let entry = self.tables.allow(&key);
             let rules = rules(&indices);
-            let all = rules.iter().find(|rule| rule.has_all_ports()).map(|rule| rule.id);
+            let allows_all_ports = rules.iter().find(|rule| rule.has_all_ports()).map(|rule| rule.id);
             let signature = self.classes.signature(class).map(|signature| &**signature);
-            match (entry.filter(|entry| entry.port_set == PortSetId::ALL), all) {
+            // The entry of a class that is allowed all ports stores only the first rule that allows them.
+            match (entry.filter(|entry| entry.port_set == PortSetId::ALL), allows_all_ports) {
                 (Some(entry), Some(rule)) if !self.rule_names.precedes(rule, entry.rule) => continue,
                 (_, Some(rule)) => {
                     pending.singles.push((key, AllowEntries::All(rule)));
@@ -104,12 +109,13 @@ impl Engine {
                 (Some(_), None) => continue,
                 (None, None) => {}
             }
-            let base = entry.map_or(any, |entry| entry.port_set);
+            let base = entry.map_or(any_peer_set, |entry| entry.port_set);
             let named = named_ports(&rules, signature);
             let diff_key =
                 DiffKey { rule_set: id, base, changed_rules: indices.clone(), remaining_rules: Vec::new(), named };
             let diff = cache.entry(diff_key);
             let diff = diff.or_insert_with(|| Rc::new(self.additions_to(base, &rules, signature))).clone();
+            // A class without an entry is allowed the same as any peer, so it needs no entry for the same change.
             if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
                 pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }
@@ -129,14 +135,20 @@ impl Engine {
         if matches!(rule_set.any, AllowEntries::All(_)) {
             return;
         }
-        let any = rule_set.policy.any;
+        let any_peer_set = rule_set.policy.any;
         let removed = |indices: &[usize]| indices.iter().map(|index| &part.rules[*index]).collect::<Vec<_>>();
-        let open: Vec<RuleAt> = if part.open.is_empty() { Vec::new() } else { rule_set.open(&self.parts).collect() };
+        let open_rules: Vec<RuleAt> =
+            if part.open.is_empty() { Vec::new() } else { rule_set.rules_without_peers(&self.parts).collect() };
         let remaining = |rules: &[RuleAt]| rules.iter().filter_map(|at| self.parts.rule(*at)).collect::<Vec<_>>();
-        let for_any_peer =
-            Rc::new(self.removals_from(any, &removed(&part.open), &remaining(&open), &Ports::new(), None));
+        let for_any_peer = Rc::new(self.removals_from(
+            any_peer_set,
+            &removed(&part.open),
+            &remaining(&open_rules),
+            &Ports::new(),
+            None,
+        ));
         if !for_any_peer.is_empty() {
-            pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
+            pending.groups.entry((any_peer_set, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
         let classes = self.classes_to_change(rule_set, part, !for_any_peer.is_empty());
         let AllowEntries::Of(before) = &rule_set.any else { return };
@@ -187,13 +199,13 @@ impl Engine {
     }
 
     /// Returns the classes to which a rule set may allow something else if this part is added or removed. Each class
-    /// has the indices of the part's rules that it matches. `for_any_peer` is set if the ports for any peer change,
-    /// too.
+    /// has the indices of the part's rules with peers or named ports that it matches. `any_peer_changes`: the ports for
+    /// any peer change, too.
     pub(super) fn classes_to_change(
         &self,
         rule_set: &RuleSet,
         part: &Part,
-        for_any_peer: bool,
+        any_peer_changes: bool,
     ) -> BTreeMap<ClassId, Vec<usize>> {
         let mut classes: BTreeMap<ClassId, Vec<usize>> = BTreeMap::new();
         for (selector, index) in &part.deciding {
@@ -201,7 +213,7 @@ impl Engine {
                 classes.entry(class).or_default().push(*index);
             }
         }
-        if for_any_peer {
+        if any_peer_changes {
             for class in self.classes_with_entries(rule_set) {
                 classes.entry(class).or_default();
             }
@@ -209,7 +221,7 @@ impl Engine {
         classes
     }
 
-    /// Returns the classes that may need an entry, because they match peers or named ports of the rules.
+    /// Returns the classes that may need an entry in a rule set, because they match peers or named ports of its rules.
     pub(super) fn classes_with_entries(&self, rule_set: &RuleSet) -> BTreeSet<ClassId> {
         rule_set.deciding_selectors().flat_map(|selector| self.classes.matching(selector)).collect()
     }
@@ -245,6 +257,7 @@ impl Engine {
             let own = rule.ports_at(signature).filter(|prefix| base.get(prefix) == Some(&rule.id));
             removed_ports.extend(own.map(|prefix| (prefix, rule.id)));
         }
+        // Returns the rule that comes first: the one that was found before, if any, or `rule`.
         let first = |one: Option<RuleId>, rule: &CompiledRule| match one {
             Some(known) if !self.rule_names.precedes(rule.id, known) => Some(known),
             _ => Some(rule.id),

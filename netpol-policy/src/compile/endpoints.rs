@@ -1,4 +1,5 @@
-//! The rule sets of each endpoint (a pod interface under enforcement).
+//! The rule sets of each endpoint (a pod interface under enforcement, identified by its pod). A rule set has the
+//! compiled rules of all policies that isolate the pod in one direction.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +7,8 @@ use netpol_common::{Direction, DirectionPolicy, RuleSetId};
 
 use crate::model::{Mode, NamespaceName, PodKey};
 
-/// The purpose of a rule set of an endpoint: each endpoint has one rule set for each mode and direction.
+/// The purpose of a rule set of an endpoint: each endpoint has one rule set for each mode (enforced, or shadow: only
+/// evaluated and reported) and direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Slot {
     pub(super) mode: Mode,
@@ -76,7 +78,7 @@ impl Endpoints {
         self.by_pod.iter().map(|(pod, rule_sets)| (pod, *rule_sets))
     }
 
-    /// Sets the rule sets of an endpoint. Returns the previous ones.
+    /// Sets the rule sets of an endpoint; `None` removes the endpoint. Returns the previous rule sets.
     pub(super) fn set(&mut self, pod: &PodKey, rule_sets: Option<EndpointRuleSets>) -> Option<EndpointRuleSets> {
         match rule_sets {
             Some(rule_sets) => self.by_pod.insert(pod.clone(), rule_sets),

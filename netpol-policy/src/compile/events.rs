@@ -1,4 +1,5 @@
-//! Applies an event to the cluster state and finds what it may change.
+//! Applies an event to the cluster state. Finds what the event may change: addresses and frontends that may get another
+//! class, and pods that may get other rule sets. [`Engine::commit`] then compiles only these.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use crate::model::{
 use crate::tables::Change;
 
 impl Engine {
+    /// Applies a new, changed or deleted pod.
     pub(super) fn pod_event(&mut self, key: &PodKey, event: Event) -> Vec<Change> {
         let addresses_of =
             |engine: &Self| engine.cluster_state.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
@@ -36,21 +38,22 @@ impl Engine {
             if self.identities.assign(address, &self.selectors, &self.cluster_state) {
                 touched.addresses.insert(address);
             }
-            // A pod of this node may reach itself through a Service (hairpin). So the backend sets of its Services
-            // contain the pod's addresses.
+            // A pod of this node may reach itself through a Service (hairpin). So the backend sets of its Services list
+            // the pod's addresses separately, and may change.
             if was_local || is_local(self) {
                 touched.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
             }
         }
         self.touch_frontends(&mut touched, &host_ports, &host_ports_of(self));
-        // The memory limit is divided again, which can change the rules of other pods, too.
+        // `balance` divides the memory limit among policies again, which can change the rules of other pods, too.
         let mut pods = self.balance().unwrap_or_default();
         pods.insert(key.clone());
         self.commit(Update { touched, pods, ..Update::default() })
     }
 
-    /// Applies a change of a namespace's labels or of its modes. The caller must split a change of both into two
-    /// events: otherwise the state between two writes would be neither the state before nor the state after the change.
+    /// Applies a change of a namespace's labels, or of the modes of its policies (enforced or shadow). The caller must
+    /// split a change of both into two events: otherwise the state between two writes would be neither the state before
+    /// nor the state after the change.
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
         let before = self.modes_of_endpoints();
         self.cluster_state.apply(event);
@@ -61,7 +64,8 @@ impl Engine {
         self.commit(Update { touched, pods, ..Update::default() })
     }
 
-    /// Starts and ends suspensions.
+    /// Applies the time: starts and ends suspensions of enforcement. The policies of a suspended namespace are in
+    /// shadow mode.
     pub(super) fn clock_event(&mut self, time: Timestamp) -> Vec<Change> {
         if time == self.cluster_state.clock {
             return Vec::new();
@@ -75,14 +79,14 @@ impl Engine {
         self.commit(Update { pods, ..Update::default() })
     }
 
-    /// Returns the modes of each namespace with endpoints.
+    /// Returns the modes of the policies of each namespace that has endpoints.
     fn modes_of_endpoints(&self) -> BTreeMap<NamespaceName, EffectiveModes> {
         let namespaces = self.endpoints.namespaces().into_iter();
         namespaces.map(|name| (name.clone(), self.cluster_state.effective_modes(&name))).collect()
     }
 
-    /// Returns the pods with a policy that changed its mode, and the pods with rules that change because the memory
-    /// limit is divided again.
+    /// Compares the modes of policies with those `before` the event, and divides the memory limit again. Returns the
+    /// pods that a policy with a changed mode selects, and the pods whose rules change because of the memory limit.
     fn pods_with_other_modes(&mut self, before: &BTreeMap<NamespaceName, EffectiveModes>) -> BTreeSet<PodKey> {
         let mut pods = BTreeSet::new();
         for (name, before) in before {
@@ -103,6 +107,7 @@ impl Engine {
         pods
     }
 
+    /// Applies a new, changed or deleted policy.
     pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
         let old = self.cluster_state.policies.get(key).cloned();
         self.cluster_state.apply(event);
@@ -125,7 +130,7 @@ impl Engine {
         let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
         let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
         let (in_place, pods) = match self.balance() {
-            // Parts of other policies change, too.
+            // The memory limit is divided in another way, so the parts (resolved rules) of other policies change, too.
             Some(others) => (Vec::new(), &pods | &others),
             None if changes_mode => (Vec::new(), pods),
             None => self.updates_in_place(&mut touched, key, pods),
@@ -137,6 +142,7 @@ impl Engine {
         changes
     }
 
+    /// Applies new addresses of the local node.
     pub(super) fn local_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<Change> {
         let old: BTreeSet<_> = self.cluster_state.local_addresses.iter().copied().collect();
         self.cluster_state.apply(Event::LocalAddresses(addresses));
@@ -144,6 +150,7 @@ impl Engine {
         self.node_addresses_changed(old.symmetric_difference(&new).copied().collect())
     }
 
+    /// Applies a new, changed or deleted node.
     pub(super) fn node_event(&mut self, name: &str, event: Event) -> Vec<Change> {
         let addresses = |engine: &Self| engine.cluster_state.nodes.get(name).map(|node| node.addresses.clone());
         let old = addresses(self);
@@ -151,6 +158,7 @@ impl Engine {
         self.node_addresses_changed(old.into_iter().chain(addresses(self)).flatten().collect())
     }
 
+    /// Compiles addresses that a node got or lost.
     fn node_addresses_changed(&mut self, addresses: BTreeSet<IpAddr>) -> Vec<Change> {
         for address in &addresses {
             self.identities.assign(*address, &self.selectors, &self.cluster_state);
@@ -158,6 +166,7 @@ impl Engine {
         self.commit(Touched { addresses, ..Touched::default() }.into())
     }
 
+    /// Applies a new, changed or deleted Service.
     pub(super) fn service_event(&mut self, key: &ServiceKey, event: Event) -> Vec<Change> {
         let old = self.frontends_of(key);
         self.cluster_state.apply(event);
@@ -166,6 +175,7 @@ impl Engine {
         self.commit(touched.into())
     }
 
+    /// Applies a new, changed or deleted `EndpointSlice`. Its backends belong to the frontends of its Service.
     pub(super) fn slice_event(&mut self, key: &SliceKey, event: Event) -> Vec<Change> {
         let service = |engine: &Self| engine.cluster_state.slices.get(key).and_then(EndpointSlice::service_key);
         let old = service(self);
@@ -180,10 +190,11 @@ impl Engine {
         service.into_iter().flat_map(Service::frontends).map(|(frontend, _)| frontend).collect()
     }
 
-    /// Marks the old and new frontends of an object as touched.
+    /// Adds the old and new frontends of a Service or a pod with hostPorts to `touched`.
     ///
     /// The address of an added or removed frontend gets or loses the Service flag. Other frontends can have a backend
-    /// at this address. They now lead to another Service, or no longer lead to one, so they are touched, too.
+    /// at this address. Such a backend now leads to another Service, or no longer leads to one. So these other
+    /// frontends are touched, too.
     fn touch_frontends(&self, touched: &mut Touched, old: &BTreeSet<Frontend>, new: &BTreeSet<Frontend>) {
         for frontend in old.symmetric_difference(new) {
             if let FrontendAddress::Address(address) = frontend.address {
@@ -196,7 +207,8 @@ impl Engine {
         touched.frontends.extend(old.union(new));
     }
 
-    /// Returns the addresses that a frontend address stands for.
+    /// Returns the addresses that a frontend address stands for: one address, or the addresses of all nodes in one
+    /// family (`NodePort`).
     fn addresses_at(&self, address: FrontendAddress) -> Vec<IpAddr> {
         match address {
             FrontendAddress::Address(address) => vec![address],

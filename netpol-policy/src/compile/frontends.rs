@@ -29,7 +29,7 @@ pub(super) enum Target {
     Peer(ClassId, u16),
     /// The local node, which every pod may reach.
     LocalNode,
-    /// Another Service. Its backends are not looked up here.
+    /// A frontend of another Service. The backends of that Service are not looked up here.
     Service,
 }
 
@@ -40,7 +40,7 @@ impl BackendSet {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }
 
-    /// Returns classes and ports of the backends.
+    /// Returns the class and the port of each backend that is an address ([`Target::Peer`]).
     pub(super) fn peers(&self) -> impl Iterator<Item = (ClassId, u16)> {
         self.targets.iter().filter_map(|target| match target {
             Target::Peer(class, port) => Some((*class, *port)),
@@ -49,7 +49,8 @@ impl BackendSet {
     }
 }
 
-/// The backend sets in use, and the rule sets that have an entry for each.
+/// The backend sets in use, and the rule sets that have an `ALLOW` entry for each. The ID of a backend set is a class
+/// of its own, so that `ALLOW` entries can refer to it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BackendSets {
     sets: Interned<ClassId, BackendSet>,
@@ -61,7 +62,7 @@ pub(super) struct BackendSets {
     by_hairpin: Index<IpAddr, ClassId>,
     /// The backend sets for which every rule set has an entry, see [`BackendSet::is_partly_allowed_by_all`].
     partly_allowed_by_all: BTreeSet<ClassId>,
-    /// Rule sets that have an entry in `ALLOW`, by backend set.
+    /// Rule sets that have an `ALLOW` entry, by backend set.
     allowed_by: Index<ClassId, RuleSetId>,
     /// The same entries: backend sets by rule set.
     by_rule_set: Index<RuleSetId, ClassId>,
@@ -112,39 +113,39 @@ impl BackendSets {
         self.sets.get(id).cloned()
     }
 
-    /// Records that a rule set has an entry for a backend set.
-    pub(super) fn record_entry(&mut self, rule_set: RuleSetId, class: ClassId) {
-        self.allowed_by.insert(class, rule_set);
-        self.by_rule_set.insert(rule_set, class);
+    /// Records that a rule set has an `ALLOW` entry for a backend set.
+    pub(super) fn record_entry(&mut self, rule_set: RuleSetId, backend_set: ClassId) {
+        self.allowed_by.insert(backend_set, rule_set);
+        self.by_rule_set.insert(rule_set, backend_set);
     }
 
-    /// Records that a rule set no longer has an entry for a backend set.
-    pub(super) fn record_removal(&mut self, rule_set: RuleSetId, class: ClassId) {
-        self.allowed_by.remove(&class, &rule_set);
-        self.by_rule_set.remove(&rule_set, &class);
+    /// Records that a rule set no longer has an `ALLOW` entry for a backend set.
+    pub(super) fn record_removal(&mut self, rule_set: RuleSetId, backend_set: ClassId) {
+        self.allowed_by.remove(&backend_set, &rule_set);
+        self.by_rule_set.remove(&rule_set, &backend_set);
     }
 
-    /// Returns the rule sets that have an entry for a backend set.
-    pub(super) fn allowed_by(&self, class: ClassId) -> impl Iterator<Item = RuleSetId> {
-        self.allowed_by.get(&class).iter().copied()
+    /// Returns the rule sets that have an `ALLOW` entry for a backend set.
+    pub(super) fn allowed_by(&self, backend_set: ClassId) -> impl Iterator<Item = RuleSetId> {
+        self.allowed_by.get(&backend_set).iter().copied()
     }
 
-    /// Returns the backend sets for which a rule set has an entry.
+    /// Returns the backend sets for which a rule set has an `ALLOW` entry.
     pub(super) fn entries_of(&self, rule_set: RuleSetId) -> impl Iterator<Item = ClassId> {
         self.by_rule_set.get(&rule_set).iter().copied()
     }
 
-    /// Returns the backend sets with a backend of this class.
+    /// Returns the backend sets with a backend whose address is in this class.
     pub(super) fn with_backend_of(&self, peer: ClassId) -> impl Iterator<Item = ClassId> {
         self.by_backend.get(&peer).iter().copied()
     }
 
     /// Returns the backend sets with a backend at one of these ports.
     pub(super) fn with_backend_at(&self, ports: impl Iterator<Item = PortPrefix>) -> BTreeSet<ClassId> {
-        ports.flat_map(|prefix| self.by_port.range(prefix.range())).flat_map(|(_, classes)| classes).copied().collect()
+        ports.flat_map(|prefix| self.by_port.range(prefix.range())).flat_map(|(_, sets)| sets).copied().collect()
     }
 
-    /// Returns the backend sets with a backend at this address of a local pod.
+    /// Returns the backend sets with a backend that is a pod of this node and has this address.
     pub(super) fn with_hairpin_at(&self, address: IpAddr) -> impl Iterator<Item = ClassId> {
         self.by_hairpin.get(&address).iter().copied()
     }

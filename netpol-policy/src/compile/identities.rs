@@ -58,12 +58,13 @@ impl Identity {
                 };
                 in_namespace && pods.matches(&self.key.labels)
             }
-            // Blocks match addresses, not pods. Named ports are matched in `evaluate`.
+            // Blocks match addresses, not pods. Named ports are matched in `update_signature`.
             PeerSelector::Block(_) | PeerSelector::Named(..) => false,
         }
     }
 
-    fn evaluate(&mut self, selectors: &PeerSelectors, namespace_labels: &Labels) {
+    /// Computes which peer selectors the identity matches.
+    fn update_signature(&mut self, selectors: &PeerSelectors, namespace_labels: &Labels) {
         let mut signature = Signature::default();
         for (id, selector) in selectors.for_namespace(&self.key.namespace) {
             if self.matches(selector, namespace_labels) {
@@ -80,7 +81,7 @@ impl Identity {
 }
 
 impl Identities {
-    /// Updates the identity of an address. Returns whether the address has another identity now.
+    /// Updates which identity an address has. Returns whether the address has another identity now, or none any more.
     pub(super) fn assign(&mut self, address: IpAddr, selectors: &PeerSelectors, cluster_state: &ClusterState) -> bool {
         let old = self.by_address.get(&address).copied();
         let new =
@@ -102,6 +103,7 @@ impl Identities {
         true
     }
 
+    /// Returns the identity with this key. Creates it if it does not exist.
     fn intern(&mut self, key: IdentityKey, selectors: &PeerSelectors, cluster_state: &ClusterState) -> IdentityId {
         if let Some(id) = self.ids.get(&key) {
             return *id;
@@ -110,13 +112,14 @@ impl Identities {
         self.next += 1;
         let key = Arc::new(key);
         let mut identity = Identity { key: key.clone(), signature: Signature::default(), addresses: BTreeSet::new() };
-        identity.evaluate(selectors, &cluster_state.namespace_labels(&key.namespace));
+        identity.update_signature(selectors, &cluster_state.namespace_labels(&key.namespace));
         self.by_namespace.entry(key.namespace.clone()).or_default().insert(id);
         self.ids.insert(key, id);
         self.entries.insert(id, identity);
         id
     }
 
+    /// Removes an address from an identity. If this was its last address, removes the identity, too.
     fn remove_address(&mut self, id: IdentityId, address: IpAddr) {
         let Some(identity) = self.entries.get_mut(&id) else { return };
         identity.addresses.remove(&address);
@@ -139,7 +142,7 @@ impl Identities {
         self.by_address.contains_key(&address)
     }
 
-    /// Adds the peer selectors that the pod at the address matches.
+    /// Adds to `signature` the peer selectors that the pod at the address matches.
     pub(super) fn add_signature(&self, address: IpAddr, signature: &mut Signature) {
         if let Some(identity) = self.by_address.get(&address).and_then(|id| self.entries.get(id)) {
             signature.selectors.extend(&identity.signature.selectors);
@@ -147,7 +150,8 @@ impl Identities {
         }
     }
 
-    /// Adds a peer selector to all matching identities. Returns their addresses.
+    /// Adds a peer selector to the signatures of all matching identities. Returns the addresses of the changed
+    /// identities.
     pub(super) fn add_selector(
         &mut self,
         id: PeerSelectorId,
@@ -158,6 +162,7 @@ impl Identities {
         for identity in self.candidates(selector, cluster_state) {
             let Some(identity) = self.entries.get_mut(&identity) else { continue };
             let found = match selector {
+                // All candidates are in the selected namespaces.
                 PeerSelector::Pods { pods, .. } => {
                     pods.matches(&identity.key.labels) && identity.signature.selectors.insert(id)
                 }
@@ -177,7 +182,7 @@ impl Identities {
         matched
     }
 
-    /// Removes a peer selector from all identities. Returns the addresses that matched it.
+    /// Removes a peer selector from the signatures of all identities. Returns the addresses that matched it.
     pub(super) fn remove_selector(
         &mut self,
         id: PeerSelectorId,
@@ -196,9 +201,9 @@ impl Identities {
         matched
     }
 
-    /// Returns the identities that may match a peer selector: all identities in the namespaces that it selects. Only
-    /// these can have the selector in their signatures, because [`Identities::reevaluate`] updates the signatures after
-    /// each change of a namespace's labels.
+    /// Returns the identities that may match a peer selector: all identities in the namespaces that it selects. No
+    /// other identity can have the selector in its signature, because [`Identities::reevaluate`] updates the signatures
+    /// after each change of a namespace's labels.
     fn candidates(&self, selector: &PeerSelector, cluster_state: &ClusterState) -> Vec<IdentityId> {
         match selector {
             PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } => {
@@ -214,18 +219,19 @@ impl Identities {
         }
     }
 
-    /// Updates the identities of a namespace after its labels changed. Returns the addresses with a changed signature.
+    /// Updates the signatures of all identities of a namespace after the labels of the namespace changed. Returns the
+    /// addresses with a changed signature.
     pub(super) fn reevaluate(
         &mut self,
         namespace: &NamespaceName,
         selectors: &PeerSelectors,
-        labels: &Labels,
+        namespace_labels: &Labels,
     ) -> Vec<IpAddr> {
         let mut changed = Vec::new();
         for id in self.by_namespace.get(namespace).into_iter().flatten() {
             let Some(identity) = self.entries.get_mut(id) else { continue };
             let before = identity.signature.clone();
-            identity.evaluate(selectors, labels);
+            identity.update_signature(selectors, namespace_labels);
             if identity.signature != before {
                 changed.extend(&identity.addresses);
             }

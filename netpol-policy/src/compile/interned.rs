@@ -1,4 +1,5 @@
-//! Values with an ID, stored once for all of their users.
+//! Values with an ID. Equal values are stored once, with the number of their users. For example, the value can be the
+//! definition of a class (equivalence class of addresses): its users are the addresses in this class.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub(super) struct Interned<Id, V> {
     ids: HashMap<Arc<V>, Id>,
-    /// Values with the number of their users.
+    /// Values by ID, each with the number of its users.
     entries: BTreeMap<Id, (Arc<V>, usize)>,
     /// Values that lost their last user. They may have got a new user since then.
     unused: BTreeSet<Id>,
@@ -55,8 +56,9 @@ impl<Id: Copy + Ord, V: Eq + Hash> Interned<Id, V> {
         retired
     }
 
-    /// Gives the ID of a value to a new value, if the old value has exactly this number of users and the new value has
-    /// no ID. Returns the old value.
+    /// Replaces the value that has the ID `id`. All of its users then use the new value. Does this only if the old
+    /// value has exactly `users` users, and if the new value has no ID yet. Returns the old value; `None` if nothing
+    /// changed.
     pub(super) fn replace(&mut self, id: Id, users: usize, value: &V) -> Option<Arc<V>>
     where
         V: Clone,

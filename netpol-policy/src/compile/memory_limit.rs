@@ -1,4 +1,5 @@
-//! Memory limit for policies: what each policy costs in the maps, and which parts are omitted above the limit.
+//! Memory limit for policies: how much kernel memory each policy costs in the BPF maps, and which blocks and ports of
+//! policies are omitted above the limit. The module [`super`] explains the terms.
 //!
 //! Costs are computed from the objects before anything is written, so that the same objects always have the same
 //! result. If the sum is above the limit, namespaces share the limit max-min fairly: a namespace that costs less than
@@ -35,8 +36,8 @@ pub struct Omitted {
     pub ports: usize,
     /// Number of all `ipBlock` peers and items of `ports` in the policy.
     pub total: usize,
-    /// Number of entries that are missing in rule sets with this policy: `ALLOW` entries, and the ports for any peer.
-    /// Each entry is counted for all policies of its rule set.
+    /// Number of missing entries of rule sets that contain this policy: `ALLOW` entries, and the list of ports that a
+    /// rule set allows to any peer. A missing entry is counted for each policy of its rule set.
     pub entries: usize,
 }
 
@@ -48,7 +49,7 @@ fn shadow_account() -> Account {
     Account::default()
 }
 
-/// Returns the account for rule sets of a namespace.
+/// Returns the account for the rule sets of a namespace that are enforced, or that are for shadow mode.
 pub(super) fn account(mode: Mode, namespace: &NamespaceName) -> Account {
     match mode {
         Mode::Enforce => namespace.clone(),
@@ -70,7 +71,7 @@ pub(super) struct Balance {
 pub(super) struct MemoryLimit {
     /// Limit in bytes. `None` means no limit.
     limit: Option<u64>,
-    /// Pods in scope.
+    /// Pods in scope: the pods that get endpoints, in an agent those of its node.
     pods: BTreeMap<NamespaceName, BTreeSet<PodKey>>,
     /// Size of each policy, by direction.
     sizes: BTreeMap<PolicyKey, [Size; 2]>,
@@ -78,8 +79,9 @@ pub(super) struct MemoryLimit {
     sums: BTreeMap<NamespaceName, (u64, u64)>,
     /// The demand of each namespace. Empty while the limit cannot be exceeded.
     demands: BTreeMap<NamespaceName, Demands>,
-    /// Namespaces with a changed policy or pod.
+    /// Namespaces with a changed policy or pod since the limit was divided last.
     changed: BTreeSet<NamespaceName>,
+    /// The policies that are cut, and what is used of them.
     cuts: BTreeMap<PolicyKey, Cut>,
     /// Namespaces with policies in shadow mode.
     shadow: BTreeSet<NamespaceName>,
@@ -172,7 +174,7 @@ impl MemoryLimit {
         self.changed.insert(key.namespace.clone());
     }
 
-    /// Records the modes of a namespace's policies.
+    /// Records whether a namespace has policies in shadow mode.
     pub(super) fn record_modes(&mut self, namespace: &NamespaceName, cluster_state: &ClusterState) {
         if self.limit.is_none() {
             return;
@@ -267,6 +269,7 @@ impl MemoryLimit {
     /// Returns an upper bound of the cost, as if each pod had rule sets of its own, with an entry for each prefix.
     fn upper_bound(&self) -> u64 {
         let pods: u64 = self.pods.values().map(|pods| pods.len() as u64).sum();
+        // The rule sets of a pod: one for each direction, enforced and for shadow mode.
         let rule_sets = if self.shadow.is_empty() { 2 } else { 4 };
         let cost = |(namespace, own_pods): (&NamespaceName, &BTreeSet<PodKey>)| {
             let (prefixes, ports) = self.sums.get(namespace).copied().unwrap_or_default();
@@ -276,6 +279,7 @@ impl MemoryLimit {
         self.pods.iter().map(cost).fold(0, u64::saturating_add)
     }
 
+    /// Returns the demand of a namespace with these pods in scope.
     fn demands(&self, cluster_state: &ClusterState, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demands {
         let pods: Vec<&Pod> = pods.iter().filter_map(|key| cluster_state.pods.get(key)).collect();
         let modes = cluster_state.effective_modes(namespace);

@@ -30,17 +30,19 @@ pub(super) struct Part {
     pub(super) policy: PolicyKey,
     direction: Direction,
     pub(super) rules: Vec<CompiledRule>,
-    /// Peer selectors with the index of their rule: the rule's peers, or its named ports if it has no peers. To an
-    /// address that matches none of these, the part allows only what it allows to any peer.
+    /// The peer selectors that decide what the part allows to an address, each with the index of its rule: the peers of
+    /// the rule or, if the rule has no peers, its named ports. To an address that matches none of these selectors, the
+    /// part allows only what it allows to any peer.
     pub(super) deciding: Vec<(PeerSelectorId, usize)>,
-    /// Rules without peers, which apply to any peer.
+    /// Indexes of the rules without peers. These rules apply to any peer.
     pub(super) open: Vec<usize>,
-    /// Blocks or ports are left out because of the memory limit.
+    /// Whether blocks or ports are left out because of the memory limit.
     pub(super) incomplete: bool,
+    /// Number of rule sets that contain the part.
     users: usize,
 }
 
-/// A rule with peer selectors as peers.
+/// A resolved rule, with the IDs of its peer selectors.
 #[derive(Clone, Debug)]
 pub(super) struct CompiledRule {
     pub(super) id: RuleId,
@@ -56,7 +58,7 @@ pub(super) enum CompiledPorts {
     All,
     /// Only these ports.
     Of {
-        /// Sorted, without duplicates.
+        /// Port prefixes, sorted and without duplicates.
         prefixes: Vec<PortPrefix>,
         /// Port names that are resolved on the peer.
         named: Vec<(PeerSelectorId, Protocol)>,
@@ -64,8 +66,9 @@ pub(super) enum CompiledPorts {
 }
 
 impl CompiledRule {
-    /// Returns the rule's ports at addresses with this signature (`None` means the empty signature). Returns no ports
-    /// if the rule has all ports.
+    /// Returns the ports that the rule allows at addresses with this signature (the set of peer selectors that an
+    /// address matches). `None` means the empty signature. If the rule allows all ports, the iterator is empty: see
+    /// [`CompiledRule::has_all_ports`].
     pub(super) fn ports_at(&self, signature: Option<&Signature>) -> impl Iterator<Item = PortPrefix> {
         let (fixed, named) = match &self.ports {
             CompiledPorts::All => (&[][..], &[][..]),
@@ -78,7 +81,7 @@ impl CompiledRule {
         fixed.iter().copied().chain(resolved)
     }
 
-    /// Returns whether the rule has this port prefix at addresses with this signature.
+    /// Returns whether [`CompiledRule::ports_at`] returns this port prefix.
     pub(super) fn has_port_at(&self, signature: Option<&Signature>, port: PortPrefix) -> bool {
         match &self.ports {
             CompiledPorts::Of { prefixes, named } if named.is_empty() => prefixes.binary_search(&port).is_ok(),
@@ -86,7 +89,7 @@ impl CompiledRule {
         }
     }
 
-    /// Returns whether the ports depend on the peer.
+    /// Returns whether the rule has port names that are resolved on the peer.
     pub(super) fn has_names(&self) -> bool {
         matches!(&self.ports, CompiledPorts::Of { named, .. } if !named.is_empty())
     }
@@ -121,12 +124,12 @@ impl Part {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
     entries: HashMap<PartId, Part>,
-    /// Parts of the current versions of policies.
+    /// Parts of the current versions of policies, by direction. Parts of earlier versions are only in `entries`.
     current: HashMap<PolicyKey, [CurrentParts; 2]>,
     next: u64,
 }
 
-/// The parts of a policy in one direction.
+/// The parts of a policy in one direction: one part for each combination of port numbers of the selected pods.
 #[derive(Clone, Debug, Default)]
 struct CurrentParts {
     /// Port names that are resolved on the selected pod.
@@ -169,8 +172,8 @@ impl Parts {
         part.map(|(_, id)| *id).ok_or(numbers)
     }
 
-    /// Adds a part with these rules and without users. `incomplete` is set if blocks or ports of the rules are left
-    /// out. `selector` returns the ID of a peer selector.
+    /// Adds a part with these rules and without users. `numbers`: the port numbers that [`Parts::find`]
+    /// returned. `incomplete`: blocks or ports of the rules are left out. `selector` returns the ID of a peer selector.
     pub(super) fn add(
         &mut self,
         policy: &Policy,
@@ -208,7 +211,8 @@ impl Parts {
         id
     }
 
-    /// Forgets the current parts after the policy's rules in this direction changed.
+    /// After the policy's rules in this direction changed: removes the parts from the current parts, so that
+    /// [`Parts::find`] no longer returns them. Rule sets still use these parts until they release them.
     pub(super) fn invalidate(&mut self, policy: &PolicyKey, direction: Direction) {
         if let Some(current) = self.current.get_mut(policy) {
             current[direction as usize] = CurrentParts::default();

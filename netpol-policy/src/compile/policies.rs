@@ -1,4 +1,6 @@
-//! Lists policies with the pods that they select, for status and hit counters.
+//! Lists policies with the pods that they select, for status and for the counters of the flows that each rule allows.
+//! The pods in scope are those that get endpoints: with [`NodeScope::Node`](super::NodeScope::Node), only pods of this
+//! node.
 
 use netpol_common::Direction;
 
@@ -16,7 +18,7 @@ pub struct ListedPolicy<'a> {
     pub mode: Mode,
     /// Whether enforcement is suspended in its namespace. If so, `mode` is [`Mode::Shadow`].
     pub suspended: bool,
-    /// The pods that it selects, without pods outside of the engine's scope.
+    /// The pods in scope that the policy selects.
     pub pods: Vec<&'a PodKey>,
 }
 
@@ -37,7 +39,7 @@ impl Engine {
         self.cluster_state.policies.values().map(|policy| self.listed(policy))
     }
 
-    /// Returns the policies that select a pod in scope.
+    /// Returns the policies that select at least one pod in scope, in the order of their keys.
     pub fn policies_on_node(&self) -> impl Iterator<Item = ListedPolicy<'_>> {
         let mut policies = Vec::new();
         for name in self.endpoints.namespaces() {

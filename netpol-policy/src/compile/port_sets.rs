@@ -17,7 +17,8 @@ pub(super) struct PortSets {
     /// IDs by content hash. The hash is the sum of the entries' hashes, so it can be updated incrementally.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
-    /// Number of entries, by the account that first used their port set.
+    /// Number of entries of the map `PORTS`, by the account (of the memory limit) to which they are charged. Entries of
+    /// a port set are charged to the account of its first user.
     entry_counts: EntryCounts,
     counter: Counter,
     hasher: RandomState,
@@ -28,8 +29,9 @@ struct PortSet {
     ports: Ports,
     hash: u64,
     users: usize,
-    owner: Account,
-    /// The endpoint of a deleted pod (orphaned endpoint) may use the set, so the set must not change.
+    /// The account to which the entries are charged.
+    account: Account,
+    /// Whether the endpoint of a deleted pod (orphaned endpoint) may use the set. Then the set must not change.
     frozen: bool,
 }
 
@@ -65,7 +67,7 @@ impl PortSets {
         self.counter.allocated()
     }
 
-    /// Returns the ports of a set. Returns `None` for the constant sets of [`PortSetId`].
+    /// Returns the ports of a set. Returns `None` for the constant sets `NONE` and `ALL` of [`PortSetId`].
     pub(super) fn ports(&self, id: PortSetId) -> Option<&Ports> {
         self.entries.get(&id).map(|set| &set.ports)
     }
@@ -80,7 +82,7 @@ impl PortSets {
         [PortSetId::NONE, PortSetId::ALL].contains(&id) || self.entries.contains_key(&id)
     }
 
-    /// Adds a user. The constant sets of [`PortSetId`] always exist and need no user.
+    /// Adds a user. The constant sets (`NONE` and `ALL`) always exist, so their users are not counted.
     pub(super) fn add_user(&mut self, id: PortSetId) {
         if let Some(set) = self.entries.get_mut(&id) {
             set.users += 1;
@@ -102,9 +104,9 @@ impl PortSets {
         }
     }
 
-    /// Adds a user to the set of these ports. Returns an entry with the set, and the changes that write the set if it
-    /// is new.
-    pub(super) fn acquire(&mut self, contents: &AllowEntries, owner: &Account) -> (AllowEntry, Vec<Change>) {
+    /// Adds a user to the set of these ports. Returns an `ALLOW` entry with the set, and the changes that write the set
+    /// if it is new. The entries of a new set are charged to `account`.
+    pub(super) fn acquire(&mut self, contents: &AllowEntries, account: &Account) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {
             AllowEntries::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
             AllowEntries::Of(ports) => ports,
@@ -120,8 +122,9 @@ impl PortSets {
         }
         let id = PortSetId(self.counter.next());
         self.by_hash.entry(hash).or_default().push(id);
-        self.entries.insert(id, PortSet { ports: ports.clone(), hash, users: 1, owner: owner.clone(), frozen: false });
-        self.entry_counts.add(owner, ports.len() as u64);
+        self.entries
+            .insert(id, PortSet { ports: ports.clone(), hash, users: 1, account: account.clone(), frozen: false });
+        self.entry_counts.add(account, ports.len() as u64);
         (entry(id), ports.iter().map(|(prefix, rule)| put_change(id, *prefix, *rule)).collect())
     }
 
@@ -158,15 +161,15 @@ impl PortSets {
         self.remove_hash(id);
         let set = self.entries.get_mut(&id)?;
         set.hash = hash;
-        self.entry_counts.subtract(&set.owner, set.ports.len() as u64);
+        self.entry_counts.subtract(&set.account, set.ports.len() as u64);
         diff.apply(&mut set.ports);
-        self.entry_counts.add(&set.owner, set.ports.len() as u64);
+        self.entry_counts.add(&set.account, set.ports.len() as u64);
         self.by_hash.entry(hash).or_default().push(id);
         let puts = diff.put.iter().map(|(prefix, rule)| put_change(id, *prefix, *rule));
         Some(puts.chain(diff.delete.iter().map(|prefix| delete_change(id, *prefix))).collect())
     }
 
-    /// Forbids changes of a set in place.
+    /// Forbids changes of a set in place, for the reason in `PortSet::frozen`.
     pub(super) fn freeze(&mut self, id: PortSetId) {
         if let Some(set) = self.entries.get_mut(&id) {
             set.frozen = true;
@@ -181,8 +184,8 @@ impl PortSets {
             return Vec::new();
         }
         self.remove_hash(id);
-        let Some(PortSet { ports, owner, .. }) = self.entries.remove(&id) else { return Vec::new() };
-        self.entry_counts.subtract(&owner, ports.len() as u64);
+        let Some(PortSet { ports, account, .. }) = self.entries.remove(&id) else { return Vec::new() };
+        self.entry_counts.subtract(&account, ports.len() as u64);
         ports.keys().map(|prefix| delete_change(id, *prefix)).collect()
     }
 

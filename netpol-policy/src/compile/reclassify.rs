@@ -19,27 +19,27 @@ use crate::tables::Change;
 /// contain all of these rules.
 const MAX_CACHED_RULES: usize = 64;
 
-/// Cache of entries. The key is a rule set, its matching rules, and the named ports of the peer. `None` means that no
-/// entry is needed, because the rule set allows the same to any peer.
+/// Cache of `ALLOW` entries. The key is a rule set, its rules that match the class, and the named ports of the class.
+/// `None` means that no entry is needed, because these rules allow no more than the rule set allows to any peer.
 pub(super) type AllowCache = HashMap<(RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>), Option<AllowEntry>>;
 
 /// Addresses and prefixes that move to another class.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
-    /// Each prefix with its classes before and after. The longest prefix comes first: otherwise a new class of a block
-    /// would briefly apply to narrower blocks inside it.
+    /// Each prefix with its classes before and after the move. The longest prefix comes first: otherwise a new class of
+    /// a block would briefly apply to narrower blocks inside it.
     pub(super) prefixes: Vec<(IpNet, ClassId, ClassId)>,
     pub(super) addresses: BTreeMap<IpAddr, AddressMove>,
     /// The classes that did not exist before.
     new: Vec<ClassId>,
 }
 
-/// The entries of an address before and after.
+/// The entries of an address before and after the move.
 #[derive(Debug)]
 pub(super) struct AddressMove {
     pub(super) from: Option<AddressEntry>,
     pub(super) to: Option<AddressEntry>,
-    /// The entry that a lookup found before: the address's own entry, or that of the longest prefix.
+    /// The entry that a lookup found before the move: the address's own entry, or that of the longest prefix.
     pub(super) found_before: AddressEntry,
 }
 
@@ -62,7 +62,8 @@ impl Moves {
 }
 
 impl Engine {
-    /// Finds the next class of all touched addresses and prefixes.
+    /// Finds the next class of each touched address and prefix (whose class may change). If all users of a class get
+    /// the same next signature, the class itself can get this signature (it is renamed). Then its users do not move.
     pub(super) fn find_moves(&mut self, touched: &Touched) -> Moves {
         let prefix = |net: &IpNet| {
             let signature = Signature { selectors: self.blocks.signature(net), ..Signature::default() };
@@ -74,13 +75,13 @@ impl Engine {
         let addresses: Vec<_> = touched.addresses.iter().map(address).collect();
         let mut renamed = BTreeSet::new();
         if touched.may_rename_classes {
-            let of_prefixes = prefixes.iter().map(|(_, from, to)| (*from, Some(to)));
-            let of_addresses = addresses.iter().filter_map(|(_, from, to)| {
+            let moving_prefixes = prefixes.iter().map(|(_, from, to)| (*from, Some(to)));
+            let moving_addresses = addresses.iter().filter_map(|(_, from, to)| {
                 let from = (*from)?;
                 let to = to.as_ref().filter(|(_, flags)| *flags == from.flags);
                 Some((from.class, to.map(|(signature, _)| signature)))
             });
-            renamed = self.classes.rename_all(of_prefixes.chain(of_addresses));
+            renamed = self.classes.rename_all(moving_prefixes.chain(moving_addresses));
         }
         let mut moves = Moves::default();
         for (net, from, signature) in prefixes.into_iter().filter(|(_, from, _)| !renamed.contains(from)) {
@@ -138,7 +139,7 @@ impl Engine {
         }
     }
 
-    /// Returns the rule sets that now allow less to some address.
+    /// Returns the rule sets that may now allow less to some address: flows of their endpoints are evaluated again.
     pub(super) fn narrowed_by_addresses(&self, moves: &Moves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
         for (address, moved) in &moves.addresses {
@@ -182,7 +183,7 @@ impl Engine {
         entry.map(|entry| entry.port_set).or_else(any).unwrap_or(PortSetId::NONE)
     }
 
-    /// Writes what rule sets allow to new classes, and what new rule sets allow to any class.
+    /// Writes what rule sets allow to new classes, and what new rule sets allow to all classes.
     pub(super) fn allow_new(&mut self, changes: &mut Changes, moves: &Moves, new_rule_sets: &BTreeSet<RuleSetId>) {
         let mut cache = AllowCache::new();
         for class in &moves.new {
@@ -198,8 +199,8 @@ impl Engine {
         }
     }
 
-    /// Writes what a rule set allows to a class, if this is more than it allows to any peer and is not yet written.
-    /// Returns false if the memory limit leaves no room for the entry.
+    /// Writes what a rule set allows to a class, unless this is already written, or the rule set allows the same to any
+    /// peer. Returns false if the memory limit leaves no room for the entry.
     pub(super) fn allow(
         &mut self,
         changes: &mut Changes,
@@ -216,7 +217,8 @@ impl Engine {
         let (AllowEntries::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
         let Some(account) = (!matching.is_empty()).then(|| rules.account.clone()) else { return true };
-        // The cost of a block includes the entries for its prefixes, so they are not charged again.
+        // In the memory limit, the cost of a block includes the entries for its prefixes, so they are not charged
+        // again.
         let entries = u64::from(!self.has_only_blocks(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
         let cache_key = (matching.len() <= MAX_CACHED_RULES).then(|| {
@@ -224,6 +226,7 @@ impl Engine {
             (rule_set, matching.clone(), named)
         });
         let found = cache_key.as_ref().and_then(|cache_key| cache.get(cache_key)).copied();
+        // The port set of a cached entry may have been removed since then.
         let exists = |entry: &AllowEntry| self.port_sets.exists(entry.port_set);
         let found = found.filter(|entry| entry.as_ref().is_none_or(exists));
         let entry = if let Some(found) = found {
@@ -258,7 +261,8 @@ impl Engine {
         signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }
 
-    /// Charges an entry to the account of its rule set, unless the cost of a block includes the entry.
+    /// Charges an entry to the account of its rule set (in the memory limit), unless the cost of a block includes the
+    /// entry.
     fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
         if self.classes.signature(class).is_some_and(|signature| !self.has_only_blocks(signature)) {
             self.rule_sets.charge(rule_set, class);

@@ -42,6 +42,7 @@ impl Engine {
         let modes = self.cluster_state.effective_modes(&pod.key.namespace);
         let isolating = isolating(&self.cluster_state, pod, direction)
             .filter(|policy| slot.mode == Mode::Shadow || modes.of(policy) == Mode::Enforce);
+        // Adding a part needs `&mut self`, so the existing parts are found first.
         let parts: Vec<_> =
             isolating.map(|policy| self.parts.find(policy, direction, pod).map_err(|_| policy.key.clone())).collect();
         let add = |part: Result<PartId, PolicyKey>| match part {
@@ -72,14 +73,14 @@ impl Engine {
         if !policy.pods.isolates(&pod.labels) || !policy.isolates_in(direction) {
             return None;
         }
-        let numbers = match parts.find(policy, direction, pod) {
+        let port_numbers = match parts.find(policy, direction, pod) {
             Ok(part) => return Some(part),
-            Err(numbers) => numbers,
+            Err(port_numbers) => port_numbers,
         };
         let mut quota = memory_limit.quota(&policy.key, direction);
-        let resolved = rule_names.resolve(policy, direction, &numbers, &mut quota);
+        let resolved = rule_names.resolve(policy, direction, &port_numbers, &mut quota);
         let mut new_selectors = Vec::new();
-        let part = parts.add(policy, direction, numbers, (resolved, quota.is_exceeded()), |selector| {
+        let part = parts.add(policy, direction, port_numbers, (resolved, quota.is_exceeded()), |selector| {
             let (id, new) = selectors.acquire(selector);
             new_selectors.extend(new.map(|selector| (id, selector)));
             id
@@ -96,7 +97,7 @@ impl Engine {
         Some(part)
     }
 
-    /// Adds a user to the rule set with these parts, and returns the rule set. If it did not exist, adds it, and
+    /// Returns the rule set with these parts, and adds one user to it. If there is no such rule set, adds it, and
     /// inserts its ID into `new`.
     pub(super) fn rule_set_of(
         &mut self,
@@ -112,6 +113,8 @@ impl Engine {
             return id;
         }
         let any = self.for_any_peer(parts);
+        // The account is charged for map entries. All policies of a rule set are in the namespace of the pod, so any of
+        // its parts determines the account.
         let first = parts.first().and_then(|part| self.parts.get(*part));
         let account = first.map(|part| account(slot.mode, &part.policy.namespace)).unwrap_or_default();
         let has_room = self.has_room(&account, (self.port_sets.entries_to_add(&any), 0));
@@ -121,7 +124,7 @@ impl Engine {
         id
     }
 
-    /// Returns what parts allow to any peer.
+    /// Returns what these parts allow to any peer, whatever its address is.
     fn for_any_peer(&self, parts: &[PartId]) -> AllowEntries {
         let parts = parts.iter().filter_map(|id| Some((*id, self.parts.get(*id)?)));
         let open: Vec<_> = parts
@@ -130,7 +133,8 @@ impl Engine {
         self.contents(BTreeMap::new(), &open, &Signature::default())
     }
 
-    /// Adds a user to the port set with these contents, and returns an entry with this port set.
+    /// Returns an `ALLOW` entry with the port set of these contents, and adds one user to the port set. If there is no
+    /// such port set, adds it, and charges its map entries to the account `owner`.
     pub(super) fn intern(&mut self, changes: &mut Changes, contents: &AllowEntries, owner: &Account) -> AllowEntry {
         let (entry, ports) = self.port_sets.acquire(contents, owner);
         self.write_all(changes, ports);
@@ -150,9 +154,9 @@ impl Engine {
         }
     }
 
-    /// Removes the peer selectors without users from all signatures, and deletes the prefixes that only these selectors
-    /// had. Returns the addresses, prefixes and frontends that may get another class now, or `None` if there are no
-    /// such peer selectors.
+    /// Removes the peer selectors without users from all signatures, and deletes the prefixes that belong only to these
+    /// selectors. Returns the addresses, prefixes and frontends that may get another class now, or `None` if there are
+    /// no such peer selectors.
     pub(super) fn retire_selectors(&mut self, changes: &mut Changes) -> Option<Touched> {
         let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
         let retired = self.selectors.retire();

@@ -1,6 +1,11 @@
 //! Rule sets: the resolved rules of all policies that isolate a pod in one direction. Pods with the same rules share a
-//! rule set. It keeps its ID while policies are added to it or removed from it in place. The module [`super`] explains
-//! the terms.
+//! rule set. A rule set keeps its ID while policies are added to it or removed from it in place. The module [`super`]
+//! explains the terms.
+//!
+//! *Entries* are entries of the map `ALLOW`: what a rule set allows to a class of addresses. They are *charged* to an
+//! account of the memory limit (a namespace, or all policies in shadow mode), or *refused* if the limit leaves no room.
+//! Rules without peers apply to *any peer*: endpoints store the port set of these rules, which applies to classes
+//! without an entry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,7 +24,7 @@ use super::selectors::PeerSelectorId;
 use crate::index::Index;
 use crate::model::{Mode, PolicyKey};
 
-/// Number of policy names that are kept for deleted rule sets.
+/// Maximum number of policy names that are kept for deleted rule sets.
 const MAX_RETIRED_POLICIES: usize = 65_536;
 
 /// Identifies a rule set: its slot (mode and direction), and its parts in the order of their policies. An enforced rule
@@ -30,22 +35,25 @@ type Key = (Slot, Arc<[PartId]>);
 /// The rule sets in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RuleSets {
-    ids: HashMap<Key, RuleSetId>,
-    entries: BTreeMap<RuleSetId, RuleSet>,
+    /// The rule sets that new pods can share.
+    shared: HashMap<Key, RuleSetId>,
+    by_id: BTreeMap<RuleSetId, RuleSet>,
+    /// The rule sets in which each peer selector decides.
     by_selector: Index<PeerSelectorId, RuleSetId>,
     /// Rule sets that depend on the backends of Services.
     evaluating_services: BTreeSet<RuleSetId>,
     /// The rule sets of `evaluating_services`, by the port prefixes that they allow to any peer.
     by_port_for_any_peer: Index<PortPrefix, RuleSetId>,
-    /// Number of `ALLOW` entries for classes of pods.
+    /// Number of charged entries for classes of pods, by account.
     entry_counts: EntryCounts,
-    /// Entries for which the memory limit leaves no room.
+    /// Entries that are not written, because the memory limit leaves no room.
     refused: BTreeSet<(RuleSetId, ClassId)>,
-    /// Rule sets that lost their last user. They may have got a new user since then.
+    /// Rule sets that lost their last user (endpoint). They may have got a new user since then.
     unused: BTreeSet<RuleSetId>,
     counter: Counter,
-    /// Policies of deleted rule sets, oldest first.
+    /// Policies of deleted rule sets, oldest first. Events that arrive later may contain the IDs of these rule sets.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
+    /// Number of policies in `retired`.
     retired_policies: usize,
 }
 
@@ -54,17 +62,18 @@ pub(super) struct RuleSets {
 pub(super) struct RuleSet {
     key: Key,
     pub(super) policies: Vec<PolicyKey>,
-    /// The account that entries are charged to.
+    /// The account to which entries are charged.
     pub(super) account: Account,
-    /// For each peer selector that decides (see [`super::parts::Part::deciding`]), the rules that have it.
+    /// For each peer selector that decides (see [`super::parts::Part::deciding`]), the rules with this selector.
     deciding: HashMap<PeerSelectorId, Vec<RuleAt>>,
     /// What the rule set allows to any peer.
     pub(super) any: AllowEntries,
     /// What endpoints with this rule set store: its ID, and the port set for any peer.
     pub(super) policy: DirectionPolicy,
+    /// Number of endpoints with this rule set.
     users: usize,
-    /// A deleted pod had this rule set. If the pod's interface still exists, it stays enforced (orphaned endpoint), so
-    /// the rule set must not be changed to allow more.
+    /// A deleted pod had this rule set. If the pod's interface still exists, the rule set stays enforced there
+    /// (orphaned endpoint), so it must not be changed to allow more.
     frozen: bool,
     /// Number of parts with blocks or ports left out because of the memory limit.
     incomplete_parts: usize,
@@ -75,8 +84,8 @@ pub(super) struct RuleSet {
 }
 
 impl RuleSet {
-    /// Returns whether Services are evaluated by their backends: only for egress, and only if the rule set does not
-    /// allow everything to any peer.
+    /// Returns whether Services are evaluated by their backends. This is so for egress, unless the rule set allows
+    /// everything to any peer.
     pub(super) fn evaluates_services(&self) -> bool {
         self.slot().direction == Direction::Egress && matches!(self.any, AllowEntries::Of(_))
     }
@@ -90,14 +99,14 @@ impl RuleSet {
         self.key.0
     }
 
-    /// Returns whether the rule set may change in place for this number of pods: no other pod uses it, and it is not
+    /// Returns whether the rule set may change in place for this number of pods: only these pods use it, and it is not
     /// frozen.
     pub(super) fn may_change(&self, pods: usize) -> bool {
         self.users == pods && !self.frozen
     }
 
-    /// Returns the peer selectors that decide. An address that matches none of them is allowed only what the rule set
-    /// allows to any peer.
+    /// Returns the peer selectors that decide. To an address that matches none of them, the rule set allows only what
+    /// it allows to any peer.
     pub(super) fn deciding_selectors(&self) -> impl Iterator<Item = PeerSelectorId> {
         self.deciding.keys().copied()
     }
@@ -111,8 +120,8 @@ impl RuleSet {
         matching
     }
 
-    /// Returns the rules without peers.
-    pub(super) fn open<'a>(&'a self, parts: &'a Parts) -> impl Iterator<Item = RuleAt> + 'a {
+    /// Returns the rules without peers, which apply to any peer.
+    pub(super) fn rules_without_peers<'a>(&'a self, parts: &'a Parts) -> impl Iterator<Item = RuleAt> + 'a {
         let parts = self.key.1.iter().filter_map(|id| Some((*id, parts.get(*id)?)));
         parts.flat_map(|(id, part)| part.open.iter().map(move |index| RuleAt { part: id, index: *index }))
     }
@@ -128,12 +137,12 @@ impl RuleSets {
         self.counter.allocated()
     }
 
-    /// Keeps the policies of the previous engine's rule sets, in the same way as those of deleted rule sets.
+    /// Keeps the policies of the previous engine's rule sets (`before`), in the same way as those of deleted rule sets.
     pub(super) fn inherit(&mut self, before: &Self) {
         for (id, policies) in &before.retired {
             self.keep_policies(*id, policies.clone());
         }
-        for (id, rule_set) in &before.entries {
+        for (id, rule_set) in &before.by_id {
             self.keep_policies(*id, rule_set.policies.clone());
         }
     }
@@ -148,20 +157,20 @@ impl RuleSets {
         }
     }
 
-    /// Returns the rule set with these parts.
+    /// Returns the rule set with these parts, if new pods can share it.
     pub(super) fn find(&self, slot: Slot, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
-        self.ids.get(&(slot, parts.clone())).copied()
+        self.shared.get(&(slot, parts.clone())).copied()
     }
 
-    /// Adds a user to the rule set with these parts, if it exists. Returns its ID.
+    /// Adds a user to the rule set with these parts, if new pods can share it. Returns the ID of the rule set.
     pub(super) fn acquire(&mut self, slot: Slot, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
         let id = self.find(slot, parts)?;
-        self.entries.get_mut(&id)?.users += 1;
+        self.by_id.get_mut(&id)?.users += 1;
         Some(id)
     }
 
-    /// Adds a rule set with one user. `any` is what it allows to any peer, and `any_set` is the port set of `any`, if
-    /// the memory limit leaves room for it.
+    /// Adds a rule set with one user. `ids` are its parts, `any` is what it allows to any peer, and `any_set` is the
+    /// port set of `any`, if the memory limit leaves room for it.
     pub(super) fn add(
         &mut self,
         slot: Slot,
@@ -206,22 +215,23 @@ impl RuleSets {
                 self.by_port_for_any_peer.insert(prefix, id);
             }
         }
-        self.ids.insert(key, id);
-        self.entries.insert(id, rule_set);
+        self.shared.insert(key, id);
+        self.by_id.insert(id, rule_set);
         id
     }
 
-    /// Sets the parts of a rule set. The rules stay the same until [`RuleSets::change`].
+    /// Sets the parts of a rule set, and makes them its key. What the rule set allows stays the same until
+    /// [`RuleSets::change`] and [`RuleSets::set_any`].
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
         self.stop_sharing(id);
-        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        let Some(rule_set) = self.by_id.get_mut(&id) else { return };
         rule_set.key.1 = parts;
-        self.ids.insert(rule_set.key.clone(), id);
+        self.shared.insert(rule_set.key.clone(), id);
     }
 
     /// Adds or removes the rules of a part.
     pub(super) fn change(&mut self, id: RuleSetId, change: PartChange, parts: &mut Parts) {
-        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        let Some(rule_set) = self.by_id.get_mut(&id) else { return };
         let part_id = match change {
             PartChange::Add(part_id) | PartChange::Remove(part_id) => part_id,
         };
@@ -254,9 +264,9 @@ impl RuleSets {
         }
     }
 
-    /// Changes what a rule set allows to any peer.
+    /// Changes what a rule set allows to any peer: applies `change`, and stores the ID of the new port set.
     pub(super) fn set_any(&mut self, id: RuleSetId, change: &super::port_sets::Diff, any_set: PortSetId) {
-        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        let Some(rule_set) = self.by_id.get_mut(&id) else { return };
         rule_set.policy.any = any_set;
         let evaluates_services = rule_set.evaluates_services();
         let AllowEntries::Of(ports) = &mut rule_set.any else { return };
@@ -273,16 +283,16 @@ impl RuleSets {
 
     /// Forbids changes in place after a pod with this rule set was deleted. Returns the port set for any peer.
     pub(super) fn freeze(&mut self, id: RuleSetId) -> Option<PortSetId> {
-        let rule_set = self.entries.get_mut(&id)?;
+        let rule_set = self.by_id.get_mut(&id)?;
         rule_set.frozen = true;
         Some(rule_set.policy.any)
     }
 
     /// Removes a user. The rule set stays until [`RuleSets::retire`].
     pub(super) fn release(&mut self, id: RuleSetId) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.users -= 1;
-        if entry.users == 0 {
+        let Some(rule_set) = self.by_id.get_mut(&id) else { return };
+        rule_set.users -= 1;
+        if rule_set.users == 0 {
             self.unused.insert(id);
         }
     }
@@ -294,10 +304,10 @@ impl RuleSets {
     }
 
     fn retire_one(&mut self, id: RuleSetId) -> Option<RuleSet> {
-        if self.entries.get(&id)?.users > 0 {
+        if self.by_id.get(&id)?.users > 0 {
             return None;
         }
-        let rule_set = self.entries.remove(&id)?;
+        let rule_set = self.by_id.remove(&id)?;
         self.entry_counts.subtract(&rule_set.account, rule_set.charged.len() as u64);
         let refused: Vec<_> = self.refused_by(id).collect();
         for entry in refused {
@@ -316,12 +326,13 @@ impl RuleSets {
     }
 
     pub(super) fn get(&self, id: RuleSetId) -> Option<&RuleSet> {
-        self.entries.get(&id)
+        self.by_id.get(&id)
     }
 
+    /// Removes a key, unless it belongs to another rule set than `id` by now.
     fn forget_key(&mut self, key: &Key, id: RuleSetId) {
-        if self.ids.get(key) == Some(&id) {
-            self.ids.remove(key);
+        if self.shared.get(key) == Some(&id) {
+            self.shared.remove(key);
         }
     }
 
@@ -332,16 +343,16 @@ impl RuleSets {
 
     /// Charges an entry for a class of pods.
     pub(super) fn charge(&mut self, id: RuleSetId, class: ClassId) {
-        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        let Some(rule_set) = self.by_id.get_mut(&id) else { return };
         if rule_set.charged.insert(class) {
             self.entry_counts.add(&rule_set.account, 1);
         }
     }
 
-    /// Ends the charge and the refusal of an entry that was deleted or is no longer needed.
+    /// Removes the charge or the refusal of an entry that was deleted or is no longer needed.
     pub(super) fn discharge(&mut self, id: RuleSetId, class: ClassId) {
         self.refused.remove(&(id, class));
-        if let Some(rule_set) = self.entries.get_mut(&id)
+        if let Some(rule_set) = self.by_id.get_mut(&id)
             && rule_set.charged.remove(&class)
         {
             self.entry_counts.subtract(&rule_set.account, 1);
@@ -363,16 +374,16 @@ impl RuleSets {
         self.refused.iter().copied()
     }
 
-    /// Returns the rule set of each refused entry of a mode, including refused ports for any peer.
+    /// For each refused entry of a mode, returns its rule set. A refused port set for any peer counts as an entry.
     pub(super) fn refusals(&self, mode: Mode) -> impl Iterator<Item = RuleSetId> {
-        let for_any_peer = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
+        let for_any_peer = self.by_id.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
         let all = self.refused.iter().map(|(id, _)| *id).chain(for_any_peer);
-        all.filter(move |id| self.entries.get(id).is_some_and(|rule_set| rule_set.slot().mode == mode))
+        all.filter(move |id| self.by_id.get(id).is_some_and(|rule_set| rule_set.slot().mode == mode))
     }
 
     /// Returns the rule sets for shadow mode that are incomplete because of the memory limit.
     pub(super) fn incomplete_shadow(&self) -> impl Iterator<Item = &RuleSet> {
-        let shadow = self.entries.iter().filter(|(_, rule_set)| rule_set.slot().mode == Mode::Shadow);
+        let shadow = self.by_id.iter().filter(|(_, rule_set)| rule_set.slot().mode == Mode::Shadow);
         shadow.filter(|(id, _)| self.is_incomplete(**id)).map(|(_, rule_set)| rule_set)
     }
 
@@ -382,30 +393,30 @@ impl RuleSets {
 
     /// Returns whether an entry or the ports for any peer of a rule set were refused, because there was no room.
     pub(super) fn has_refused(&self, id: RuleSetId) -> bool {
-        self.entries.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
+        self.by_id.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
     }
 
     /// Returns the rule sets in use that lack the ports for any peer, because there was no room for these ports.
     pub(super) fn without_any(&self) -> impl Iterator<Item = (RuleSetId, &RuleSet)> {
-        let refused = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused && rule_set.users > 0);
+        let refused = self.by_id.iter().filter(|(_, rule_set)| rule_set.any_refused && rule_set.users > 0);
         refused.map(|(id, rule_set)| (*id, rule_set))
     }
 
-    /// Stops the sharing of a rule set: from now on, pods with the same rules get a new rule set.
+    /// Ends the sharing of a rule set with new pods: from now on, new pods with the same rules get another rule set.
     pub(super) fn stop_sharing(&mut self, id: RuleSetId) {
-        if let Some(key) = self.entries.get(&id).map(|rule_set| rule_set.key.clone()) {
+        if let Some(key) = self.by_id.get(&id).map(|rule_set| rule_set.key.clone()) {
             self.forget_key(&key, id);
         }
     }
 
     /// Returns whether a rule set lacks blocks, ports or entries because of the memory limit.
     pub(super) fn is_incomplete(&self, id: RuleSetId) -> bool {
-        self.entries.get(&id).is_some_and(|rule_set| rule_set.incomplete_parts > 0) || self.has_refused(id)
+        self.by_id.get(&id).is_some_and(|rule_set| rule_set.incomplete_parts > 0) || self.has_refused(id)
     }
 
     /// Returns all IDs in use.
     pub(super) fn all(&self) -> impl Iterator<Item = RuleSetId> {
-        self.entries.iter().filter(|(_, rule_set)| rule_set.users > 0).map(|(id, _)| *id)
+        self.by_id.iter().filter(|(_, rule_set)| rule_set.users > 0).map(|(id, _)| *id)
     }
 
     /// Returns the rule sets that depend on the backends of Services.
@@ -420,7 +431,7 @@ impl RuleSets {
 
     /// Returns whether an endpoint uses a rule set.
     pub(super) fn is_used(&self, id: RuleSetId) -> bool {
-        self.entries.get(&id).is_some_and(|rule_set| rule_set.users > 0)
+        self.by_id.get(&id).is_some_and(|rule_set| rule_set.users > 0)
     }
 
     /// Returns the rule sets in which a peer selector decides. They may allow more to matching addresses than to any
@@ -431,8 +442,8 @@ impl RuleSets {
 
     /// Returns the policies of a rule set, also if the rule set was deleted recently.
     pub(super) fn policies(&self, id: RuleSetId) -> Option<&[PolicyKey]> {
-        match self.entries.get(&id) {
-            Some(entry) => Some(&entry.policies),
+        match self.by_id.get(&id) {
+            Some(rule_set) => Some(&rule_set.policies),
             None => self.retired.iter().rev().find(|(old, _)| *old == id).map(|(_, policies)| &policies[..]),
         }
     }

@@ -12,7 +12,7 @@ use super::selectors::{Namespaces, PeerSelector};
 use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
 /// Maximum number of deleted rules for which the name is kept, and of deleted rule sets for which the policies are
-/// kept. Late flow events can contain the IDs of deleted rules and rule sets.
+/// kept. Events of flows can arrive late, with IDs of rules and rule sets that are deleted by then.
 pub(super) const MAX_RETIRED: usize = 4096;
 
 /// Identifies a rule of a policy.
@@ -26,16 +26,20 @@ pub struct RuleName {
     pub index: usize,
 }
 
-/// IDs of rules.
+/// IDs and names of rules.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RuleNames {
+    /// The IDs of existing rules.
     ids: HashMap<RuleName, RuleId>,
+    /// The names of existing and of retired rules.
     names: BTreeMap<RuleId, RuleName>,
+    /// The rules that were deleted, the oldest first.
     retired: VecDeque<RuleId>,
     counter: Counter,
 }
 
 impl RuleNames {
+    /// `first` is the first ID to allocate.
     pub(super) fn new(first: RuleId) -> Self {
         Self { counter: Counter::starting_at(first.0), ..Self::default() }
     }
@@ -49,7 +53,8 @@ impl RuleNames {
         self.counter.allocated()
     }
 
-    /// Keeps the rule names of the previous engine, in the same way as the names of deleted rules.
+    /// Keeps the rule names of the previous engine (the compiler that this one replaces), in the same way as the names
+    /// of deleted rules.
     pub(super) fn inherit(&mut self, before: &Self) {
         let latest = before.names.iter().rev().take(MAX_RETIRED);
         for (id, name) in latest.rev() {
@@ -64,6 +69,7 @@ impl RuleNames {
         self.ids.len()
     }
 
+    /// Returns the ID of a rule. Allocates it if the rule is new.
     fn id(&mut self, name: RuleName) -> RuleId {
         *self.ids.entry(name).or_insert_with_key(|name| {
             let id = RuleId(self.counter.next());
@@ -87,8 +93,9 @@ impl RuleNames {
         }
     }
 
-    /// Resolves the rules of a policy in one direction. `pod_ports` has the selected pod's port numbers for each name
-    /// of [`pod_port_names`]. Blocks and ports above the memory limit are omitted.
+    /// Resolves the rules of a policy in one direction, for a pod that the policy selects. `pod_ports` has the pod's
+    /// port numbers for each name of [`pod_port_names`], in the same order. Blocks and ports above the memory limit are
+    /// omitted.
     pub(super) fn resolve(
         &mut self,
         policy: &Policy,
@@ -171,6 +178,7 @@ fn resolve_peers(peers: &Peers, policy: &Policy, quota: &mut Quota) -> Option<Ve
 }
 
 /// Resolves ports. A named port is resolved on the destination: for ingress the selected pod, for egress the peer.
+/// `names` is the result of [`pod_port_names`], and `pod_ports` has the selected pod's port numbers for each name.
 fn resolve_ports(
     ports: &Ports,
     direction: Direction,

@@ -1,16 +1,17 @@
-//! Sets of peer selectors, stored as bitmaps of 64-bit words. Peer selectors that are created together have consecutive
-//! IDs, so a set of thousands of peer selectors takes only tens of words. Sets of this size are fast to compare, hash
-//! and copy.
+//! Sets of peer selectors (distinct peer conditions of rules), stored as bitmaps of 64-bit words. Peer selectors that
+//! are created together have consecutive IDs, so a set of thousands of peer selectors takes only tens of words. Sets of
+//! this size are fast to compare, hash and copy.
 
 use super::selectors::PeerSelectorId;
 
 /// A set of peer selectors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct PeerSelectorSet {
-    /// Pairs of word index and bits, sorted by index. Words without bits are not stored.
+    /// The words, each with its index, sorted by index. Words without set bits are not stored.
     words: Vec<(u64, u64)>,
 }
 
+/// Returns the index of the word for an ID, and the word in which only the bit for this ID is set.
 fn word_and_bit(id: PeerSelectorId) -> (u64, u64) {
     (id.0 / 64, 1 << (id.0 % 64))
 }
@@ -74,8 +75,8 @@ impl PeerSelectorSet {
         let mut others = other.words.iter().peekable();
         let words = self.words.iter().map(move |(word, bits)| {
             while others.next_if(|(other, _)| other < word).is_some() {}
-            let present = others.peek().filter(|(other, _)| other == word).map_or(0, |(_, bits)| *bits);
-            (*word, bits & !present)
+            let other_bits = others.peek().filter(|(other, _)| other == word).map_or(0, |(_, bits)| *bits);
+            (*word, bits & !other_bits)
         });
         words.flat_map(|(word, bits)| ids(word, bits))
     }
@@ -86,6 +87,7 @@ impl PeerSelectorSet {
     }
 }
 
+/// Returns the IDs of the bits that are set in a word. `word` is the index of the word.
 fn ids(word: u64, mut bits: u64) -> impl Iterator<Item = PeerSelectorId> {
     std::iter::from_fn(move || {
         let bit = bits.trailing_zeros();

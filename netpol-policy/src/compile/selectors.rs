@@ -1,4 +1,4 @@
-//! Peer selectors: the distinct peer conditions of the rules in use.
+//! Peer selectors: the distinct peer conditions of the rules in use. A peer is an item of `from` or `to` of a policy.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ pub(super) enum PeerSelector {
     },
     /// Addresses in an ipBlock.
     Block(IpBlock),
-    /// Pods that have a port with this name and protocol. The signature of a pod's address (the peer selectors that it
-    /// matches) also has the port number.
+    /// Pods that have a port with this name and protocol, for named ports of egress rules. A signature is the set of
+    /// peer selectors that an address matches; for this peer selector, it also has the number of the pod's port.
     Named(Arc<str>, Protocol),
 }
 
@@ -49,7 +49,8 @@ pub(super) struct PeerSelectors {
 }
 
 impl PeerSelectors {
-    /// Adds a user to a peer selector. Returns its ID, and the peer selector if it is new.
+    /// Adds a user (a rule) to a peer selector. Returns the ID of the peer selector. If the peer selector is new, also
+    /// returns the peer selector itself.
     pub(super) fn acquire(&mut self, selector: PeerSelector) -> (PeerSelectorId, Option<Arc<PeerSelector>>) {
         let (id, new) = self.selectors.acquire(selector, || {
             self.next += 1;

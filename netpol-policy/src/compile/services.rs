@@ -30,6 +30,7 @@ pub(super) struct FrontendMoves {
 }
 
 impl FrontendMoves {
+    /// Returns the frontends that are added, deleted or moved to another class.
     fn changed(&self) -> impl Iterator<Item = (Frontend, Option<ClassId>, Option<ClassId>)> {
         self.all.iter().filter(|(_, (from, to))| from != to).map(|(frontend, (from, to))| (*frontend, *from, *to))
     }
@@ -61,15 +62,16 @@ enum Destination {
 }
 
 impl Engine {
-    /// Returns the frontends with a backend that is inside this block and has no address entry. Such a backend has the
-    /// class of a prefix.
+    /// Returns the frontends with a backend that is inside this block and has no entry for its address. Such a backend
+    /// has the class of a prefix.
     pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
         let backends = self.cluster_state.backends_between(net.network(), net.broadcast());
         let by_prefix = backends.filter(|address| self.tables.exact_address(*address).is_none());
         by_prefix.flat_map(|address| self.cluster_state.frontends_with_backend_at(address)).collect()
     }
 
-    /// Finds the next backend set of touched frontends and of frontends with moved backends.
+    /// Finds the next backend set of each touched frontend (the event may change its backends), and of each frontend
+    /// with a backend that moves to another class.
     pub(super) fn frontend_moves(&mut self, mut touched: BTreeSet<Frontend>, moves: &Moves) -> FrontendMoves {
         let backends = moves.addresses.iter().filter(|(_, address_move)| address_move.from != address_move.to);
         touched.extend(backends.flat_map(|(backend, _)| self.cluster_state.frontends_with_backend_at(*backend)));
@@ -87,7 +89,7 @@ impl Engine {
         frontends
     }
 
-    /// Compiles the backend set that a frontend has after the moves.
+    /// Compiles the backend set that a frontend has after these moves of backends.
     fn compile_backend_set(&self, frontend: &Frontend, moves: &Moves) -> BackendSet {
         let mut backend_set = BackendSet::default();
         for backend in self.cluster_state.backends(frontend) {
@@ -150,7 +152,7 @@ impl Engine {
         }
         entries
             .retain(|(rule_set, class)| self.tables.allow(&AllowKey { rule_set: *rule_set, class: *class }).is_none());
-        self.update_frontends(changes, next, entries);
+        self.update_backend_set_entries(changes, next, entries);
     }
 
     /// Returns the rule sets that allow one of these ports to any peer.
@@ -172,20 +174,21 @@ impl Engine {
         let ports = for_any_peer.put.iter().map(|(prefix, _)| *prefix).chain(for_any_peer.delete.iter().copied());
         let mut classes = self.backend_sets.with_backend_at(ports);
         classes.extend(peers.iter().flat_map(|peer| self.backend_sets.with_backend_of(*peer)));
-        self.update_frontends(changes, next, classes.into_iter().map(|class| (rule_set, class)));
+        self.update_backend_set_entries(changes, next, classes.into_iter().map(|class| (rule_set, class)));
     }
 
-    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set.
+    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set. Must be
+    /// called after the endpoints are written, because it does not consider their next rule sets.
     pub(super) fn disallow_previous(&mut self, changes: &mut Changes, previous_egress: BTreeSet<RuleSetId>) {
         for rule_set in previous_egress {
             let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
             let entries = classes.into_iter().map(|class| (rule_set, class));
-            self.update_frontends(changes, &NextEndpoints::new(), entries);
+            self.update_backend_set_entries(changes, &NextEndpoints::new(), entries);
         }
     }
 
     /// Writes the `ALLOW` entries of these pairs of rule set and backend set, if they changed.
-    fn update_frontends(
+    fn update_backend_set_entries(
         &mut self,
         changes: &mut Changes,
         next: &NextEndpoints,
@@ -199,7 +202,7 @@ impl Engine {
             let (before, port_set) = (self.tables.allow(&key), self.allowed_backends(next, rule_set, class));
             if port_set == PortSetId::NONE {
                 if before.is_some() {
-                    self.disallow_frontends(changes, rule_set, class);
+                    self.delete_backend_set_entry(changes, rule_set, class);
                 }
             } else if before.is_none_or(|before| before.port_set != port_set) {
                 self.backend_sets.record_entry(rule_set, class);
@@ -208,12 +211,13 @@ impl Engine {
         }
     }
 
-    fn disallow_frontends(&mut self, changes: &mut Changes, rule_set: RuleSetId, class: ClassId) {
+    /// Deletes the `ALLOW` entry of a rule set for a backend set.
+    fn delete_backend_set_entry(&mut self, changes: &mut Changes, rule_set: RuleSetId, class: ClassId) {
         self.backend_sets.record_removal(rule_set, class);
         self.write(changes, Change::DeleteAllow(AllowKey { rule_set, class }));
     }
 
-    /// Returns how many of the backends a rule set allows: `ALL`, `SOME` or `NONE`.
+    /// Returns how many backends of the backend set with this class a rule set allows: `ALL`, `SOME` or `NONE`.
     fn allowed_backends(&self, next: &NextEndpoints, rule_set: RuleSetId, class: ClassId) -> PortSetId {
         let Some(backend_set) = self.backend_sets.get(class) else { return PortSetId::NONE };
         let (mut all_allowed, mut all_denied) = (true, true);
@@ -276,8 +280,8 @@ impl Engine {
                     pairs.insert((before, now));
                 }
                 // A NodePort was added to all other nodes, or removed from them. What changes can differ between nodes:
-                // an address of a node may also have its own frontend at this port. So all of these rule sets count as
-                // narrowed.
+                // an address of a node may also have its own frontend at this port. So all rule sets that evaluate
+                // Services count as narrowed.
                 (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
                     let is_other_node = |address| {
                         FrontendAddress::any_node(address) == any_node && !self.cluster_state.is_local_address(address)
@@ -314,9 +318,9 @@ impl Engine {
             let moved = frontends.all.get(&frontend);
             moved.map_or_else(|| self.tables.frontend(&frontend), |(from, _)| *from)
         };
-        let of_nodes =
+        let of_node_port =
             || class_of(FrontendAddress::any_node(address)).filter(|_| entry.flags & address_flags::NODE != 0);
-        let class = class_of(FrontendAddress::Address(address)).or_else(of_nodes);
+        let class = class_of(FrontendAddress::Address(address)).or_else(of_node_port);
         class.map_or(Destination::Peer(entry.class, protocol, port), Destination::Backends)
     }
 
@@ -347,10 +351,10 @@ impl Engine {
         }
     }
 
-    /// Removes the backend sets without users, with their allow entries.
+    /// Removes the backend sets without users, and deletes the `ALLOW` entries for them.
     pub(super) fn retire_backend_sets(&mut self, changes: &mut Changes) {
         for (rule_set, class) in self.backend_sets.retire() {
-            self.disallow_frontends(changes, rule_set, class);
+            self.delete_backend_set_entry(changes, rule_set, class);
         }
     }
 
@@ -358,7 +362,7 @@ impl Engine {
     pub(super) fn disallow_all_frontends(&mut self, changes: &mut Changes, rule_set: RuleSetId) {
         let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
         for class in classes {
-            self.disallow_frontends(changes, rule_set, class);
+            self.delete_backend_set_entry(changes, rule_set, class);
         }
     }
 }

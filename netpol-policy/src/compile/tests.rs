@@ -1,5 +1,6 @@
-//! Tests of the changes that an event returns, and of their order. `tests/agreement.rs` compares the resulting tables
-//! with the reference, for random sequences of events. sNN in the name of a test is an item of docs/semantics.md.
+//! Tests of the map changes that [`Engine::apply`] returns for an event, and of their order. `tests/agreement.rs`
+//! compares the resulting tables with the reference evaluator, for random sequences of events. sNN in the name of a
+//! test is an item of docs/semantics.md.
 
 mod modes;
 mod services;
@@ -9,7 +10,7 @@ use netpol_common::{Direction, protocol};
 use super::*;
 use crate::manifest;
 
-/// Returns an engine for pods of `node-1`.
+/// Returns an engine for the pods of `node-1`, with a memory limit that the policies of these tests do not reach.
 fn engine(yaml: &str) -> Engine {
     let mut engine =
         Engine::new(NodeScope::Node("node-1".into()), FirstIds::default()).with_policy_memory(Some(64 << 20));
@@ -23,6 +24,7 @@ fn objects(yaml: &str) -> Vec<Object> {
     parsed.objects.into_iter().map(|located| located.object).collect()
 }
 
+/// Returns a pod in namespace `shop`, with the label `app` and these container ports.
 fn pod(name: &str, node: u8, app: &str, address: &str, ports: &str) -> String {
     format!(
         "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, labels: {{app: {app}}}}}, \
@@ -30,6 +32,7 @@ fn pod(name: &str, node: u8, app: &str, address: &str, ports: &str) -> String {
     )
 }
 
+/// Returns a policy in namespace `shop`.
 fn policy(name: &str, spec: &str) -> String {
     format!(
         "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
@@ -97,7 +100,7 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
 }
 
 #[test]
-fn a_pod_like_existing_pods_takes_writes_only_for_its_address_and_endpoint() {
+fn a_pod_with_the_labels_of_existing_pods_takes_writes_only_for_its_address_and_endpoint() {
     let mut engine = engine(
         &[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web_policy(80)].concat(),
     );
@@ -141,14 +144,14 @@ fn adding_or_deleting_a_policy_writes_only_the_entries_that_it_changes() {
     assert_eq!(
         apply(&mut engine, &block(200)).len(),
         101 + 2,
-        "the ports of the block's entry (its own port, and 100 ports for any peer), the entry, and the prefix"
+        "101 ports of the block (its own port, and the 100 ports open to any peer), the `ALLOW` entry, and the prefix"
     );
     assert_eq!(
         delete(&mut engine, &block(200)).len(),
         101 + 4,
-        "101 ports, two changes of the entry (ports for any peer, then deleted), the prefix, and a re-evaluation"
+        "101 ports, two changes of the `ALLOW` entry (ports for any peer, deleted), the prefix, and a re-evaluation"
     );
-    // The rule applies to any peer, so the port sets of all 100 blocks get the port, too.
+    // The rule applies to any peer: the port set for any peer and the port sets of the 100 blocks get the port.
     assert_eq!(apply(&mut engine, &open(200)).len(), 101);
     assert_eq!(delete(&mut engine, &open(200)).len(), 101 + 1);
     assert_eq!(rule_set(&engine, "web"), id);
@@ -165,6 +168,7 @@ fn ten_thousand_blocks_share_a_changed_port() {
     let mut engine = engine(&[pod("web", 1, "web", "192.168.0.1", ""), with_ports("{port: 80}, {port: 90}")].concat());
     assert_eq!(apply(&mut engine, &with_ports("{port: 80}, {port: 91}")), ["+port 91", "-port 90", "reevaluate 1"]);
     for (port, expected) in [(80, true), (90, false), (91, true)] {
+        // An address in the last block.
         assert_eq!(allows(&engine, Direction::Ingress, "10.39.15.1", port), expected, "{port}");
     }
 }
@@ -270,9 +274,9 @@ fn a_named_port_is_resolved_on_the_peer_for_egress_and_on_the_pod_for_ingress() 
 }
 
 #[test]
-fn classes_that_a_rule_treats_alike_share_its_ports() {
-    let fronts = [pod("front", 2, "front", "10.0.0.2", ""), pod("back", 2, "back", "10.0.0.3", "")].concat();
-    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), fronts].concat());
+fn two_classes_with_the_same_allowed_ports_share_one_port_set() {
+    let peers = [pod("front", 2, "front", "10.0.0.2", ""), pod("back", 2, "back", "10.0.0.3", "")].concat();
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), peers].concat());
     let from = "from: [{podSelector: {matchLabels: {app: front}}}, {podSelector: {matchLabels: {app: back}}}]";
     let spec = format!("podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{{from}, ports: [{{port: 80}}]}}]");
     let added = apply(&mut engine, &policy("web", &spec));
@@ -281,7 +285,7 @@ fn classes_that_a_rule_treats_alike_share_its_ports() {
 }
 
 #[test]
-fn only_rule_sets_that_allow_less_are_reevaluated() {
+fn only_flows_of_rule_sets_that_allow_less_are_reevaluated() {
     let mut engine = engine(
         &[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web_policy(80)].concat(),
     );
@@ -310,13 +314,13 @@ fn an_event_that_changes_nothing_takes_no_write() {
 }
 
 #[test]
-fn removed_rules_are_kept_for_late_events() {
+fn names_of_removed_rules_are_kept_for_late_flow_events() {
     let two_rules = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 81}]}]");
     let one_rule = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
     let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), two_rules].concat());
     apply(&mut engine, &one_rule);
     assert_eq!(engine.rule_names.in_use(), 1);
-    assert!(engine.rule(RuleId(2)).is_some(), "late events may still contain the rule");
+    assert!(engine.rule(RuleId(2)).is_some(), "late flow events may still contain the ID of the second rule");
     delete(&mut engine, &one_rule);
     assert_eq!(engine.rule_names.in_use(), 0);
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! Update ─resolve─► Resolved ─classify─► Classified ─classify_frontends─► Prepared ─enforce─► Enforced ─retire─► Retired
 //!    ▲                                                                                                             │
-//!    └─────────── what matched unused peer selectors, or pods for which there is memory now ──────────────────── forget
+//!    └─────── what matched removed peer selectors, or pods for whose rules there is memory now ───────────────── forget
 //!                                                                                                                  ▼
 //!                                                                                                               changes
 //! ```
@@ -26,10 +26,10 @@ use super::update_in_place::InPlaceUpdate;
 use crate::model::{Frontend, PodKey};
 use crate::tables::Change;
 
-/// What an event may change.
+/// What an event may change. This is the input of a round of steps.
 #[derive(Debug, Default)]
 pub(super) struct Update {
-    /// The changes of earlier rounds, see [`Engine::commit`].
+    /// The changes that earlier rounds wrote, see [`Engine::commit`].
     pub(super) changes: Changes,
     pub(super) touched: Touched,
     /// Pods that may get other rule sets.
@@ -79,7 +79,7 @@ struct NextRules {
     in_place: Vec<InPlaceUpdate>,
 }
 
-/// The state after [`Engine::resolve`]: all rule sets exist. No table refers to the new ones yet.
+/// The state after [`Engine::resolve`]: all rule sets exist. No table refers to new rule sets yet.
 struct Resolved {
     changes: Changes,
     touched: Touched,
@@ -95,8 +95,8 @@ struct Classified {
     rules: NextRules,
 }
 
-/// The state after [`Engine::classify_frontends`]: the next backend sets of frontends are known, too. All entries to
-/// which the moves and endpoints will refer are written.
+/// The state after [`Engine::classify_frontends`]: the next backend sets of frontends are known, too. Everything is
+/// written to which the entries of addresses, prefixes, frontends and endpoints will refer in the next step.
 struct Prepared {
     changes: Changes,
     moves: Moves,
@@ -117,7 +117,8 @@ struct Enforced {
 struct Retired(Changes);
 
 impl Engine {
-    /// Compiles an update of the cluster state. If peer selectors lost their last user, a second round merges classes.
+    /// Compiles an update of the cluster state. Repeats the steps while [`Self::forget`] returns another update, for
+    /// example to merge classes after peer selectors lost their last user.
     pub(super) fn commit(&mut self, mut update: Update) -> Vec<Change> {
         loop {
             let resolved = self.resolve(update);
@@ -139,6 +140,7 @@ impl Engine {
         changes.0.push(change);
     }
 
+    /// Same as [`Self::write`], for several changes.
     pub(super) fn write_all(&mut self, changes: &mut Changes, all: impl IntoIterator<Item = Change>) {
         for change in all {
             self.write(changes, change);
@@ -162,8 +164,8 @@ impl Engine {
         Resolved { changes, touched, rules: NextRules { new, endpoints, in_place } }
     }
 
-    /// Finds the next class of addresses and prefixes. Writes what rule sets allow to new classes, and what new rules
-    /// allow to all classes.
+    /// Finds the next classes of touched addresses and prefixes. Writes what rule sets allow to new classes, and what
+    /// new rules allow to all classes.
     fn classify(&mut self, Resolved { mut changes, touched, rules }: Resolved) -> Classified {
         let moves = self.find_moves(&touched);
         self.allow_new(&mut changes, &moves, &rules.new);
@@ -171,18 +173,19 @@ impl Engine {
         Classified { changes, moves, frontends: touched.frontends, rules }
     }
 
-    /// Finds the next backend set of touched frontends, and of frontends with moved backends. Writes the `ALLOW`
-    /// entries for new backend sets.
+    /// Finds the next backend sets of touched frontends, and of frontends with backends that move to another class.
+    /// Writes the `ALLOW` entries for new backend sets.
     fn classify_frontends(&mut self, Classified { mut changes, moves, frontends, rules }: Classified) -> Prepared {
         let frontends = self.frontend_moves(frontends, &moves);
         self.allow_new_frontends(&mut changes, &rules.endpoints, &frontends, &rules.new);
         Prepared { changes, moves, frontends, rules }
     }
 
-    /// Writes the moves and then the endpoints, so that the new state is in force.
+    /// Writes the next classes of addresses and frontends, and then the endpoints, so that the new state is in force.
     fn enforce(&mut self, Prepared { mut changes, moves, frontends, rules }: Prepared) -> Enforced {
-        // Addresses come before the deleted frontends, so that an address with two frontends (its own and that of any
-        // node) never uses the wrong one.
+        // Frontends are deleted after the addresses are written. A lookup uses an address's own frontend, or else, if
+        // the address is a node's, a NodePort. If the own frontend of an address that is no longer a node's were
+        // deleted first, the lookup would briefly use the NodePort.
         self.write_all(&mut changes, frontends.put().chain(moves.changes()).chain(frontends.deleted()));
         let mut previous_egress = BTreeSet::new();
         for (pod, rule_sets) in rules.endpoints {

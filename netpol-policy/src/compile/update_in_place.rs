@@ -30,17 +30,19 @@ pub(super) struct InPlaceUpdate {
     pub(super) rule_set: RuleSetId,
     /// The parts after the change.
     parts: Arc<[PartId]>,
+    /// The part to add.
     pub(super) new: Option<PartId>,
+    /// The part to remove.
     pub(super) removed: Option<PartId>,
 }
 
-/// Pods, grouped by their rule set in a slot (mode and direction), and then by the part that a policy has in this slot
-/// after the change. `None` means that the policy has no part there.
+/// Pods, grouped by their rule set in a slot (mode and direction), and then by the part of the changed policy that
+/// the rule set needs after the change. `None` means that it needs no part of this policy.
 type Groups = BTreeMap<(RuleSetId, Slot), BTreeMap<Option<PartId>, Vec<PodKey>>>;
 
 impl Engine {
-    /// Divides the pods for which a policy changes. Returns the rule sets that can change in place for all of their
-    /// pods, and the pods that need other rule sets.
+    /// Divides the pods that a changed policy selects, or selected before. Returns the rule sets that can change in
+    /// place for all of their pods, and the pods that need other rule sets.
     pub(super) fn updates_in_place(
         &mut self,
         touched: &mut Touched,
@@ -49,11 +51,12 @@ impl Engine {
     ) -> (Vec<InPlaceUpdate>, BTreeSet<PodKey>) {
         let (groups, mut other_pods) = self.groups(touched, policy, pods);
         let mut in_place: Vec<(Slot, InPlaceUpdate, Vec<PodKey>)> = Vec::new();
-        // How many rule sets will have the same parts. Pods with the same parts must share one rule set at the end.
+        // How many rule sets will have the same parts. Pods with the same parts must share one rule set at the end, so
+        // such rule sets do not change in place.
         let mut target_counts: BTreeMap<(Slot, Arc<[PartId]>), usize> = BTreeMap::new();
-        for ((id, slot), parts) in groups {
-            let count = parts.len();
-            for (new, pods) in parts {
+        for ((id, slot), pods_by_part) in groups {
+            let all_get_same_part = pods_by_part.len() == 1;
+            for (new, pods) in pods_by_part {
                 let rule_set = self.rule_sets.get(id);
                 let before = rule_set.map(|rule_set| rule_set.parts().clone()).unwrap_or_default();
                 let (after, removed) = self.with_replaced_part(&before, policy, new);
@@ -64,21 +67,25 @@ impl Engine {
                 let allows_everything = |part: Option<PartId>| {
                     part.and_then(|part| self.parts.get(part)).is_some_and(Part::allows_everything)
                 };
-                // A rule set that allows everything has no entries. It must allow everything both before and after the
-                // change, or neither before nor after it.
-                let keeps_everything = |rule_set: &RuleSet| {
+                // A rule set that allows everything has no entries. So a change in place must not change whether the
+                // rule set allows everything.
+                let allows_everything_as_before = |rule_set: &RuleSet| {
                     let everything_after = || after.iter().any(|part| allows_everything(Some(*part)));
                     let everything_before = matches!(rule_set.any, AllowEntries::All(_));
-                    let may_differ = allows_everything(new) || allows_everything(removed) || everything_before;
-                    may_differ.then(everything_after).unwrap_or(false) == everything_before
+                    // In all other cases, no part in `after` allows everything.
+                    let may_allow_everything =
+                        allows_everything(new) || allows_everything(removed) || everything_before;
+                    may_allow_everything.then(everything_after).unwrap_or(false) == everything_before
                 };
                 let may_change = rule_set
-                    .is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_everything(rule_set))
+                    .is_some_and(|rule_set| rule_set.may_change(pods.len()) && allows_everything_as_before(rule_set))
                     && !self.rule_sets.has_refused(id);
-                let is_safe = new.is_none() || !touched.new_exceptions;
-                if is_safe
+                // A change in place writes its entries before the prefixes of new blocks are written. This is too early
+                // if a new block has exceptions, see `Touched::new_exceptions`.
+                let is_too_early = new.is_some() && touched.new_exceptions;
+                if !is_too_early
                     && may_change
-                    && count == 1
+                    && all_get_same_part
                     && !after.is_empty()
                     && self.rule_sets.find(slot, &after).is_none()
                 {
@@ -131,6 +138,8 @@ impl Engine {
                     }
                 }
                 let is_enforced_slot = slot.mode == Mode::Enforce;
+                // A rule set for enforced policies has no part of a policy in shadow mode. A rule set for shadow mode
+                // has parts of enforced policies, too.
                 let part = if is_shadow && is_enforced_slot {
                     None
                 } else {
@@ -142,17 +151,17 @@ impl Engine {
         (groups, other_pods)
     }
 
-    /// Returns the parts of a rule set after the part of a policy is replaced with a new part (`None`: removed). Also
-    /// returns the replaced part.
+    /// Replaces the part of a policy in the parts of a rule set with `new`; `None` removes it. Returns the resulting
+    /// parts, and the replaced part.
     fn with_replaced_part(
         &self,
         before: &Arc<[PartId]>,
         policy: &PolicyKey,
         new: Option<PartId>,
     ) -> (Arc<[PartId]>, Option<PartId>) {
-        let key = |part: &PartId| self.parts.get(*part).map(|part| &part.policy);
-        let position = before.partition_point(|part| key(part) < Some(policy));
-        let removed = before.get(position).copied().filter(|part| key(part) == Some(policy));
+        let policy_of = |part: &PartId| self.parts.get(*part).map(|part| &part.policy);
+        let position = before.partition_point(|part| policy_of(part) < Some(policy));
+        let removed = before.get(position).copied().filter(|part| policy_of(part) == Some(policy));
         let rest = &before[position + usize::from(removed.is_some())..];
         (before[..position].iter().copied().chain(new).chain(rest.iter().copied()).collect(), removed)
     }
@@ -189,9 +198,10 @@ impl Engine {
             self.collect_removals(update.rule_set, removed, &mut pending, &mut cache);
         }
         let narrowed: Vec<_> = shrinking().map(|(update, _)| update.rule_set).collect();
-        let written = changes.len();
+        let length_before = changes.len();
         self.write_entries(changes, &NextEndpoints::new(), pending);
-        if changes.len() > written {
+        if changes.len() > length_before {
+            // Open flows of these rule sets may no longer be allowed.
             self.write(changes, Change::Reevaluate(narrowed));
         }
         for (_, removed) in shrinking() {
@@ -241,19 +251,20 @@ impl Engine {
             self.assign_port_set(changes, entry, &diff, &users);
         }
         for (id, (classes, for_any_peer)) in pending.touched {
-            self.drop_redundant(changes, id, &classes);
+            self.delete_redundant(changes, id, &classes);
             self.update_frontends_of(changes, next, id, (&classes, &for_any_peer));
         }
     }
 
-    /// Returns the account of the first rule set for enforced policies. If there is none, returns the account of the
-    /// first rule set.
+    /// Returns the account (a namespace, or all rule sets for shadow mode) that new map entries for these rule sets are
+    /// charged to: that of the first rule set for enforced policies or, if there is none, that of the first rule set.
     fn account_of(&self, rule_sets: impl IntoIterator<Item = RuleSetId>) -> Account {
         let rule_sets = rule_sets.into_iter().filter_map(|id| self.rule_sets.get(id));
         let first = rule_sets.min_by_key(|rule_set| rule_set.slot().mode);
         first.map(|rule_set| rule_set.account.clone()).unwrap_or_default()
     }
 
+    /// Returns the ports of a port set after a change.
     fn contents_with(&self, base: PortSetId, diff: &Diff) -> AllowEntries {
         let mut ports = self.port_sets.ports(base).cloned().unwrap_or_default();
         diff.apply(&mut ports);
@@ -274,10 +285,10 @@ impl Engine {
     }
 
     /// Sets the port set that a rule set allows to any peer, and writes the endpoints that use the rule set.
-    fn set_any_peer(&mut self, changes: &mut Changes, id: RuleSetId, diff: &Diff, any: PortSetId) {
+    fn set_any_peer(&mut self, changes: &mut Changes, id: RuleSetId, diff: &Diff, for_any_peer: PortSetId) {
         let Some(before) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
-        self.rule_sets.set_any(id, diff, any);
-        if before != any {
+        self.rule_sets.set_any(id, diff, for_any_peer);
+        if before != for_any_peer {
             let users = self.endpoints.iter().filter(|(_, rule_sets)| rule_sets.contains(id));
             let endpoints = users.map(|(pod, ids)| Change::PutEndpoint(pod.clone(), self.endpoint_policy(ids)));
             let endpoints: Vec<_> = endpoints.collect();
@@ -298,12 +309,12 @@ impl Engine {
         EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, incomplete }
     }
 
-    /// Deletes the entries that allow exactly what the rule set allows to any peer.
-    fn drop_redundant(&mut self, changes: &mut Changes, id: RuleSetId, classes: &BTreeSet<ClassId>) {
-        let Some(any) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
+    /// Deletes the entries for these classes that allow exactly what the rule set allows to any peer.
+    fn delete_redundant(&mut self, changes: &mut Changes, id: RuleSetId, classes: &BTreeSet<ClassId>) {
+        let Some(for_any_peer) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         for class in classes {
             let key = AllowKey { rule_set: id, class: *class };
-            if self.tables.allow(&key).is_some_and(|entry| entry.port_set == any) {
+            if self.tables.allow(&key).is_some_and(|entry| entry.port_set == for_any_peer) {
                 self.disallow(changes, id, *class);
             }
         }

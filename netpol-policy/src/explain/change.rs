@@ -18,9 +18,9 @@ pub struct PolicyChange {
     pub direction: Direction,
     /// The rule to replace; `None` adds a rule.
     pub index: Option<usize>,
-    /// The rule to write there.
+    /// The new rule.
     pub rule: Rule,
-    /// What to check before pasting; written as YAML comments.
+    /// What the user has to check before pasting the YAML; written as YAML comments.
     notes: Vec<String>,
 }
 
@@ -88,9 +88,9 @@ impl PolicyChange {
     }
 }
 
-/// Returns whether the rule has invalid parts in the manifest.
-fn has_error(policy: &Policy, direction: Direction, index: usize, rule: &Rule) -> bool {
-    let invalid_peer = matches!(&rule.peers, Peers::Of(peers) if !peers.iter().all(yaml::is_valid));
+/// Returns whether the rule at `index` of a policy has invalid parts. The YAML of the new rule omits them.
+fn has_error(policy: &Policy, direction: Direction, index: usize, new_rule: &Rule) -> bool {
+    let invalid_peer = matches!(&new_rule.peers, Peers::Of(peers) if !peers.iter().all(yaml::is_valid));
     let prefix = format!("spec.{}[{index}]", direction.name());
     let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
     invalid_peer || errors.into_iter().any(|diagnostic| diagnostic.field.starts_with(&prefix))

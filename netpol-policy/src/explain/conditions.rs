@@ -1,4 +1,5 @@
-//! The conditions of a peer or of ports that a packet does not meet, each with the path of its field.
+//! The conditions of a policy's peer (an item of `from` or `to`) or ports that a packet does not meet. Each condition
+//! has the path of its field.
 
 use crate::cluster_state::ClusterState;
 use crate::model::{Labels, NamedPort, Peer, Pod, Policy, PortMatch, PortRange, Requirement, Selector};
@@ -50,6 +51,7 @@ fn report_unmet(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remo
         },
         Peer::Block(block) => {
             let address = remote.address;
+            // A placeholder stands for the unknown address of a pod, and must not be printed.
             if let Some(pod) = remote.pod.filter(|_| is_placeholder(address)) {
                 if !block.contains(address) {
                     let (title, cidr) = (pod.key.title(), block.cidr);
@@ -66,7 +68,7 @@ fn report_unmet(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remo
     }
 }
 
-/// Returns the reason why no selector matches this address.
+/// Returns the reason why no selector matches the address of `remote`.
 fn not_a_pod(cluster_state: &ClusterState, remote: &Remote<'_>) -> String {
     let address = remote.address;
     match cluster_state.unselectable_pod_with_address(address) {
@@ -130,7 +132,7 @@ fn unmet_requirement(object: &str, requirement: &Requirement, labels: &Labels) -
     }
 }
 
-/// Describes the ports at `path`, which do not include the packet's port.
+/// Describes why the packet does not match any of the ports at `path`.
 pub(super) fn unmet_ports(path: &str, ports: &[PortMatch], packet: &Packet, destination: Option<&Pod>) -> String {
     if ports.is_empty() {
         return format!("{path}: no valid port");
@@ -144,6 +146,7 @@ pub(super) fn unmet_ports(path: &str, ports: &[PortMatch], packet: &Packet, dest
     text
 }
 
+/// Returns a note about a named port: its numbers in the destination pod, or why it has none.
 fn port_name_note(name: &str, port: &PortMatch, destination: Option<&Pod>) -> String {
     let protocol = port.protocol.name();
     let Some(pod) = destination else {

@@ -39,6 +39,7 @@ pub(super) fn requirement(requirement: &Requirement) -> String {
     }
 }
 
+/// All requirements of a selector; `None` if there are none.
 fn selector(selector: &Selector) -> Option<String> {
     let requirements: Vec<String> = selector.requirements.iter().map(requirement).collect();
     (!requirements.is_empty()).then(|| requirements.join(", "))
@@ -81,11 +82,13 @@ pub(crate) fn peer(policy: &Policy, peer: &Peer) -> String {
 }
 
 fn ip_block(block: &IpBlock) -> String {
+    // Offline, pods without a known address have placeholder addresses. netpol adds blocks and exceptions for these
+    // addresses, which are not in the manifest.
     if is_pod_placeholder_range(&block.cidr) {
         return "addresses of pods".to_owned();
     }
-    let written = block.except.iter().filter(|except| !is_pod_placeholder_range(except));
-    let except: Vec<String> = written.map(ToString::to_string).collect();
+    let in_manifest = block.except.iter().filter(|except| !is_pod_placeholder_range(except));
+    let except: Vec<String> = in_manifest.map(ToString::to_string).collect();
     if except.is_empty() {
         return format!("addresses in {}", block.cidr);
     }
@@ -103,7 +106,7 @@ pub(crate) fn port(port: &PortMatch) -> String {
     }
 }
 
-/// `80/TCP, 443/TCP`: the first ports of a rule, and the number of the others.
+/// `80/TCP, 443/TCP, 2 more`: the first ports of a rule, and the number of the other ports.
 pub(super) fn ports(ports: &[PortMatch]) -> String {
     const SHOWN: usize = 8;
     let mut texts: Vec<String> = ports.iter().take(SHOWN).map(port).collect();
@@ -113,8 +116,8 @@ pub(super) fn ports(ports: &[PortMatch]) -> String {
     texts.join(", ")
 }
 
-/// The first peer that matches. If this peer is a block of placeholders for unknown pod addresses, the text has the
-/// `ipBlock` of the manifest for which the placeholders were added.
+/// The first of `peers` that matches `remote`. If this peer is a block of placeholders for unknown pod addresses, the
+/// text has the `ipBlock` of the manifest for which the placeholders were added.
 pub(super) fn matching_peer(
     context: ExplainContext<'_>,
     policy: &Policy,
@@ -125,14 +128,14 @@ pub(super) fn matching_peer(
         Peers::Any => "any address".into(),
         Peers::Of(peers) => {
             let found = peers.iter().find(|peer| peer_matches(context.cluster_state, policy, peer, remote));
-            let written =
+            let in_manifest =
                 found.map(|found| context.offline.and_then(|offline| offline.written(found, peers)).unwrap_or(found));
-            written.map_or_else(String::new, |written| peer(policy, written))
+            in_manifest.map_or_else(String::new, |in_manifest| peer(policy, in_manifest))
         }
     }
 }
 
-/// The first port that matches.
+/// The first of `ports` that matches the packet.
 pub(super) fn matching_port(ports: &Ports, packet: &Packet, destination: Option<&Pod>) -> String {
     match ports {
         Ports::Any => "all protocols and ports".into(),

@@ -1,5 +1,5 @@
-//! Explains the packets that the eBPF programs report: their evaluation at both ends, the sender and the receiver. The
-//! agent calls this for each new flow.
+//! Explains the packets that the eBPF programs report: their evaluation at the pod that reports the packet, and at the
+//! pod at the other end. The agent calls this to describe flows.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,12 +22,12 @@ const MAX_BLOCKS: usize = 16;
 pub struct FlowExplanation {
     /// The evaluation at the sender; `None` if the sender is not a pod.
     pub egress: Option<FlowSide>,
-    /// The evaluation at the receiver; `None` if the receiver is not a pod. If a Service has several backends, another
-    /// component selects the backend later. So the receiver is the first denied backend. If no backend is denied, the
-    /// value is `None`.
+    /// The evaluation at the receiver; `None` if the receiver is not a pod. If the destination is a Service with
+    /// several backends, kube-proxy selects the backend after the evaluation. Then the evaluation at the first denied
+    /// backend is used; `None` if no backend is denied.
     pub ingress: Option<FlowSide>,
-    /// If the remote address is outside of the cluster: the blocks that contain the address, in rules of the pod's
-    /// policies.
+    /// If the address of the other end is outside of the cluster: the ipBlocks that contain this address, in rules of
+    /// the pod's policies.
     pub blocks: Vec<CoveringBlock>,
     /// Common mistakes that apply here: first those at the pod that reported the packet, then those at the other end.
     pub hints: Vec<String>,
@@ -40,7 +40,7 @@ pub struct FlowSide {
     pub pod: PodKey,
     /// The verdict of this side alone: `Allow` or `Deny`.
     pub verdict: Verdict,
-    /// Its reason.
+    /// The reason of the verdict.
     pub reason: Reason,
     /// The policies that isolate the pod in this direction. With [`Mode::Shadow`], also policies in shadow mode.
     pub policies: Vec<PolicyKey>,
@@ -68,9 +68,10 @@ pub struct FlowRule {
 pub struct FlowFix {
     /// The policy.
     pub policy: PolicyKey,
-    /// The list to add a rule to, such as `spec.egress`, or the rule to replace.
+    /// The path of the list to add a rule to, such as `spec.egress`, or of the rule to replace, such as
+    /// `spec.egress[0]`.
     pub path: String,
-    /// The rule as YAML, in a list of one item.
+    /// The new rule as YAML, in a list of one item.
     pub yaml: String,
 }
 
@@ -83,7 +84,7 @@ pub struct CoveringBlock {
     pub path: String,
     /// The block.
     pub cidr: IpNet,
-    /// The item of `except` that contains the address. If there is one, the block does not match the address.
+    /// The item of `except` that contains the address. If there is such an item, the block does not match the address.
     pub except: Option<IpNet>,
 }
 
@@ -103,16 +104,16 @@ impl fmt::Display for CoveringBlock {
 /// evaluated, too, as if they were enforced.
 pub fn explain_flow(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> FlowExplanation {
     let explained = explain_packet_in(cluster_state, packet, mode);
-    let dns_query = missing_dns(cluster_state, packet, &explained);
+    let dns_hint = dns_hint(cluster_state, packet, &explained);
     let (mut local, mut hints) = flow_side(packet, explained);
-    if let Some((hint, fix)) = dns_query {
+    if let Some((hint, fix)) = dns_hint {
         hints.insert(0, hint);
         local.fix = fix.or(local.fix);
     }
-    let remote = other_end(cluster_state, packet, mode);
-    let remote = remote.map(|packet| flow_side(&packet, explain_packet_in(cluster_state, &packet, mode)));
-    let remote = remote.map(|(side, more)| {
-        hints.extend(more);
+    let remote_packet = at_other_end(cluster_state, packet, mode);
+    let remote = remote_packet.map(|packet| flow_side(&packet, explain_packet_in(cluster_state, &packet, mode)));
+    let remote = remote.map(|(side, remote_hints)| {
+        hints.extend(remote_hints);
         side
     });
     let blocks = covering_blocks(cluster_state, packet, mode);
@@ -123,7 +124,7 @@ pub fn explain_flow(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -
     FlowExplanation { egress, ingress, blocks, hints }
 }
 
-/// Converts the explanation of a packet at one end. Returns the hints separately.
+/// Converts the explanation of a packet at one end. Returns the hints of the explanation separately.
 fn flow_side(packet: &Packet, explained: Side) -> (FlowSide, Vec<String>) {
     let Side { verdict, reason, policies, rule, nearest, hints, changes, .. } = explained;
     let reason = match reason {
@@ -152,7 +153,7 @@ fn flow_fix(change: &PolicyChange) -> FlowFix {
 }
 
 /// Returns the packet as it is evaluated at the other end, if the other end is a pod.
-fn other_end(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Packet> {
+fn at_other_end(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<Packet> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let own_address = pod.addresses.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())?;
     let (address, port, direction) = match packet.direction {
@@ -176,7 +177,7 @@ fn other_end(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Optio
 }
 
 /// Returns the address and port of the destination. For a Service: those of the only backend, or of the first denied
-/// backend.
+/// backend; `None` if there are several backends and none is denied.
 fn destination(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Option<(IpAddr, u16)> {
     let Some(frontend) = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port) else {
         return Some((packet.remote, packet.port));
@@ -190,9 +191,9 @@ fn destination(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Opt
     denied.map(|candidate| (candidate.backend.address, candidate.backend.port))
 }
 
-/// If a packet is a denied DNS query of a pod, returns a hint. If it is a query to the cluster DNS, also returns the
-/// rule that allows the query.
-fn missing_dns(cluster_state: &ClusterState, packet: &Packet, side: &Side) -> Option<(String, Option<FlowFix>)> {
+/// If a packet is a denied DNS query of a pod, returns a hint about the missing rule. If the query is to the cluster
+/// DNS, also returns a fix that adds the rule.
+fn dns_hint(cluster_state: &ClusterState, packet: &Packet, side: &Side) -> Option<(String, Option<FlowFix>)> {
     let policy = side.policies.first().filter(|_| side.verdict == Verdict::Deny)?;
     let query = DnsQuery::of(cluster_state, packet)?;
     let policies = super::describe::policies(&side.policies);
@@ -209,8 +210,8 @@ fn missing_dns(cluster_state: &ClusterState, packet: &Packet, side: &Side) -> Op
     Some((text, change.as_ref().map(flow_fix)))
 }
 
-/// Returns the blocks that contain the remote address, in rules of the isolating policies. Returns none if the address
-/// belongs to a pod, a node or a Service.
+/// Returns the ipBlocks that contain the remote address, in rules of the policies that isolate the pod. Returns none if
+/// the address belongs to a pod, a node or a Service.
 fn covering_blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<CoveringBlock> {
     let address = packet.remote;
     let is_inside = cluster_state.peer_at(address).is_some()
@@ -225,12 +226,12 @@ fn covering_blocks(cluster_state: &ClusterState, packet: &Packet, mode: Mode) ->
 
 fn covering_blocks_of<'w>(policy: &'w Policy, packet: &Packet) -> impl Iterator<Item = CoveringBlock> + use<'w> {
     let (direction, address) = (packet.direction, packet.remote);
-    reference::rules(policy, direction).iter().enumerate().flat_map(move |(index, rule)| {
-        rule.peers.listed().iter().enumerate().filter_map(move |(number, peer)| {
+    reference::rules(policy, direction).iter().enumerate().flat_map(move |(rule_index, rule)| {
+        rule.peers.listed().iter().enumerate().filter_map(move |(peer_index, peer)| {
             let Peer::Block(block) = peer else { return None };
             block.cidr.contains(&address).then(|| CoveringBlock {
                 policy: policy.key.clone(),
-                path: peer_path(policy, direction, index, number),
+                path: peer_path(policy, direction, rule_index, peer_index),
                 cidr: block.cidr,
                 except: block.except.iter().copied().find(|except| except.contains(&address)),
             })

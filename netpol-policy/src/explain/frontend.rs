@@ -10,7 +10,7 @@ use crate::cluster_state::Owner;
 use crate::model::{PodKey, Protocol};
 use crate::reference::{BackendConnection, Connection};
 
-/// A frontend and its backends.
+/// A frontend, and the verdicts of a connection to it and to each of its backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FrontendVerdict {
@@ -19,13 +19,13 @@ pub struct FrontendVerdict {
     /// The address of the frontend; in JSON only if it is known.
     #[serde(skip_serializing_if = "is_unknown")]
     pub address: IpAddr,
-    /// Whether all, some or none of the backends are allowed.
+    /// Whether all, some or none of the backends are allowed. `Deny` if the source denies the packet to the frontend.
     pub verdict: Verdict,
-    /// The backends.
+    /// The evaluation for each backend.
     pub backends: Vec<BackendVerdict>,
 }
 
-/// A backend.
+/// The evaluation of a connection through a frontend to one backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendVerdict {
@@ -37,7 +37,7 @@ pub struct BackendVerdict {
     /// The pod with this address, if any.
     #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodKey>,
-    /// `Allow` only if both sides allow.
+    /// `Allow` only if both `egress` and `ingress` allow.
     pub verdict: Verdict,
     /// The evaluation at the source, for the address and port of this backend.
     pub egress: Side,
@@ -45,12 +45,12 @@ pub struct BackendVerdict {
     pub ingress: Side,
 }
 
-/// Explains the evaluation of each backend. `source` is the verdict at the source for the address of the frontend.
-/// Returns `None` if the destination is not a frontend.
+/// Explains the evaluation for each backend. `source_verdict` is the verdict at the source on the packet to the address
+/// of the frontend. Returns `None` if the destination is not a frontend.
 pub(super) fn explain_frontend(
     context: ExplainContext<'_>,
     connection: &Connection,
-    source: Verdict,
+    source_verdict: Verdict,
     protocol: Protocol,
     port: u16,
 ) -> Option<FrontendVerdict> {
@@ -62,10 +62,11 @@ pub(super) fn explain_frontend(
     };
     let backends: Vec<BackendVerdict> =
         connection.backends.iter().map(|connection| explain_backend(context, connection)).collect();
-    let verdict = match (source, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
+    let verdict = match (source_verdict, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
         (Verdict::Deny, _) => Verdict::Deny,
-        (source, None) => source.max(Verdict::Some),
-        (source, Some(Verdict::Allow)) => source,
+        // There is no backend.
+        (_, None) => source_verdict.max(Verdict::Some),
+        (_, Some(Verdict::Allow)) => source_verdict,
         (_, Some(of_backends)) => of_backends,
     };
     Some(FrontendVerdict {

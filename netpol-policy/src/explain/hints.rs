@@ -22,7 +22,7 @@ use crate::model::{
 use crate::offline::is_placeholder;
 use crate::reference::{self, Packet, Remote};
 
-/// Prefixes of labels that controllers set, and that differ between replicas or versions of a workload.
+/// Prefixes of the keys of labels that controllers set, and that differ between replicas or versions of a workload.
 const GENERATED_LABELS: [&str; 11] = [
     "app.kubernetes.io/version",
     "apps.kubernetes.io/",
@@ -47,7 +47,8 @@ pub(super) struct Hint {
 }
 
 /// Returns hints about a denied packet. For a packet to a Service address, only [`local_node`] can return a hint. The
-/// other hints are given for the packet to each backend.
+/// other hints are given for the packet to each backend. `mode`: whether only enforced policies are evaluated, or also
+/// policies in shadow mode.
 pub(super) fn hints(
     cluster_state: &ClusterState,
     packet: &Packet,
@@ -92,7 +93,8 @@ fn port_item(packet: &Packet) -> Option<PortMatch> {
     Some(PortMatch { protocol, port: PortRange::Range(packet.port, packet.port) })
 }
 
-fn with_port(rule: &Rule, item: PortMatch) -> Rule {
+/// Returns the rule with one more item in `ports`.
+fn with_added_port(rule: &Rule, item: PortMatch) -> Rule {
     let ports = match &rule.ports {
         Ports::Any => Ports::Any,
         Ports::Of(ports) => Ports::Of(ports.iter().cloned().chain([item]).collect()),
@@ -100,7 +102,8 @@ fn with_port(rule: &Rule, item: PortMatch) -> Rule {
     Rule { peers: rule.peers.clone(), ports }
 }
 
-fn with_peers(rule: &Rule, more: impl IntoIterator<Item = Peer>) -> Rule {
+/// Returns the rule with more peers.
+fn with_added_peers(rule: &Rule, more: impl IntoIterator<Item = Peer>) -> Rule {
     let peers = match &rule.peers {
         Peers::Any => Peers::Any,
         Peers::Of(peers) => Peers::Of(peers.iter().cloned().chain(more).collect()),
@@ -110,14 +113,14 @@ fn with_peers(rule: &Rule, more: impl IntoIterator<Item = Peer>) -> Rule {
 
 /// Returns the rule with its nearest peer replaced by others.
 fn with_nearest_replaced(rule: &Rule, nearest: &Nearest<'_>, by: impl IntoIterator<Item = Peer>) -> Rule {
-    let mut others = match &rule.peers {
+    let mut peers = match &rule.peers {
         Peers::Any => return rule.clone(),
         Peers::Of(peers) => peers.clone(),
     };
-    if let Some(index) = others.iter().position(|peer| Some(peer) == nearest.peer) {
-        others.splice(index..=index, by);
+    if let Some(index) = peers.iter().position(|peer| Some(peer) == nearest.peer) {
+        peers.splice(index..=index, by);
     }
-    Rule { peers: Peers::Of(others), ports: rule.ports.clone() }
+    Rule { peers: Peers::Of(peers), ports: rule.ports.clone() }
 }
 
 /// Returns the fix that replaces the nearest rule with the result of `change`.
@@ -135,16 +138,16 @@ fn fix_nearest_rule(
 /// Returns a peer that selects a pod by its labels, for a policy in `namespace`. Omits labels that controllers
 /// generate, unless the pod has no other labels.
 fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
-    let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
+    let equals = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
     let is_generated = |key: &str| GENERATED_LABELS.iter().any(|prefix| key.starts_with(prefix));
     let all_generated = pod.labels.iter().all(|(key, _)| is_generated(key));
     let labels = pod.labels.iter().filter(|(key, _)| all_generated || !is_generated(key));
-    let mut labels: Vec<_> = labels.map(|(key, value)| is(key, value)).collect();
+    let mut labels: Vec<_> = labels.map(|(key, value)| equals(key, value)).collect();
     labels.sort_unstable();
     let selector = |requirements| Selector { requirements, invalid: false };
     let other_namespace = pod.key.namespace != *namespace;
     Peer::Pods {
-        namespaces: other_namespace.then(|| selector(vec![is(NAMESPACE_NAME_LABEL, &pod.key.namespace)])),
+        namespaces: other_namespace.then(|| selector(vec![equals(NAMESPACE_NAME_LABEL, &pod.key.namespace)])),
         pods: selector(labels),
     }
 }
@@ -160,7 +163,7 @@ fn other_protocol(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> 
     let other_packet = Packet { protocol: other_protocol.number(), ..packet.clone() };
     let allowing = reference::evaluate_in(cluster_state, &other_packet, mode).rule?;
     let rule = fix::rule(cluster_state, &allowing.policy, packet.direction, allowing.index)?;
-    let fix = Fix::Rule(allowing.policy, Some(allowing.index), with_port(&rule, port_item(packet)?));
+    let fix = Fix::Rule(allowing.policy, Some(allowing.index), with_added_port(&rule, port_item(packet)?));
     let allowed = describe::packet_port(&other_packet);
     let denied = describe::packet_port(packet);
     let text = match (packet.port, other_protocol) {
@@ -177,8 +180,8 @@ fn other_protocol(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> 
     Some(Hint { text, fix })
 }
 
-/// Returns a hint if the nearest rule allows a port that the destination pod declares, and the packet has another port.
-/// The packet's port may be the port of a Service.
+/// Returns a hint if the nearest rule allows a port that the destination pod declares, and the packet has a port that
+/// the pod does not declare. A typical mistake: the port of a Service was used.
 fn service_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let pod = destination(cluster_state, packet)?;
     let Ports::Of(ports) = nearest.ports else { return None };
@@ -199,7 +202,8 @@ fn service_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest
     Some(Hint { text, fix: Fix::OtherPacket(Packet { port: allowed_port.port, ..packet.clone() }) })
 }
 
-/// Returns a hint if the nearest rule allows the port of a Service, and the packet has the port of a backend.
+/// Returns a hint if the nearest rule allows the port of a Service, and the packet goes to a backend of this Service,
+/// at the backend's own port.
 fn target_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Ports::Of(ports) = nearest.ports else { return None };
     let protocol = Protocol::from_number(packet.protocol)?;
@@ -213,17 +217,18 @@ fn target_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<
         packet.port
     );
     let item = port_item(packet)?;
-    Some(Hint { text, fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| with_port(rule, item))? })
+    Some(Hint { text, fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| with_added_port(rule, item))? })
 }
 
-/// Returns a hint if the nearest peer is a block with the address of a Service, and the packet is for one of its
-/// backends.
+/// Returns a hint if the nearest peer is a block that contains the address of a Service, and the packet goes to a
+/// backend of this Service.
 fn block_for_service(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Some(Peer::Block(block)) = nearest.peer.filter(|_| !nearest.rule.peer_matches) else { return None };
     let backend = destination_backend(cluster_state, packet).filter(|_| packet.direction == Direction::Egress)?;
     let keys = cluster_state.services_of(backend, packet.protocol);
     let services = keys.iter().filter_map(|key| cluster_state.services.get(key));
     let mut addresses = services.flat_map(|service| service.addresses.iter().map(move |address| (service, address)));
+    // A placeholder stands for an unknown address, and is in no manifest. A block of all addresses is no mistake.
     let in_block = |address: IpAddr| !is_placeholder(address) && block.cidr.prefix_len() > 0 && block.contains(address);
     let (service, address) =
         addresses.find(|(_, address)| address.is_ipv4() == packet.remote.is_ipv4() && in_block(**address))?;
@@ -303,7 +308,8 @@ fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Neare
     })
 }
 
-/// Returns the selectors of the nearest peer and the pod at the other end, if the peer does not match.
+/// Returns the namespaceSelector and the podSelector of the nearest peer, and the pod at the other end. `None` if the
+/// peer is a block or matches the pod, or if the other end is no pod.
 fn nearest_selectors<'w>(
     cluster_state: &'w ClusterState,
     packet: &Packet,
@@ -334,7 +340,7 @@ fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Neares
     Some(Hint {
         text,
         fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| {
-            with_peers(rule, [pod_peer(pod, &nearest.rule.policy.namespace)])
+            with_added_peers(rule, [pod_peer(pod, &nearest.rule.policy.namespace)])
         })?,
     })
 }
@@ -405,7 +411,8 @@ fn correction(policy: &Policy, direction: Direction, diagnostic: &Diagnostic) ->
     }
 }
 
-/// Returns a hint for each port name in a rule that the destination pod uses for another protocol.
+/// Returns a hint for each port name in a rule if the destination pod has a port with this name, and the protocol of
+/// this port differs from the protocol in the rule.
 fn port_names(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Hint> {
     let Some(destination) = destination(cluster_state, packet) else { return Vec::new() };
     let mut hints = Vec::new();
@@ -420,6 +427,7 @@ fn port_names(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<
     hints
 }
 
+/// Returns the hint for one item of a rule's `ports`: see [`port_names`].
 fn port_name(
     policy: &Policy,
     (index, rule): (usize, &Rule),
@@ -442,7 +450,7 @@ fn port_name(
         named.port,
         policy.key
     );
-    Some(Hint { text, fix: Fix::Rule(policy.key.clone(), Some(index), with_port(rule, item)) })
+    Some(Hint { text, fix: Fix::Rule(policy.key.clone(), Some(index), with_added_port(rule, item)) })
 }
 
 #[cfg(test)]

@@ -102,15 +102,16 @@ pub struct Explanation {
     /// The allowed address family, if only one of two is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_family: Option<Family>,
-    /// The evaluation of the address family with this verdict; of the first family if both have this verdict.
+    /// The evaluation in the address family that has `verdict`. If both families have this verdict, the evaluation in
+    /// the first one.
     #[serde(flatten)]
     pub path: Path,
-    /// The evaluation of each address family, if both ends have two.
+    /// The evaluation in each address family, if both ends have two families.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub families: Vec<FamilyPath>,
 }
 
-/// The evaluation of a connection in one address family.
+/// The evaluation of a connection in one address family, at both ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Path {
@@ -123,7 +124,7 @@ pub struct Path {
     pub frontend: Option<FrontendVerdict>,
 }
 
-/// The evaluation of a connection in one of its two address families.
+/// An address family, with the addresses of both ends, and the verdict and the evaluation in this family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FamilyPath {
@@ -197,8 +198,9 @@ pub struct Side {
     pub nearest: Option<NearestRule>,
     /// Common mistakes that apply here, and invalid parts of the policies.
     pub hints: Vec<String>,
-    /// Why the verdict is unknown. The other fields ignore the policies that are not evaluated. For these fields, an
-    /// unknown address matches a block only if the block contains all pod addresses.
+    /// Why the verdict is unknown: because of policies that netpol does not evaluate, or of an unknown address. The
+    /// fields from `reason` to `hints` ignore these policies. For these fields, an unknown address matches an `ipBlock`
+    /// only if the block contains all addresses that a pod can have.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown_because: Vec<String>,
     /// The time until which enforcement is suspended, if it is suspended. Until then, all policies of this end behave
@@ -314,6 +316,7 @@ fn explain_in(
     let connections = reference::connections(context.cluster_state, from, to, protocol.number(), port)?;
     let mut families: Vec<FamilyPath> =
         connections.iter().map(|connection| explain_family(context, connection, protocol, port)).collect();
+    // If the verdict of a family is neither `Allow` nor `Deny`, no family is reported as the only allowed one.
     let is_uncertain = families.iter().any(|each| matches!(each.verdict, Verdict::Some | Verdict::Unknown));
     let allowed_family = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
     let allowed_family = allowed_family.filter(|_| !is_uncertain);

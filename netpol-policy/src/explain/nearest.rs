@@ -1,4 +1,4 @@
-//! The nearest rule: the rule of the isolating policies that comes closest to allowing a packet.
+//! The nearest rule: of all rules of the policies that isolate a pod, the one that comes closest to allowing a packet.
 
 use std::collections::BTreeSet;
 
@@ -18,20 +18,21 @@ pub(super) struct Nearest<'c> {
     pub(super) ports: &'c Ports,
 }
 
-/// Finds the nearest rule of all isolating policies: the rule with the fewest parts (peers, ports) that do not match.
-/// Of several such rules, the one with the fewest unmet conditions in its nearest peer; then the first one. Returns
-/// `None` if there is no rule.
+/// Finds the nearest rule: the rule with the fewest parts (peers, ports) that do not match. Of several such rules, the
+/// one with the fewest unmet conditions in its nearest peer is selected. Of these, the first one is selected. With
+/// [`Mode::Shadow`], policies in shadow mode count as enforced. Returns `None` if there is no rule.
 pub(super) fn nearest<'c>(cluster_state: &'c ClusterState, packet: &Packet, mode: Mode) -> Option<Nearest<'c>> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let remote = Remote::of(cluster_state, packet.remote);
     let mut best: Option<((usize, usize), Candidate<'c>)> = None;
     for policy in reference::isolating_in(cluster_state, pod, packet.direction, mode) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
-            let (distance, peer) = nearest_peer(cluster_state, policy, rule, &remote);
+            let (unmet_conditions, peer) = nearest_peer(cluster_state, policy, rule, &remote);
             let port_matches = port_matches(cluster_state, rule, packet);
-            let unmet_parts = usize::from(distance > 0) + usize::from(!port_matches);
-            if best.as_ref().is_none_or(|(least, _)| *least > (unmet_parts, distance)) {
-                best = Some(((unmet_parts, distance), Candidate { policy, index, rule, peer, port_matches }));
+            let unmet_parts = usize::from(unmet_conditions > 0) + usize::from(!port_matches);
+            let distance = (unmet_parts, unmet_conditions);
+            if best.as_ref().is_none_or(|(least, _)| *least > distance) {
+                best = Some((distance, Candidate { policy, index, rule, peer, port_matches }));
             }
         }
     }
@@ -41,9 +42,10 @@ pub(super) fn nearest<'c>(cluster_state: &'c ClusterState, packet: &Packet, mode
 /// A rule that may be the nearest one.
 struct Candidate<'c> {
     policy: &'c Policy,
+    /// The index of the rule in the policy.
     index: usize,
     rule: &'c Rule,
-    /// The peer with the fewest unmet conditions, and its index in the model.
+    /// The peer with the fewest unmet conditions, and its index in the parsed rule (`rule.peers`).
     peer: Option<(usize, &'c Peer)>,
     port_matches: bool,
 }
@@ -71,7 +73,7 @@ impl<'c> Candidate<'c> {
     }
 }
 
-/// Returns `spec.ingress[0].from`.
+/// Returns the path of a rule's list of peers: for example, `spec.ingress[0].from`.
 fn peers_path(direction: Direction, rule: usize) -> String {
     let list = match direction {
         Direction::Ingress => "from",
@@ -80,8 +82,8 @@ fn peers_path(direction: Direction, rule: usize) -> String {
     format!("spec.{}[{rule}].{list}", direction.name())
 }
 
-/// Returns the path of a peer in the manifest. The model omits invalid peers, except those with an invalid selector. So
-/// the index of a peer in the model can differ from its index in the manifest.
+/// Returns the path of a peer in the manifest. `peer` is the index of the peer in the parsed rule. It can differ from
+/// the index in the manifest, because a parsed rule omits invalid peers, except those with an invalid selector.
 pub(crate) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
     let list = peers_path(direction, rule);
     let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);

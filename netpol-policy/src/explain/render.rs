@@ -55,9 +55,9 @@ struct Ends<'a> {
 impl Writer<'_> {
     fn explanation(&mut self, explanation: &Explanation) {
         let Explanation { from, to, port, protocol, verdict, allowed_family, path, families } = explanation;
-        let only = allowed_family.map(|family| format!(" ({} only)", family.name())).unwrap_or_default();
+        let family_suffix = allowed_family.map(|family| format!(" ({} only)", family.name())).unwrap_or_default();
         let connection =
-            format!(": {} -> {}, {port}/{}{only}", describe::end(from), describe::end(to), protocol.name());
+            format!(": {} -> {}, {port}/{}{family_suffix}", describe::end(from), describe::end(to), protocol.name());
         self.heading(0, "", *verdict, &verdict.name().to_uppercase(), &connection);
         self.out.push('\n');
         let Some((first, others)) = families.split_first() else { return self.path(0, explanation, path) };
@@ -85,6 +85,7 @@ impl Writer<'_> {
     }
 
     fn frontend(&mut self, indent: usize, explanation: &Explanation, from: &str, frontend: &FrontendVerdict) {
+        // `service/shop/db`, `hostPort of shop/web-0`, or for an assumed pod `hostPort of deployment/shop/web`.
         let owners = frontend.owners.iter().map(|owner| match owner.split_once('/') {
             Some(("service", key)) => format!("Service {key}"),
             _ if owner.matches('/').count() > 1 => owner.clone(),
@@ -145,7 +146,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes what the verdict would be if policies in shadow mode were enforced.
+    /// Writes what the verdict would be if policies in shadow mode were enforced. `enforced` and `shadow`: the
+    /// evaluation without and with these policies.
     fn shadow(&mut self, indent: usize, direction: Direction, enforced: &Side, shadow: &Side) {
         let in_shadow = shadow.policies.iter().filter(|policy| !enforced.policies.contains(policy));
         let policies = describe::policies(&in_shadow.collect::<Vec<_>>());
@@ -167,7 +169,8 @@ impl Writer<'_> {
         self.details(indent + 2, direction, shadow);
     }
 
-    /// Writes what is unknown, and the nearest rule with hints and changes.
+    /// Writes why the verdict is unknown, the nearest rule, the hints, and the changes of policies that would allow the
+    /// connection.
     fn details(&mut self, indent: usize, direction: Direction, side: &Side) {
         for cause in &side.unknown_because {
             self.paragraph(indent + 2, &format!("Unknown: {cause}"));
@@ -196,7 +199,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes a paragraph with a verdict in its first line.
+    /// Writes a paragraph with a verdict in its first line: `before`, then the colored `word` for the verdict, then
+    /// `after`.
     fn heading(&mut self, indent: usize, before: &str, verdict: Verdict, word: &str, after: &str) {
         let before = Safe(before).to_string();
         let mut lines = wrap(format_args!("{before}{word}{after}"), self.width, indent);
@@ -254,7 +258,7 @@ fn backend_summary(allowed: usize, unknown: usize, all: usize, verdict: Verdict)
     }
 }
 
-/// Returns the reason for a side's verdict, in one or two sentences.
+/// Returns the reason for the verdict of one side (egress or ingress), in one or two sentences.
 fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
     let (Ends { local, remote, port }, name) = (ends, direction.name());
     let policies = || describe::policies(&side.policies);

@@ -11,7 +11,8 @@ use crate::manifest;
 
 use super::*;
 
-/// Two namespaces. Pod `shop/web` listens on `http` 8080/TCP and `dns` 53/UDP. The label `app=frontnd` has a typo.
+/// Two namespaces. Pod `shop/web` listens on `http` 8080/TCP and `dns` 53/UDP. The label `app=frontnd` has a typo on
+/// purpose: the explanation of a policy that selects `app=frontend` names both labels.
 const CLUSTER: &str = "
 apiVersion: v1
 kind: Namespace
@@ -40,8 +41,8 @@ status: {podIPs: [{ip: 10.0.1.1}]}
 ---
 ";
 
-/// Explains a connection from `from` to `shop/web`, with a policy `shop/p` that selects `app=web` and has these ingress
-/// rules.
+/// Explains a connection from `from` (a pod or an address) to `shop/web`. The only policy is `shop/p`, which selects
+/// `app=web` and has these ingress rules.
 fn explain_ingress(rules: &str, from: &str, port: u16) -> Explanation {
     let policy = format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n  podSelector: {{matchLabels: {{app: web}}}}\n  ingress: {rules}\n"
@@ -56,6 +57,7 @@ fn explain_ingress(rules: &str, from: &str, port: u16) -> Explanation {
     explain(&cluster_state, &from, &to, Protocol::Tcp, port).expect("both ends have addresses")
 }
 
+/// Returns the ingress side of [`explain_ingress`].
 fn ingress(rules: &str, from: &str, port: u16) -> Side {
     explain_ingress(rules, from, port).path.ingress
 }
@@ -72,7 +74,8 @@ fn the_allowing_rule_is_shown_with_its_peer_and_port() {
     assert_eq!((side.nearest, side.hints), (None, vec![]));
 }
 
-/// Rules, the source, the port, and the unmet conditions of the nearest rule.
+/// Ingress rules of `shop/p`, the source, the port, and the unmet conditions of the nearest rule (which comes closest
+/// to allowing the connection).
 const NEAREST: [(&str, &str, u16, &str); 12] = [
     (
         "[{from: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 8080}]}]",
@@ -129,7 +132,7 @@ const NEAREST: [(&str, &str, u16, &str); 12] = [
         80,
         "spec.ingress[0].from[0].podSelector: pod shop/front has label app=frontnd; the selector requires app not in (frontnd, x)",
     ),
-    // The index counts invalid peers, too, so that the path is the one in the manifest.
+    // The first two peers are invalid. The index counts them, too, so that the path is the one in the manifest.
     (
         "[{from: [{ipBlock: {cidr: nonsense}}, {}, {podSelector: {matchLabels: {app: frontend}}}]}]",
         "shop/front",

@@ -1,4 +1,4 @@
-//! Rules as YAML, in block style to paste into a manifest and in flow style for one line.
+//! Writes rules of policies as YAML: in block style, to paste into a manifest, or in flow style, on one line.
 
 use netpol_common::Direction;
 
@@ -6,7 +6,7 @@ use crate::model::{IpBlock, Peer, Peers, PortMatch, PortRange, Ports, Requiremen
 use crate::offline::is_pod_placeholder_range;
 use crate::text;
 
-/// A YAML node. Scalars are stored as they are written, with quotes if they need any.
+/// A YAML node. Scalars are stored as they are written in YAML, with quotes if they need any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Node {
     Scalar(String),
@@ -47,12 +47,13 @@ pub(crate) fn is_valid(peer: &Peer) -> bool {
 }
 
 /// Returns whether a peer is a block of placeholders for unknown pod addresses. Such a peer is not in the manifest:
-/// `offline::addresses::resolve_blocks` adds it to a rule with an `ipBlock` that contains addresses of pods. So the
-/// rule always has another peer, this `ipBlock`.
+/// `offline::addresses::resolve_blocks` adds it to a rule with an `ipBlock` that contains addresses of pods. So a rule
+/// with such a peer always has another peer: this `ipBlock`.
 fn is_placeholder_peer(peer: &Peer) -> bool {
     matches!(peer, Peer::Block(block) if is_pod_placeholder_range(&block.cidr))
 }
 
+/// Returns the rule as a YAML map. Returns `None` in the same cases as [`in_block_style`].
 pub(crate) fn of_rule(rule: &Rule, direction: Direction) -> Option<Node> {
     let mut entries = Vec::new();
     if let Peers::Of(peers) = &rule.peers {
@@ -75,6 +76,7 @@ pub(crate) fn of_peer(peer: &Peer) -> Node {
     let entries = match peer {
         Peer::Block(IpBlock { cidr, except }) => {
             let mut entries = vec![entry("cidr", string(&cidr.to_string()))];
+            // `resolve_blocks` also adds placeholders to `except`.
             let written = except.iter().filter(|except| !is_pod_placeholder_range(except));
             let except: Vec<Node> = written.map(|cidr| string(&cidr.to_string())).collect();
             if !except.is_empty() {
@@ -140,8 +142,8 @@ pub(crate) fn string(text: &str) -> Node {
     Node::Scalar(quoted(text))
 }
 
-/// Writes a YAML string: plain if no parser can read it as another type, such as a number or a Boolean, otherwise
-/// quoted.
+/// Returns a string as YAML. It is quoted if a parser could read it without quotes as another type, such as a number or
+/// a Boolean.
 fn quoted(text: &str) -> String {
     const RESERVED: [&str; 9] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
     let is_cidr = text.contains('/') && text.bytes().all(|byte| byte.is_ascii_digit() || b"./".contains(&byte));
@@ -151,7 +153,7 @@ fn quoted(text: &str) -> String {
     if is_cidr || is_word {
         return text.to_owned();
     }
-    // A JSON string is a YAML string in double quotes.
+    // A JSON string is also a YAML string in double quotes. `text::json` escapes invisible characters.
     text::json(&serde_json::Value::from(text).to_string()).into_owned()
 }
 

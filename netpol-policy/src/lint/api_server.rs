@@ -10,17 +10,18 @@ use super::services::added_rule;
 use super::{NotChecked, RuleId, suggest};
 use crate::model::{Pod, PolicyKey, ServiceKey};
 
-/// Adds one finding for each policy because of which pods with a token cannot reach the API server. Every pod has a
-/// token by default. So a pod is reported only if it sets `automountServiceAccountToken: true`, or if it has another
-/// service account than `default`.
+/// Adds one finding for each policy that prevents pods with a service-account token from reaching the API server. Every
+/// pod has a token by default, also if it does not use the API server. So [`uses_token`] decides which pods are
+/// reported.
 pub(super) fn check(
     context: &Context<'_>,
     drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
     not_checked: &mut Vec<NotChecked>,
 ) {
-    let isolates = context.policies.iter().filter(|view| view.policy.egress.is_some());
-    let mut isolated = isolates.flat_map(|view| context.selected(view));
-    if !isolated.any(|group| group.pods.iter().any(|pod| has_token(context, pod))) {
+    let egress_policies = context.policies.iter().filter(|view| view.policy.egress.is_some());
+    // Each group has pods with the same namespace and labels.
+    let mut isolated_groups = egress_policies.flat_map(|view| context.selected(view));
+    if !isolated_groups.any(|group| group.pods.iter().any(|pod| uses_token(context, pod))) {
         return;
     }
     let service = context.state.services.get(&ServiceKey::new("default", "kubernetes"));
@@ -30,7 +31,7 @@ pub(super) fn check(
         return not_checked.push(NotChecked::new(RuleId::API_SERVER_DENIED, reason));
     }
     for (policy, (pods, missing)) in denied(context, &targets) {
-        let names = pods.iter().filter(|pod| has_token(context, pod)).map(|pod| pod.key.to_string());
+        let names = pods.iter().filter(|pod| uses_token(context, pod)).map(|pod| pod.key.to_string());
         let names: Vec<String> = names.collect();
         if names.is_empty() {
             continue;
@@ -51,7 +52,9 @@ pub(super) fn check(
     }
 }
 
-fn has_token(context: &Context<'_>, pod: &Pod) -> bool {
+/// Returns whether a pod probably uses its token: the pod sets `automountServiceAccountToken: true`; or the pod does
+/// not set this field, has another service account than `default`, and this account does not set the field to `false`.
+fn uses_token(context: &Context<'_>, pod: &Pod) -> bool {
     let Some(details) = context.details_of(&pod.key) else { return false };
     let is_without_token = |name| context.details.without_token.contains(&(pod.key.namespace.clone(), name));
     match (details.automount, &details.service_account) {

@@ -1,4 +1,4 @@
-//! Finds small blocks with addresses of pods or nodes.
+//! Finds small blocks (`ipBlock` peers) with addresses of pods or nodes.
 
 use std::net::IpAddr;
 
@@ -15,19 +15,19 @@ use crate::model::{IpBlock, Peer, Pod, Policy};
 use crate::offline::is_placeholder;
 use crate::reference;
 
-/// The shortest prefixes of a small block. A larger block may be the range of a data center or of the whole cluster.
+/// Minimum prefix lengths of a small block. A larger block may be the range of a data center or of the whole cluster.
 const MIN_PREFIX_V4: u8 = 24;
 const MIN_PREFIX_V6: u8 = 64;
 
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     for direction in Direction::BOTH {
-        for (index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
-            for (number, peer) in rule.peers.listed().iter().enumerate() {
+        for (rule_index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
+            for (peer_index, peer) in rule.peers.listed().iter().enumerate() {
                 let Peer::Block(block) = peer else { continue };
                 if !is_small(block) {
                     continue;
                 }
-                let path = peer_path(view.policy, direction, index, number);
+                let path = peer_path(view.policy, direction, rule_index, peer_index);
                 let of_pods = block_of_pods(context, view.policy, block, &path);
                 drafts.extend(of_pods.or_else(|| block_of_nodes(context, block, direction, &path)));
             }
@@ -36,12 +36,13 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
 }
 
 fn is_small(block: &IpBlock) -> bool {
-    let shortest = if block.cidr.addr().is_ipv4() { MIN_PREFIX_V4 } else { MIN_PREFIX_V6 };
-    block.cidr.prefix_len() >= shortest
+    let min_prefix = if block.cidr.addr().is_ipv4() { MIN_PREFIX_V4 } else { MIN_PREFIX_V6 };
+    block.cidr.prefix_len() >= min_prefix
 }
 
 /// Finds a block with addresses of pods. A pod that is created again gets another address.
 fn block_of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: &str) -> Option<Draft> {
+    // Only addresses that are in the input count: a placeholder stands for an unknown address.
     let is_in_block = |address: &IpAddr| {
         block.contains(*address) && !is_placeholder(*address) && context.state.peer_at(*address).is_some()
     };
@@ -53,6 +54,7 @@ fn block_of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: 
     let names: Vec<String> = pods.iter().map(|pod| pod.key.to_string()).collect();
     let (noun, them) =
         if names.len() == 1 { ("the address of pod", "the pod") } else { ("addresses of pods", "the pods") };
+    // A suggestion that selects all pods of the namespace is not used: it could allow more than the block.
     let is_specific = |peer: &Peer| matches!(peer, Peer::Pods { pods, .. } if !pods.requirements.is_empty());
     let fix = match suggest::selector_of(&pods, &policy.key.namespace).filter(is_specific) {
         Some(peer) => DraftFix::of(

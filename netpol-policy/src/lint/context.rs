@@ -1,5 +1,5 @@
-//! The objects, indexed for the checks. The pods of a namespace with the same labels are one group, so that a selector
-//! is evaluated once for all of them.
+//! The objects of the input, indexed for the checks of the linter. All pods of a namespace with the same labels are in
+//! one group, so that a selector is evaluated once for all of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -14,19 +14,21 @@ use crate::offline::OfflineCluster;
 /// Namespaces that every cluster has.
 const STANDARD_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// The objects, and indexes of them.
+/// The objects, and indexes of them. Pods that do not exist yet have unknown addresses, and it is not known which
+/// ipBlocks match such an address. So there are two variants of the cluster state.
 pub(super) struct Context<'a> {
-    /// The state in which unknown addresses match the fewest blocks. Addresses of pods that do not exist yet are
-    /// unknown.
+    /// The state in which unknown addresses match the fewest blocks.
     pub(super) state: &'a ClusterState,
     /// The state in which unknown addresses match the most blocks.
     pub(super) at_most: &'a ClusterState,
     pub(super) cluster: &'a OfflineCluster,
+    /// Parts of the manifests that the cluster state does not have, such as the text of policies.
     pub(super) details: &'a Details,
     /// The policies as they are written in the manifests.
     pub(super) policies: Vec<PolicyView<'a>>,
+    /// The policies that isolate each group for egress.
     pub(super) egress: EgressIsolation<'a>,
-    /// The pods that have not finished, by namespace.
+    /// The groups of pods that have not finished, by namespace.
     pub(super) groups: BTreeMap<&'a NamespaceName, Vec<Group<'a>>>,
     /// The groups that have a label with a value, by namespace.
     by_label: LabelIndex<'a>,
@@ -41,9 +43,11 @@ pub(super) struct Context<'a> {
 /// Indices of groups, by namespace, and by label and value.
 type LabelIndex<'a> = BTreeMap<&'a NamespaceName, HashMap<(&'a str, &'a str), Vec<usize>>>;
 
-/// Pods of a namespace with the same labels.
+/// Pods of a namespace with the same labels. Host-network pods are in other groups than the pods with their own network
+/// namespace.
 pub(super) struct Group<'a> {
     pub(super) labels: &'a Labels,
+    /// Whether the pods are host-network pods.
     pub(super) host_network: bool,
     /// Never empty.
     pub(super) pods: Vec<&'a Pod>,
@@ -52,7 +56,8 @@ pub(super) struct Group<'a> {
 /// A policy and the pods that it selects.
 pub(super) struct PolicyView<'a> {
     pub(super) policy: &'a Policy,
-    /// Indices of the selected groups among those of the policy's namespace, without groups of host-network pods.
+    /// The selected groups, as indices of the list of [`Context::groups`] for the policy's namespace. Groups of
+    /// host-network pods are never selected.
     pub(super) selected: Vec<usize>,
 }
 
@@ -118,8 +123,8 @@ impl<'a> Context<'a> {
         self.groups.iter().filter(move |(name, _)| matches(name)).map(|(name, groups)| (*name, groups.as_slice()))
     }
 
-    /// Returns the groups that a peer matches by their labels. This includes groups of host-network pods, although such
-    /// pods are not peers.
+    /// Returns the groups whose labels a peer matches. This includes groups of host-network pods, although selectors of
+    /// peers do not match these pods.
     pub(super) fn peer_groups(&self, policy: &Policy, peer: &Peer) -> Vec<&Group<'a>> {
         let Peer::Pods { namespaces, pods } = peer else { return Vec::new() };
         let namespaces = self.pod_namespaces(policy, namespaces.as_ref());
@@ -175,8 +180,9 @@ fn by_label<'a>(groups: &BTreeMap<&'a NamespaceName, Vec<Group<'a>>>) -> LabelIn
     groups.iter().map(|(name, groups)| (*name, of_namespace(groups))).collect()
 }
 
-/// Returns the indices of the groups that a selector may match. If the selector requires certain values of some labels,
-/// returns only the groups that have the rarest of these values. Otherwise returns all groups.
+/// Returns the indices of the groups that a selector may match. If the selector requires one certain value of a label,
+/// returns only the groups with this value. With several such labels, the one with the fewest groups is used. Without
+/// such a label, returns all groups.
 fn candidates<'i>(
     index: &'i LabelIndex<'_>,
     namespace: &NamespaceName,
@@ -194,7 +200,7 @@ fn candidates<'i>(
     shortest.into_iter().flatten().copied().chain(all)
 }
 
-/// Returns the names of all namespaces. Pods and Services can be in a namespace that has no Namespace object
+/// Returns the names of all namespaces that exist. Pods and Services can be in a namespace that has no Namespace object
 /// (docs/semantics.md, item 39).
 fn namespaces(state: &ClusterState) -> BTreeSet<NamespaceName> {
     let of_pods = state.pods.keys().map(|key| &key.namespace);
@@ -219,7 +225,7 @@ fn services_by_port(state: &ClusterState) -> HashMap<(Protocol, u16), Vec<&Servi
 /// The maximum number of names in a message; further names are counted.
 const NAMES_SHOWN: usize = 3;
 
-/// Returns a list of names as text: `a` or `a, b, c and 7 more pods`.
+/// Returns a list of names as text: `a` or `a, b, c and 7 more pods`. `what`: the plural of the noun, such as `pods`.
 pub(super) fn shortened_list(names: &[String], what: &str) -> String {
     match names.len().checked_sub(NAMES_SHOWN) {
         None | Some(0) => names.join(", "),

@@ -6,7 +6,8 @@ use crate::model::{
     IpBlock, NAMESPACE_NAME_LABEL, Peer, Peers, PortMatch, PortRange, Ports, Requirement, Rule, Selector,
 };
 
-/// Returns whether `wide` certainly allows everything that `narrow` allows. Both rules are of policies in `namespace`.
+/// Returns whether `wide` certainly allows everything that `narrow` allows. The policies of both rules are in
+/// `namespace`.
 pub(super) fn rule(wide: &Rule, narrow: &Rule, namespace: &str) -> bool {
     ports(&wide.ports, &narrow.ports) && peers(&wide.peers, &narrow.peers, namespace)
 }
@@ -16,6 +17,7 @@ fn peers(wide: &Peers, narrow: &Peers, namespace: &str) -> bool {
         (Peers::Any, _) => true,
         (Peers::Of(_), Peers::Any) => false,
         (Peers::Of(wide), Peers::Of(narrow)) => {
+            // The list is empty if all peers of the rule are invalid.
             !narrow.is_empty() && narrow.iter().all(|narrow| wide.iter().any(|wide| peer(wide, narrow, namespace)))
         }
     }
@@ -28,7 +30,7 @@ fn peer(wide: &Peer, narrow: &Peer, namespace: &str) -> bool {
             Peer::Pods { namespaces: wide_namespaces, pods: wide },
             Peer::Pods { namespaces: narrow_namespaces, pods: narrow },
         ) => {
-            let of_namespaces = match (wide_namespaces, narrow_namespaces) {
+            let covers_namespaces = match (wide_namespaces, narrow_namespaces) {
                 (None, None) => true,
                 (Some(wide), Some(narrow)) => selector(wide, narrow),
                 (Some(wide), None) => {
@@ -40,7 +42,7 @@ fn peer(wide: &Peer, narrow: &Peer, namespace: &str) -> bool {
                         && narrow.requirements.iter().any(|requirement| is_only_namespace(requirement, namespace))
                 }
             };
-            of_namespaces && selector(wide, narrow)
+            covers_namespaces && selector(wide, narrow)
         }
         (Peer::Block(_), Peer::Pods { .. }) | (Peer::Pods { .. }, Peer::Block(_)) => false,
     }
@@ -59,7 +61,7 @@ pub(super) fn selector(wide: &Selector, narrow: &Selector) -> bool {
         && wide.requirements.iter().all(|wide| narrow.requirements.iter().any(|narrow| implies(narrow, wide)))
 }
 
-/// Returns whether all labels that meet `narrow` also meet `wide`.
+/// Returns whether every set of labels that meets `narrow` also meets `wide`.
 fn implies(narrow: &Requirement, wide: &Requirement) -> bool {
     if narrow == wide {
         return true;
@@ -121,7 +123,7 @@ mod tests {
         );
         let mut parsed = manifest::parse(&text, "f");
         assert_eq!(parsed.errors, [], "{rule}");
-        let Object::Policy(policy) = parsed.objects.remove(0).object else { panic!("a policy") };
+        let Object::Policy(policy) = parsed.objects.remove(0).object else { panic!("not a policy") };
         policy.ingress.expect("ingress rules").remove(0)
     }
 
@@ -154,6 +156,7 @@ mod tests {
             assert!(rule(&wide_rule, &narrow_rule, "shop"), "{wide} {narrow}");
             assert!(!rule(&narrow_rule, &wide_rule, "shop"), "{narrow} {wide}");
         }
+        // Neither of these rules covers the other.
         for (one, other) in [
             ("{ports: [{port: 80}]}", "{ports: [{port: 80, protocol: UDP}]}"),
             ("{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}", "{from: [{podSelector: {}}]}"),

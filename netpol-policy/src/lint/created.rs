@@ -18,30 +18,33 @@ pub(super) fn reason(
     if pods.requirements.is_empty() {
         return None;
     }
-    let is_in = |name| match namespaces {
+    let is_selected_namespace = |name| match namespaces {
         Some(selector) => selector.matches(&context.state.namespace_labels(name)),
         None => *name == policy.key.namespace,
     };
+    // Labels in custom resources. A controller may create pods with these labels.
     let mut templates = context.details.templates.iter();
-    if let Some(template) = templates.find(|template| pods.matches(&template.labels) && is_in(&template.namespace)) {
+    let found = templates.find(|template| pods.matches(&template.labels) && is_selected_namespace(&template.namespace));
+    if let Some(template) = found {
         return Some(format!("a controller may create the selected pods for objects of kind {}", template.kind));
     }
     let label = controller_label(context, pods)?;
     Some(format!("no pod in the input has label {label}, which a controller may set"))
 }
 
-/// Returns a label key of the selector that has the domain of a controller and that no pod has. If a pod has a similar
-/// key, the key of the selector is probably a typo and is not returned.
+/// Returns a label key of the selector whose domain may be that of a controller. Does not return a key that a pod has.
+/// Does not return a key that is similar to a key of a pod either, because it is probably a typo.
 fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s str> {
     pods.requirements.iter().find_map(|requirement| {
         let (Requirement::In(key, _) | Requirement::Exists(key)) = requirement else { return None };
         let (domain, _) = key.split_once('/')?;
-        let is_below =
+        let is_equal_or_subdomain =
             |common: &str| domain.strip_suffix(common).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'));
-        let is_common = COMMON_DOMAINS.iter().any(|common| is_below(common));
-        let labels =
+        let is_common = COMMON_DOMAINS.iter().any(|common| is_equal_or_subdomain(common));
+        let pod_keys =
             || context.groups.values().flatten().flat_map(|group| group.labels.iter().map(|(name, _)| &**name));
-        let is_similar = || labels().any(|name| name == &**key) || similar::closest(key, labels()).is_some();
-        (!is_common && !is_similar()).then_some(&**key)
+        let is_known_or_similar =
+            || pod_keys().any(|name| name == &**key) || similar::closest(key, pod_keys()).is_some();
+        (!is_common && !is_known_or_similar()).then_some(&**key)
     })
 }

@@ -31,13 +31,15 @@ const RULE: [&str; 10] = [
 /// that isolates these pods. The finding is information only, because programs may use addresses instead of names.
 pub(super) fn check(context: &Context<'_>, drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>) {
     let mut found: BTreeMap<&PolicyKey, Vec<String>> = BTreeMap::new();
-    for (name, groups) in &context.groups {
-        let groups = groups.iter().zip(context.egress.lists_of(name)).filter(|(group, _)| !group.host_network);
+    for (namespace, groups) in &context.groups {
+        // All pods of a group have the same labels, so the same policies (`list`) isolate them for egress.
+        let groups = groups.iter().zip(context.egress.lists_of(namespace)).filter(|(group, _)| !group.host_network);
         for (group, list) in groups {
+            // The policies, read so that they allow the most: unknown addresses match as many blocks as possible.
             let policies = context.egress.at_most(*list);
             let rules = || policies.iter().flat_map(|policy| reference::rules(policy, Direction::Egress));
-            let (Some(first), true) = (policies.first(), rules().any(is_for_pods)) else { continue };
-            if !rules().any(|rule| may_be_dns(&rule.ports)) {
+            let (Some(first), true) = (policies.first(), rules().any(has_pod_peer)) else { continue };
+            if !rules().any(|rule| may_include_dns(&rule.ports)) {
                 found.entry(&first.key).or_default().extend(group.pods.iter().map(|pod| pod.key.to_string()));
             }
         }
@@ -56,12 +58,13 @@ pub(super) fn check(context: &Context<'_>, drafts: &mut BTreeMap<PolicyKey, Vec<
     }
 }
 
-fn is_for_pods(rule: &Rule) -> bool {
+/// Returns whether a peer of the rule selects pods.
+fn has_pod_peer(rule: &Rule) -> bool {
     rule.peers.listed().iter().any(|peer| matches!(peer, Peer::Pods { .. }))
 }
 
-/// Returns whether a rule may be for DNS. A named port may be a port of the DNS pods.
-fn may_be_dns(ports: &Ports) -> bool {
+/// Returns whether the ports of a rule may include a DNS port. A named port may be a port of the DNS pods.
+fn may_include_dns(ports: &Ports) -> bool {
     let is_dns = |port: &PortMatch| match &port.port {
         PortRange::All | PortRange::Named(_) => port.protocol != Protocol::Sctp,
         PortRange::Range(first, last) => DNS_PORTS.iter().any(|dns| (first..=last).contains(&dns)),

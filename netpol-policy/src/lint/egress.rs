@@ -1,4 +1,4 @@
-//! Which policies isolate pods for egress, and which backends they allow.
+//! Which policies isolate pods for egress, and which backends of Services these policies allow.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -10,32 +10,34 @@ use crate::cluster_state::ClusterState;
 use crate::model::{Backend, Frontend, NamespaceName, Pod, Policy, PolicyKey, Protocol, Service, ServiceKey};
 use crate::reference::{self, Remote};
 
-/// A backend of a Service's port, and the protocol.
+/// A backend of a Service (address and port), and the protocol.
 pub(super) type Target = (Backend, Protocol);
 
-/// The index of a list of policies.
+/// The index of a list of policies in [`EgressIsolation`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct ListId(usize);
 
-/// The policies that isolate each group of pods. Groups with the same policies share a list.
+/// For each group of pods (of one namespace, with the same labels), the list of the policies that isolate it for
+/// egress. Groups with the same policies share a list. If addresses of pods are unknown, each policy has two versions:
+/// see [`OfflineCluster::state`](crate::offline::OfflineCluster::state).
 pub(super) struct EgressIsolation<'a> {
     state: &'a ClusterState,
-    /// For each list, its policies in the state in which unknown addresses match the fewest blocks.
+    /// The policies of each list, in the state in which unknown addresses match the fewest blocks.
     lists: Vec<Vec<&'a Policy>>,
-    /// For each list, its policies in the state in which unknown addresses match the most blocks.
+    /// The policies of each list, in the state in which unknown addresses match the most blocks.
     at_most: Vec<Vec<&'a Policy>>,
     /// The list of each group, by namespace.
-    groups: BTreeMap<&'a NamespaceName, Vec<ListId>>,
-    /// The backends of each frontend, and their pods.
+    lists_of_groups: BTreeMap<&'a NamespaceName, Vec<ListId>>,
+    /// The backends of each frontend, each with its pod if the backend is a pod.
     backends: HashMap<Frontend, Vec<(Backend, Option<&'a Pod>)>>,
     /// The addresses and ports to which Services forward, with the IP protocol number.
     forwarded: HashSet<(Backend, u8)>,
     /// The backends of each Service.
     targets: HashMap<&'a ServiceKey, BTreeSet<Target>>,
-    /// Results of [`Self::reaches_service`].
-    reaches: RefCell<HashMap<(ListId, ServiceKey), bool>>,
-    /// Results of [`allowed`], for each list of policies.
-    allows: RefCell<HashMap<(ListId, Target), bool>>,
+    /// Cached results of [`Self::reaches_service`].
+    reached_services: RefCell<HashMap<(ListId, ServiceKey), bool>>,
+    /// Cached results of [`allowed`], for each list of policies.
+    allowed_targets: RefCell<HashMap<(ListId, Target), bool>>,
 }
 
 impl<'a> EgressIsolation<'a> {
@@ -45,6 +47,7 @@ impl<'a> EgressIsolation<'a> {
         groups: &BTreeMap<&'a NamespaceName, Vec<Group<'a>>>,
         policies: &[PolicyView<'a>],
     ) -> Self {
+        // For each group of each namespace, the keys of the policies that isolate it for egress.
         let mut keys: BTreeMap<&NamespaceName, Vec<Vec<&PolicyKey>>> =
             groups.iter().map(|(name, groups)| (*name, vec![Vec::new(); groups.len()])).collect();
         for view in policies.iter().filter(|view| view.policy.egress.is_some()) {
@@ -64,7 +67,7 @@ impl<'a> EgressIsolation<'a> {
                 next
             })
         };
-        let groups =
+        let lists_of_groups =
             keys.into_iter().map(|(name, groups)| (name, groups.into_iter().map(&mut list_id).collect())).collect();
         let backends = state.services.values().flat_map(Service::frontends).map(|(frontend, _)| {
             let backends = state.backends(&frontend).into_iter();
@@ -80,18 +83,18 @@ impl<'a> EgressIsolation<'a> {
             state,
             lists,
             at_most: lists_at_most,
-            groups,
+            lists_of_groups,
             backends,
             forwarded,
             targets,
-            reaches: RefCell::default(),
-            allows: RefCell::default(),
+            reached_services: RefCell::default(),
+            allowed_targets: RefCell::default(),
         }
     }
 
     /// Returns the list of each group of a namespace, in the order of the groups.
     pub(super) fn lists_of(&self, namespace: &NamespaceName) -> &[ListId] {
-        self.groups.get(namespace).map(Vec::as_slice).unwrap_or_default()
+        self.lists_of_groups.get(namespace).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Returns the lists of the groups that a policy selects, each once.
@@ -105,49 +108,50 @@ impl<'a> EgressIsolation<'a> {
         &self.at_most[list.0]
     }
 
-    /// Returns whether a Service forwards to a port of an address.
+    /// Returns whether a Service forwards connections to this address and port.
     pub(super) fn is_forwarded(&self, backend: Backend, protocol: Protocol) -> bool {
         self.forwarded.contains(&(backend, protocol.number()))
     }
 
-    /// Returns the backends of a Service's frontend, and their pods.
+    /// Returns the backends of a frontend, each with its pod if the backend is a pod.
     pub(super) fn backends(&self, frontend: &Frontend) -> &[(Backend, Option<&'a Pod>)] {
         self.backends.get(frontend).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Returns the backends of a Service.
+    /// Returns the backends of a Service; `None` if it has none.
     pub(super) fn targets(&self, service: &ServiceKey) -> Option<&BTreeSet<Target>> {
         self.targets.get(service).filter(|targets| !targets.is_empty())
     }
 
-    /// Returns whether pods with the policies of this list can reach all of these backends.
+    /// Returns whether pods with the policies of this list can reach all of these backends. Without policies, pods are
+    /// not isolated.
     pub(super) fn reaches(&self, list: ListId, targets: &BTreeSet<Target>) -> bool {
         let policies = &self.lists[list.0];
-        let mut allows = self.allows.borrow_mut();
+        let mut cached = self.allowed_targets.borrow_mut();
         let mut is_allowed =
-            |target: &Target| *allows.entry((list, *target)).or_insert_with(|| allowed(self.state, policies, target));
+            |target: &Target| *cached.entry((list, *target)).or_insert_with(|| allowed(self.state, policies, target));
         policies.is_empty() || targets.iter().all(&mut is_allowed)
     }
 
     /// Returns whether pods with the policies of this list can reach all backends of a Service.
     pub(super) fn reaches_service(&self, list: ListId, service: &ServiceKey) -> bool {
         let key = (list, service.clone());
-        if let Some(known) = self.reaches.borrow().get(&key) {
-            return *known;
+        if let Some(cached) = self.reached_services.borrow().get(&key) {
+            return *cached;
         }
         let reaches = self.targets.get(service).is_none_or(|targets| self.reaches(list, targets));
-        self.reaches.borrow_mut().insert(key, reaches);
+        self.reached_services.borrow_mut().insert(key, reaches);
         reaches
     }
 }
 
-/// Returns the backends of a Service, for the ports that the filter accepts.
+/// Returns the backends of a Service, for the ports of the Service that `has_port` accepts.
 pub(super) fn targets(
     cluster_state: &ClusterState,
     service: &Service,
-    ports: impl Fn(u16) -> bool,
+    has_port: impl Fn(u16) -> bool,
 ) -> BTreeSet<Target> {
-    let frontends = service.frontends().filter(|(_, port)| ports(port.port));
+    let frontends = service.frontends().filter(|(_, port)| has_port(port.port));
     frontends
         .flat_map(|(frontend, port)| {
             cluster_state.backends(&frontend).into_iter().map(|backend| (backend, port.protocol))

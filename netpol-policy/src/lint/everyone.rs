@@ -9,8 +9,8 @@ use super::finding::{Draft, DraftFix};
 use super::patch::Operation;
 use crate::manifest::FieldPath;
 
-/// Finds `from: []` and `to: []`, and null instead of the list. A rule that is intended to allow all addresses should
-/// omit the field.
+/// Finds rules of a policy with `from: []`, `from: null`, `to: []` or `to: null`. A rule that is intended to allow all
+/// addresses should omit the field.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     for (direction, list) in [(Direction::Ingress, "from"), (Direction::Egress, "to")] {
@@ -32,8 +32,8 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
                     )
                 };
                 drafts.push(if has_ports {
-                    // A rule that is intended to allow nothing usually has no ports. So this rule is probably intended
-                    // to allow every address.
+                    // A rule that is intended to allow nothing usually has no ports. So this rule, which has ports, is
+                    // probably intended to allow every address, and the finding is only an info.
                     let fix = format!("omit `{list}` if every address is intended; otherwise add peers");
                     draft(DraftFix::of(fix, vec![Operation::Remove(field.clone())])).into_info()
                 } else {

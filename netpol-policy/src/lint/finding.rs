@@ -1,4 +1,4 @@
-//! Findings and their fixes.
+//! The findings of `netpol lint`, and how to fix them.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::model::Severity;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// The rule.
+    /// The lint rule.
     pub rule: RuleId,
     /// The severity.
     pub severity: Severity,
@@ -61,7 +61,7 @@ pub struct Fix {
     /// The lines of YAML to write.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub yaml: Vec<String>,
-    /// The change of the file, if it is known.
+    /// The edit that fixes the file, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patch: Option<Patch>,
     /// The YAML on one line.
@@ -72,7 +72,9 @@ pub struct Fix {
 /// A finding about a policy, before it has a location.
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
+    /// The lint rule.
     pub(super) rule: RuleId,
+    /// The path of the field.
     pub(super) field: String,
     severity: Severity,
     message: String,
@@ -86,6 +88,7 @@ pub(super) struct DraftFix {
     description: String,
     yaml: Vec<String>,
     inline: Option<String>,
+    /// The changes of the object, from which the patch is created.
     operations: Vec<Operation>,
 }
 
@@ -106,7 +109,8 @@ impl Draft {
         Self { severity: Severity::Info, ..self }
     }
 
-    /// Adds the location. `object`: the object of the finding, such as `NetworkPolicy shop/web`.
+    /// Adds the location, and the patch of the fix. `object`: the finding's object, such as `NetworkPolicy shop/web`.
+    /// `editor`: has the text of this policy; with `None`, the finding gets no file and no patch.
     pub(super) fn finish(self, object: &str, editor: Option<&Editor<'_>>) -> Finding {
         let Self { rule, field, severity, message, why, fix } = self;
         let source = editor.map(Editor::source).filter(|source| !source.file.is_empty());
@@ -137,8 +141,8 @@ impl DraftFix {
         Self { yaml: yaml.iter().map(|line| (*line).to_owned()).collect(), ..self }
     }
 
-    /// Creates a fix that removes a rule. If this is the only rule, an empty list remains, so that the policy still
-    /// isolates.
+    /// Creates a fix that removes the policy rule `index` of `count` rules from the list at the path `list`. If this is
+    /// the only rule, an empty list remains, so that the policy still isolates.
     pub(super) fn without_rule(description: &str, list: FieldPath, index: usize, count: usize) -> Self {
         let operation = if count == 1 {
             Operation::Replace(list, yaml::Node::List(Vec::new()))
@@ -155,7 +159,7 @@ impl DraftFix {
     }
 }
 
-/// A fix without a known change of the file.
+/// Creates a fix that has only a description.
 impl From<&str> for DraftFix {
     fn from(description: &str) -> Self {
         Self::of(description, Vec::new())
@@ -170,6 +174,7 @@ impl From<String> for DraftFix {
 
 impl From<Option<PolicyChange>> for DraftFix {
     fn from(change: Option<PolicyChange>) -> Self {
+        // Without a change, the finding has no fix.
         let Some(change) = change else { return Self::default() };
         let list = FieldPath::default().key("spec").key(change.direction.name());
         let operation = yaml::of_rule(&change.rule, change.direction).map(|rule| match change.index {

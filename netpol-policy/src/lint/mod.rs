@@ -2,12 +2,14 @@
 //! traffic that no policy restricts.
 //!
 //! ```text
-//! Parsed, OfflineCluster ─► Context: indexes ─► one function for each rule ─► Draft ─► Finding, with line and patch
-//!                                                              suppress: annotations ─► Report
+//! Parsed, OfflineCluster ─► Context ─► checks ─► Draft ─► Finding ─► suppress ─► Report
 //! ```
 //!
-//! A lint rule ([`Rule`]) is a check for one kind of mistake. Each rule has an ID ([`RuleId`]), and a page in
-//! `docs/lint/`.
+//! `Parsed` has the manifests, and [`OfflineCluster`] has the cluster that they describe. `Context` has indexes of
+//! both. A check returns drafts. A finding is a draft to which the line and a patch were added. `suppress` moves the
+//! findings that annotations suppress to another list of the report.
+//!
+//! A lint rule ([`Rule`]) describes one kind of mistake. Each rule has an ID ([`RuleId`]), and a page in `docs/lint/`.
 
 mod api_server;
 mod blocks;
@@ -53,7 +55,7 @@ use crate::manifest::{ManifestError, Parsed};
 use crate::model::{ObjectKey, Severity};
 use crate::offline::OfflineCluster;
 
-/// The rules to check.
+/// The lint rules to check.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// If not empty, only these rules are checked.
@@ -112,11 +114,12 @@ pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster,
         findings.extend(drafts.drain(..).map(|draft| draft.finish(&object, editor.as_ref())));
     }
     findings.extend(namespaces::check(parsed, &context));
-    let more_precise: BTreeSet<(&str, &str)> =
+    // A finding is more precise than a diagnostic about an unusual value of the same field, and replaces it.
+    let fields_with_finding: BTreeSet<(&str, &str)> =
         findings.iter().filter_map(|finding| Some((finding.object.as_deref()?, finding.path.as_deref()?))).collect();
     let is_superseded = |error: &&ManifestError| {
-        error.rule == RuleId::UNUSUAL_VALUE
-            && error.object.as_deref().zip(error.field.as_deref()).is_some_and(|place| more_precise.contains(&place))
+        let field = error.object.as_deref().zip(error.field.as_deref());
+        error.rule == RuleId::UNUSUAL_VALUE && field.is_some_and(|field| fields_with_finding.contains(&field))
     };
     let of_errors: Vec<Finding> = errors.iter().filter(|error| !is_superseded(error)).map(finding_of_error).collect();
     findings.extend(of_errors);
@@ -147,8 +150,8 @@ fn check_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> V
     for (view, drafts) in context.policies.iter().zip(&mut drafts) {
         let has_split_port = drafts.iter().any(|draft| draft.rule == RuleId::SPLIT_PORT);
         let further = by_policy.remove(&view.policy.key).unwrap_or_default().into_iter();
-        // If an item of `ports` allows too much, other rules have no effect. Only the item is the mistake, so these
-        // rules are not reported.
+        // An item of `ports` without a port can allow so much that other rules of the policy have no effect. The item
+        // is the mistake, so the rules without effect are not reported.
         drafts.extend(further.filter(|draft| !has_split_port || draft.rule != RuleId::SHADOWED_RULE));
     }
     drafts
@@ -166,6 +169,7 @@ fn check_policy(
     split_ports::check(context, view, drafts);
     types::check(context, view, drafts);
     selection::check(context, view, drafts, not_checked);
+    // Without pods in the input, every peer would be reported as a peer that matches no pod.
     if context.state.pods.is_empty() {
         return;
     }

@@ -1,4 +1,5 @@
-//! Fixes as patches: a unified diff of the manifest if the text can be edited, otherwise a JSON patch of the object.
+//! Writes the fix of a finding as a patch: a unified diff if the text of the manifest can be edited, otherwise a JSON
+//! patch of the object.
 //!
 //! The text is edited by lines, which is not correct for every YAML text. So the edited text is parsed, and the diff is
 //! only used if the result is exactly the expected object.
@@ -51,10 +52,11 @@ pub(crate) enum Operation {
 #[derive(Debug)]
 pub(super) struct Editor<'s> {
     source: &'s PolicySource,
+    /// Parsed at the first use. `None` if the text cannot be edited.
     parsed: OnceCell<Option<ParsedObject>>,
 }
 
-/// The text of an object, and the parsed value.
+/// The text of the policy, and the parsed value.
 #[derive(Debug)]
 struct ParsedObject {
     /// The lines of the text.
@@ -91,6 +93,7 @@ impl<'s> Editor<'s> {
         Some(Patch { format: PatchFormat::JsonPatch, text: Value::Array(json_operations?).to_string() })
     }
 
+    /// Returns the operations as a unified diff; `None` if the text cannot be edited.
     fn diff(&self, operations: &[Operation]) -> Option<String> {
         let parsed = self.parsed.get_or_init(|| parse(self.source)).as_ref()?;
         let mut expected = parsed.value.clone();
@@ -104,6 +107,7 @@ impl<'s> Editor<'s> {
             }
             lines = Some(next);
         }
+        // Undoes the replacement in `object_lines`.
         if let Some(dash) = self.source.dash {
             new.first_mut()?.replace_range(dash..=dash, "-");
         }
@@ -117,8 +121,8 @@ fn parse(source: &PolicySource) -> Option<ParsedObject> {
     Some(ParsedObject { text, value, lines })
 }
 
-/// Returns the lines of the object. If the object is an item of a list, a space replaces its `-`. Returns `None` if the
-/// text has CRLF line breaks, because added lines would have only LF.
+/// Returns the lines of the policy. If the policy is an item of a List, a space replaces the `-` before it. Returns
+/// `None` if the text has CRLF line breaks, because added lines would have only LF.
 fn object_lines(source: &PolicySource) -> Option<Vec<String>> {
     let mut lines: Vec<String> = source.text.lines(source.range.clone()).map(str::to_owned).collect();
     if lines.iter().any(|line| line.contains('\r')) {
@@ -156,7 +160,7 @@ impl Operation {
     }
 }
 
-/// Returns a JSON pointer: RFC 6901.
+/// Returns the path of a field as a JSON pointer (RFC 6901).
 fn pointer(path: &FieldPath) -> String {
     let step = |step: &Step| match step {
         Step::Key(key) => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
@@ -165,6 +169,7 @@ fn pointer(path: &FieldPath) -> String {
     path.0.iter().map(step).collect()
 }
 
+/// Parses the YAML that an operation writes.
 fn value_of_node(node: &Node) -> Option<Value> {
     value_of(&node.flow()).map(|(value, _)| value)
 }

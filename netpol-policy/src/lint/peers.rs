@@ -1,4 +1,4 @@
-//! Peers that match no pod.
+//! Finds peers (items of `from` or `to`) that match no pod.
 
 use netpol_common::Direction;
 
@@ -12,15 +12,16 @@ use crate::manifest::FieldPath;
 use crate::model::{NAMESPACE_NAME_LABEL, NamespaceName, Peer, Policy, Requirement, Selector};
 use crate::reference;
 
-/// A peer of a rule.
+/// A peer and its place in a policy.
 #[derive(Clone, Copy)]
 pub(super) struct PeerPlace<'p> {
     pub(super) policy: &'p Policy,
     pub(super) direction: Direction,
     /// The index of the rule.
     pub(super) rule: usize,
+    /// The peers of this rule.
     pub(super) peers: &'p [Peer],
-    /// The index in `peers`.
+    /// The index of the peer in `peers`.
     pub(super) index: usize,
 }
 
@@ -36,6 +37,8 @@ impl<'p> PeerPlace<'p> {
     }
 }
 
+/// Adds a finding for each peer that matches no pod. If the input has too few objects for a check, adds the reason to
+/// `not_checked`.
 pub(super) fn check(
     context: &Context<'_>,
     view: &PolicyView<'_>,
@@ -69,6 +72,7 @@ fn check_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec
         not_checked.push(NotChecked::new(RuleId::NO_SUCH_NAMESPACE_LABEL, "the input has no Namespace"));
         return None;
     }
+    // A group has the pods of a namespace with the same labels.
     let groups = context.peer_groups(place.policy, place.peer());
     if groups.iter().any(|group| !group.host_network) {
         return None;
@@ -76,20 +80,22 @@ fn check_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec
     if !groups.is_empty() {
         return (!pods.requirements.is_empty()).then(|| host_network(place, &groups));
     }
-    let of_namespaces: Vec<_> = context.pod_namespaces(place.policy, namespaces.as_ref()).collect();
-    if of_namespaces.is_empty() {
+    let namespaces_with_pods: Vec<_> = context.pod_namespaces(place.policy, namespaces.as_ref()).collect();
+    if namespaces_with_pods.is_empty() {
         let reason = "the input has no pods in the namespaces of some peers";
         not_checked.push(NotChecked::new(RuleId::PEER_MATCHES_NO_POD, reason));
         return None;
     }
-    let intended = intent::split(context, place).or_else(|| intent::joined(context, place));
-    if let (None, Some(reason)) = (&intended, created::reason(context, place.policy, namespaces.as_ref(), pods)) {
+    // A selector at the wrong place: two peers that should be one, or one that should be two.
+    let misplaced = intent::split(context, place).or_else(|| intent::joined(context, place));
+    // A controller may create the pods later.
+    if let (None, Some(reason)) = (&misplaced, created::reason(context, place.policy, namespaces.as_ref(), pods)) {
         not_checked.push(NotChecked::new(RuleId::PEER_MATCHES_NO_POD, reason));
         return None;
     }
-    Some(intended.unwrap_or_else(|| {
+    Some(misplaced.unwrap_or_else(|| {
         let labels: Vec<_> =
-            of_namespaces.iter().flat_map(|(_, groups)| groups.iter()).map(|group| group.labels).collect();
+            namespaces_with_pods.iter().flat_map(|(_, groups)| groups.iter()).map(|group| group.labels).collect();
         let fix = similar::label_fix(&format!("{}.podSelector", place.path()), pods, &labels);
         Draft::new(
             RuleId::PEER_MATCHES_NO_POD,
@@ -104,8 +110,10 @@ fn check_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec
     }))
 }
 
-/// Returns why a selector of namespaces by name cannot be checked; `None` if it can. Manifests of an application rarely
-/// contain namespaces of other applications, such as that of an ingress controller.
+/// Returns why a namespace selector cannot be checked; `None` if it can. A selector cannot be checked if it selects
+/// namespaces by name and none of them is in the input: manifests of an application rarely contain the namespaces of
+/// other applications, such as an ingress controller. A name that is similar to a known name is checked: it is probably
+/// a typo.
 fn not_in_input(context: &Context<'_>, selector: &Selector) -> Option<String> {
     let names = selector.requirements.iter().find_map(|requirement| match requirement {
         Requirement::In(key, names) if **key == *NAMESPACE_NAME_LABEL => Some(names),
@@ -137,8 +145,8 @@ fn no_namespace(context: &Context<'_>, place: PeerPlace<'_>, selector: &Selector
     )
 }
 
-/// Returns a fix that selects a namespace by its name. The selector must have only one label, and the value of this
-/// label must be the name of a namespace. For the label `kubernetes.io/metadata.name`, a similar name is sufficient.
+/// Returns a fix that selects a namespace by its name. `None` unless the selector has only one label, and the value of
+/// this label is the name of a namespace. For the label `kubernetes.io/metadata.name`, a similar name is sufficient.
 fn fix_by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Option<DraftFix> {
     let [Requirement::In(key, values)] = selector.requirements.as_slice() else { return None };
     let [value] = values.as_slice() else { return None };
@@ -171,7 +179,8 @@ fn host_network(place: PeerPlace<'_>, groups: &[&Group<'_>]) -> Draft {
     )
 }
 
-/// Returns a fix that replaces a peer with blocks. `missing`: the number of addresses that the blocks do not contain.
+/// Returns a fix that replaces a peer of host-network pods with the addresses of their nodes. `blocks`: one for each of
+/// the first addresses. `missing`: the number of the other addresses.
 fn with_blocks(peer: &FieldPath, blocks: &[Peer], missing: usize) -> DraftFix {
     let Some((first, others)) = blocks.split_first() else { return "allow the addresses of their nodes".into() };
     let list = FieldPath(peer.0[..peer.0.len() - 1].to_vec());

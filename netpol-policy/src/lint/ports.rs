@@ -1,4 +1,4 @@
-//! Port names that no pod has, and port numbers that no container declares.
+//! Finds port names in rules that no pod has, and port numbers that no container declares.
 
 use std::collections::BTreeSet;
 
@@ -13,29 +13,31 @@ use crate::manifest::FieldPath;
 use crate::model::{Backend, IpBlock, Peer, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Rule, Severity};
 use crate::reference;
 
-/// The destinations of a rule.
+/// The destinations of a rule. For ingress, these are the pods that the policy selects; for egress, the peers.
 struct Destinations<'d> {
     pods: Vec<&'d Pod>,
-    /// The blocks of the rule. Their addresses are further destinations.
+    /// The `ipBlocks` of the peers. Their addresses are destinations, too.
     blocks: Vec<&'d IpBlock>,
-    /// Whether `pods` are all pods, because the rule has no peers.
-    is_any: bool,
-    /// Whether a peer selects all pods of all namespaces.
-    has_all_pods: bool,
-    /// The start of a message, such as `No pod that the rule selects`.
+    /// Whether every address is a destination, because an egress rule has no peers. Then `pods` are all pods.
+    any_address: bool,
+    /// Whether a peer of an egress rule selects all pods of all namespaces.
+    all_namespaces: bool,
+    /// The start of a message about these destinations, such as `No pod that the rule selects`.
     no_pod: &'static str,
 }
 
+/// Checks the ports of each rule of a policy. Adds findings to `drafts`.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     for direction in Direction::BOTH {
-        for (index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
+        for (rule_index, rule) in reference::rules(view.policy, direction).iter().enumerate() {
             let Ports::Of(ports) = &rule.ports else { continue };
             let destinations = destinations(context, view, direction, rule);
-            let list = format!("spec.{}[{index}].ports", direction.name());
-            // The fix of a finding about the port of a Service is more precise than the fix of a finding here.
+            let list = format!("spec.{}[{rule_index}].ports", direction.name());
+            // If another check found that the list has the port of a Service, numbers are not checked here: the fix of
+            // that finding is more precise.
             let has_service_port = drafts.iter().any(|draft| draft.rule == RuleId::SERVICE_PORT && draft.field == list);
-            for (number, port) in ports.iter().enumerate() {
-                let path = port_path(view.policy, direction, index, number);
+            for (port_index, port) in ports.iter().enumerate() {
+                let path = port_path(view.policy, direction, rule_index, port_index);
                 drafts.extend(match &port.port {
                     PortRange::Named(name) => check_name(context, &destinations, name, port, &path),
                     PortRange::Range(..) if has_service_port => None,
@@ -49,12 +51,12 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
     }
 }
 
-/// Returns the path of a port. If the policy has errors, returns the path of the list: the model does not contain
-/// invalid ports, so indices in the model can differ from those in the manifest.
-fn port_path(policy: &Policy, direction: Direction, rule: usize, port: usize) -> String {
-    let list = format!("spec.{}[{rule}].ports", direction.name());
+/// Returns the path of the field with a port. If the policy has errors, returns the path of the list of ports: the
+/// model does not contain invalid ports, so indices in the model can differ from those in the manifest.
+fn port_path(policy: &Policy, direction: Direction, rule_index: usize, port_index: usize) -> String {
+    let list = format!("spec.{}[{rule_index}].ports", direction.name());
     let is_invalid = policy.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
-    if is_invalid { list } else { format!("{list}[{port}].port") }
+    if is_invalid { list } else { format!("{list}[{port_index}].port") }
 }
 
 fn destinations<'d>(
@@ -72,24 +74,24 @@ fn destinations<'d>(
             (groups.filter(|group| !group.host_network).collect(), blocks.collect(), "No pod that the rule selects")
         }
     };
-    let is_any = direction == Direction::Egress && rule.peers.listed().is_empty();
-    let pods = if is_any {
+    let any_address = direction == Direction::Egress && rule.peers.listed().is_empty();
+    let pods = if any_address {
         context.state.pods.values().filter(|pod| pod.is_selectable()).collect()
     } else {
         groups.iter().flat_map(|group| group.pods.iter().copied()).collect()
     };
-    let is_all = |peer: &Peer| match peer {
+    let selects_all_pods = |peer: &Peer| match peer {
         Peer::Pods { namespaces: Some(namespaces), pods } => {
             namespaces.requirements.is_empty() && pods.requirements.is_empty()
         }
         _ => false,
     };
-    let has_all_pods = direction == Direction::Egress && rule.peers.listed().iter().any(is_all);
-    Destinations { pods, blocks, is_any, has_all_pods, no_pod: if is_any { "No pod" } else { no_pod } }
+    let all_namespaces = direction == Direction::Egress && rule.peers.listed().iter().any(selects_all_pods);
+    Destinations { pods, blocks, any_address, all_namespaces, no_pod: if any_address { "No pod" } else { no_pod } }
 }
 
-/// Finds a port name that no destination has. A port name is resolved on the destination pod (docs/semantics.md, item
-/// 9). Addresses that do not belong to a pod have no port names.
+/// Checks whether a destination has a port with this name. A port name is looked up in the destination pod
+/// (docs/semantics.md, item 9). Addresses that do not belong to a pod have no port names.
 fn check_name(
     context: &Context<'_>,
     destinations: &Destinations<'_>,
@@ -97,10 +99,11 @@ fn check_name(
     port: &PortMatch,
     path: &str,
 ) -> Option<Draft> {
-    let Destinations { pods, blocks, is_any, no_pod, .. } = destinations;
+    let Destinations { pods, blocks, any_address, no_pod, .. } = destinations;
     let draft = |message: String, why: &str, fix: DraftFix| {
         Some(Draft::new(RuleId::UNKNOWN_PORT_NAME, path, message, why, fix))
     };
+    // Returns a finding about a block if no pod in the block has a port with the name.
     let block_draft = || {
         let block = blocks.iter().find(|block| !resolves_in(context, block, name, port))?;
         draft(
@@ -109,24 +112,26 @@ fn check_name(
             "write the port number".into(),
         )
     };
-    if pods.is_empty() && !is_any {
+    if pods.is_empty() && !any_address {
         return block_draft();
     }
-    let mut others = BTreeSet::new();
+    let mut other_protocols = BTreeSet::new();
     for pod in pods {
         for named in pod.ports.iter().filter(|named| *named.name == *name) {
             if named.protocol == port.protocol {
                 return block_draft();
             }
-            others.insert((named.protocol, named.port, &pod.key));
+            other_protocols.insert((named.protocol, named.port, &pod.key));
         }
     }
-    let used = port.protocol.name();
-    if let Some((protocol, number, pod)) = others.first() {
-        let has = protocol.name();
-        let message =
-            format!("Port \"{name}\" of {} is {number}/{has}, but the rule uses it with {used}.", pod.title());
-        let fix = format!("write `protocol: {has}`, or add the name to a {used} port of the pod");
+    let rule_protocol = port.protocol.name();
+    if let Some((protocol, number, pod)) = other_protocols.first() {
+        let pod_protocol = protocol.name();
+        let message = format!(
+            "Port \"{name}\" of {} is {number}/{pod_protocol}, but the rule uses it with {rule_protocol}.",
+            pod.title()
+        );
+        let fix = format!("write `protocol: {pod_protocol}`, or add the name to a {rule_protocol} port of the pod");
         return draft(message, "The name matches no port.", fix.into());
     }
     let names = pods.iter().flat_map(|pod| pod.ports.iter()).filter(|named| named.protocol == port.protocol);
@@ -144,8 +149,8 @@ fn resolves_in(context: &Context<'_>, block: &IpBlock, name: &str, port: &PortMa
     context.state.pods.values().filter(|pod| pod.is_selectable()).filter(has).any(in_block)
 }
 
-/// Finds a number that no container declares. A container can listen on a port that it does not declare, so there is a
-/// finding only if each pod declares some ports of the protocol.
+/// Checks whether a container declares a port in a range. A container can listen on a port that it does not declare, so
+/// there is a finding only if each pod declares at least one port of the protocol.
 fn check_number(
     context: &Context<'_>,
     destinations: &Destinations<'_>,
@@ -153,14 +158,14 @@ fn check_number(
     (first, last): (u16, u16),
     path: &str,
 ) -> Option<Draft> {
-    let Destinations { pods, blocks, is_any, has_all_pods, .. } = destinations;
-    if *is_any || !blocks.is_empty() || pods.is_empty() {
+    let Destinations { pods, blocks, any_address, all_namespaces, .. } = destinations;
+    if *any_address || !blocks.is_empty() || pods.is_empty() {
         return None;
     }
-    // Pods of other namespaces, such as those of the cluster DNS, may be missing in the input. Ports 80 and 443 are
-    // checked nevertheless, because such a rule is often intended for the internet.
-    let is_web = *has_all_pods && protocol == Protocol::Tcp && first == last && [80, 443].contains(&first);
-    if *has_all_pods && !is_web && !context.is_whole_cluster() {
+    // If the input is not a whole cluster, pods of other namespaces may be missing, such as those of the cluster DNS.
+    // Ports 80 and 443 of all pods are checked nevertheless, because such a rule is often intended for the internet.
+    let is_web = *all_namespaces && protocol == Protocol::Tcp && first == last && [80, 443].contains(&first);
+    if *all_namespaces && !is_web && !context.is_whole_cluster() {
         return None;
     }
     let mut declared = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Finds rules and policies that can be removed without an effect.
+//! Finds rules and policies without an effect: if they are removed, the same connections are allowed.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::manifest::FieldPath;
 use crate::model::{Mode, Peers, Policy, PolicyKey, Ports, Rule};
 use crate::reference;
 
-/// The maximum number of rules that are compared with each other, for one namespace and direction.
+/// The maximum number of rules of a namespace in one direction, because each rule is compared with each other rule. A
+/// namespace with more rules is not checked.
 const MAX_RULES: usize = 3000;
-/// The fix for a policy that allows everything. Together with a default-deny policy, such a policy would have an
-/// effect.
+/// The fix for a policy that allows everything. If the user adds a default-deny policy later, the policy has an effect.
 const FIX_OF_ALLOW_ALL: &str = "delete the policy, unless you will add a default deny";
 
-/// A rule and its place.
+/// A rule, its policy, and its index among the policy's rules of one direction.
 #[derive(Clone, Copy)]
 struct RulePlace<'a> {
     policy: &'a Policy,
@@ -25,7 +25,8 @@ struct RulePlace<'a> {
     rule: &'a Rule,
 }
 
-/// Adds the findings. Only the findings about policies that allow everything depend on the pods that exist.
+/// Adds the findings to `drafts`. Only the findings about policies that allow everything depend on the pods in the
+/// input.
 pub(super) fn check(
     context: &Context<'_>,
     drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
@@ -74,11 +75,12 @@ pub(super) fn check(
     }
 }
 
-/// The rules that another rule shadows, by policy and index. A rule shadows another one if it allows everything that
-/// the other one allows. This has nothing to do with shadow mode.
+/// The rules that a wider rule shadows, by policy and index, each with the wider rule. A rule shadows another one if it
+/// allows everything that the other one allows. This has nothing to do with shadow mode.
 type Shadowed<'a> = BTreeMap<(PolicyKey, usize), RulePlace<'a>>;
 
-/// Finds rules that a wider rule shadows. Of equal rules, the first one is not reported.
+/// Finds rules that a wider rule shadows. Of equal rules, the first one is not reported, because a rule that was
+/// already found to be shadowed (not in `kept`) shadows no other rule.
 fn shadowed<'a>(policies: &[&'a Policy], direction: Direction) -> Shadowed<'a> {
     let rules = policies.iter().flat_map(|policy| {
         let rules = reference::rules(policy, direction).iter().enumerate();
@@ -113,14 +115,14 @@ fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<St
             .filter(|(other, _)| *other != position && result[*other].is_none())
             .map(|(_, other)| other)
             .collect();
-        let mut wider = Vec::new();
+        let mut isolating_names = Vec::new();
         let is_unneeded = Direction::BOTH.into_iter().zip(shadowed).all(|(direction, shadowed)| {
             if !policy.isolates_in(direction) {
                 return true;
             }
             let isolating =
                 kept.iter().find(|other| other.isolates_in(direction) && covers::selector(&other.pods, &policy.pods));
-            wider.extend(isolating.map(|other| other.key.to_string()));
+            isolating_names.extend(isolating.map(|other| other.key.to_string()));
             isolating.is_some()
                 && (0..reference::rules(policy, direction).len()).all(|index| {
                     let wide = shadowed.get(&(policy.key.clone(), index));
@@ -129,11 +131,11 @@ fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<St
                     })
                 })
         });
-        if is_unneeded && !wider.is_empty() && !policy.pods.invalid && !is_default_deny(policy) {
-            wider.dedup();
-            let isolating = match &wider[..] {
+        if is_unneeded && !isolating_names.is_empty() && !policy.pods.invalid && !is_default_deny(policy) {
+            isolating_names.dedup();
+            let isolating = match &isolating_names[..] {
                 [only] => format!("NetworkPolicy {only} isolates"),
-                _ => format!("NetworkPolicies {} isolate", wider.join(" and ")),
+                _ => format!("NetworkPolicies {} isolate", isolating_names.join(" and ")),
             };
             result[position] = Some(format!("{isolating} the same pods, and others allow at least as much."));
         }
@@ -148,7 +150,8 @@ fn is_default_deny(policy: &Policy) -> bool {
     policy.pods.requirements.is_empty() && Direction::BOTH.into_iter().all(has_no_rule)
 }
 
-/// Returns why a policy that allows all connections of its pods is not needed: no other policy isolates these pods.
+/// Returns why a policy is not needed if it allows all connections of its pods: no other policy isolates these pods.
+/// Returns `None` if another policy isolates them, or if the policy does not allow all connections.
 fn needless_allow_all(context: &Context<'_>, policy: &Policy) -> Option<String> {
     let allows_all = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
     let directions = || Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction));
@@ -160,6 +163,8 @@ fn needless_allow_all(context: &Context<'_>, policy: &Policy) -> Option<String> 
     let selected = context.selected(view);
     let only_this = |direction: Direction| {
         selected.iter().all(|group| {
+            // All pods of a group have the same labels. Policies in shadow mode count, because they may be enforced
+            // later.
             reference::isolating_in(context.state, group.pods[0], direction, Mode::Shadow)
                 .all(|other| other.key == policy.key)
         })

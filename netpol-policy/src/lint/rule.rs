@@ -1,4 +1,5 @@
-//! The registry of lint rules. An ID never changes its meaning, and the ID of a removed rule is not used again.
+//! The list of all rules of `netpol lint`. An ID never changes its meaning, and the ID of a removed rule is not used
+//! again.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,24 +8,24 @@ use serde::{Serialize, Serializer};
 
 use crate::model::Severity;
 
-/// The ID of a rule, such as `NP010`.
+/// The ID of a lint rule, such as `NP010`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(u16);
 
-/// A rule of `netpol lint`.
+/// A lint rule. Not to be confused with a rule of a policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// The ID.
     pub id: RuleId,
     /// The name, in lower case with `-`.
     pub name: &'static str,
-    /// The severity of its findings. Diagnostics of the input with this rule can be less severe.
+    /// The severity of its findings. Findings from the parser of the input can be less severe.
     pub severity: Severity,
     /// What a finding means, in one sentence.
     pub summary: &'static str,
 }
 
-/// The ID of a rule that does not exist.
+/// Error: a text is neither the ID nor the name of a lint rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown rule `{0}`; docs/lint/README.md lists all rules")]
 pub struct UnknownRule(String);
@@ -82,7 +83,7 @@ impl RuleId {
     /// Returns the rule with this ID.
     pub fn rule(self) -> &'static Rule {
         let index = RULES.binary_search_by_key(&self, |rule| rule.id);
-        // Every ID is a constant of the table or was parsed from it.
+        // The search finds every ID: it is one of the constants above, or `from_str` found it in `RULES`.
         index.map_or(&RULES[0], |index| &RULES[index])
     }
 
@@ -91,8 +92,8 @@ impl RuleId {
         format!("docs/lint/{self}.md")
     }
 
-    /// Returns whether an annotation can suppress findings of this rule. Findings about objects that were not read in
-    /// full cannot be suppressed.
+    /// Returns whether an annotation of an object can suppress findings of this rule. Findings about input that was not
+    /// read in full cannot be suppressed. Neither can those about duplicate objects and about invalid suppressions.
     pub fn is_suppressible(self) -> bool {
         self > Self::INVALID_SUPPRESSION || self == Self::UNUSUAL_VALUE
     }

@@ -29,6 +29,7 @@ pub(super) fn check(
     // A policy for all pods of a namespace is useful before the first pod exists.
     let has_pods = !context.state.pods.is_empty();
     if has_pods && context.selected(view).is_empty() && !policy.pods.requirements.is_empty() {
+        // A controller may create the selected pods: then the rule is not checked.
         if let Some(reason) = created::reason(context, policy, None, &policy.pods) {
             return not_checked.push(NotChecked::new(RuleId::SELECTS_NO_POD, reason));
         }
@@ -40,7 +41,7 @@ pub(super) fn check(
         let candidates = context.groups_of(namespace).iter().filter(|group| !group.host_network);
         let candidates: Vec<_> = candidates.map(|group| group.labels).collect();
         let fix = similar::label_fix("spec.podSelector", &policy.pods, &candidates)
-            .unwrap_or_else(|| elsewhere(context, policy).into());
+            .unwrap_or_else(|| fix_of_namespace(context, policy).into());
         drafts.push(Draft::new(
             RuleId::SELECTS_NO_POD,
             "spec.podSelector",
@@ -68,8 +69,9 @@ fn host_network(context: &Context<'_>, view: &PolicyView<'_>) -> Option<Draft> {
     })
 }
 
-/// Returns the text of a fix, which names other namespaces that have pods with the selected labels.
-fn elsewhere(context: &Context<'_>, policy: &Policy) -> String {
+/// Returns the text of a fix for a policy that may be in the wrong namespace. The text names the namespaces that have
+/// pods with the selected labels.
+fn fix_of_namespace(context: &Context<'_>, policy: &Policy) -> String {
     let others = context.groups.iter().filter(|(name, _)| ***name != policy.key.namespace);
     let others = others.filter(|(_, groups)| groups.iter().any(|group| policy.pods.matches(group.labels)));
     let names: Vec<String> = others.map(|(name, _)| name.to_string()).collect();

@@ -1,4 +1,5 @@
-//! Finds addresses and ports of Services in rules. Policies match the addresses and ports of the backends instead.
+//! Finds rules of policies that name the address or port of a Service. Policies match the addresses and ports of the
+//! backends instead.
 
 use std::collections::BTreeSet;
 
@@ -16,13 +17,14 @@ use crate::model::{
 };
 use crate::reference::{self, Remote};
 
-/// IPv4 blocks in ingress rules are reported only if their prefix has at least this length. A larger block was probably
-/// not intended for Services.
-const MIN_PREFIX: u8 = 12;
+/// IPv4 blocks in ingress rules are reported only if their prefix has at least this length. A shorter prefix was
+/// probably not intended for Services.
+const MIN_INGRESS_PREFIX: u8 = 12;
 
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let (policy, selected) = (view.policy, context.selected(view));
-    // Each list contains the policies that isolate one group of the selected pods.
+    // The selected pods are in groups: pods with the same labels are isolated by the same policies. Each list contains
+    // the policies that isolate one group for egress.
     let lists = context.egress.lists_of_selected(view);
     for direction in Direction::BOTH {
         for (index, rule) in reference::rules(policy, direction).iter().enumerate() {
@@ -58,7 +60,7 @@ fn contains_a_pod(context: &Context<'_>, block: &IpBlock) -> bool {
     pods.into_iter().any(|address| block.contains(*address))
 }
 
-/// Returns a text such as `the address of Service shop/db`, and the pronoun with which a message refers to it.
+/// Returns a text such as `the address of Service shop/db`, and the pronoun for these Services (`it` or `them`).
 fn services_text(services: &[&Service]) -> (String, &'static str) {
     let names: Vec<String> = services.iter().map(|service| service.key.to_string()).collect();
     match names.as_slice() {
@@ -80,7 +82,7 @@ fn block_of_services(
     if block.cidr.prefix_len() == 0 || contains_a_pod(context, block) {
         return None;
     }
-    let is_in_block = |service: &&Service| {
+    let is_in_rule = |service: &&Service| {
         let mut ports = service.ports.iter();
         service.addresses.iter().any(|address| block.contains(*address))
             && ports.any(|port| reference::allows_port(&rule.ports, port.protocol.number(), port.port, None))
@@ -89,7 +91,7 @@ fn block_of_services(
         context.egress.targets(&service.key).is_some()
             && lists.iter().any(|list| !context.egress.reaches_service(*list, &service.key))
     };
-    let denied: Vec<&Service> = state.services.values().filter(is_in_block).filter(is_denied).collect();
+    let denied: Vec<&Service> = state.services.values().filter(is_in_rule).filter(is_denied).collect();
     let targets = context.egress.targets(&denied.first()?.key)?;
     let (services, them) = services_text(&denied);
     Some(Draft::new(
@@ -101,9 +103,9 @@ fn block_of_services(
     ))
 }
 
-/// Finds an ingress block that contains addresses of Services. The address of a Service is never a source.
+/// Finds a block of an ingress rule that contains addresses of Services. The address of a Service is never a source.
 fn source_block(context: &Context<'_>, block: &IpBlock, path: String) -> Option<Draft> {
-    let is_long = !block.cidr.addr().is_ipv4() || block.cidr.prefix_len() >= MIN_PREFIX;
+    let is_long = !block.cidr.addr().is_ipv4() || block.cidr.prefix_len() >= MIN_INGRESS_PREFIX;
     if !is_long || block.cidr.prefix_len() == 0 || contains_a_pod(context, block) {
         return None;
     }
@@ -122,6 +124,7 @@ fn source_block(context: &Context<'_>, block: &IpBlock, path: String) -> Option<
     ))
 }
 
+/// Returns whether a rule lists this port as a single number.
 fn has_number(ports: &Ports, number: u16, protocol: Protocol) -> bool {
     let is = |port: &PortRange| *port == PortRange::Range(number, number);
     matches!(ports, Ports::Of(ports) if ports.iter().any(|item| item.protocol == protocol && is(&item.port)))
@@ -137,7 +140,8 @@ fn candidates<'c>(context: &'c Context<'_>, ports: &Ports) -> BTreeSet<&'c crate
     single.filter_map(|number| context.services_by_port.get(&number)).flatten().copied().collect()
 }
 
-/// Finds a rule that selects backends of a Service and has the port of the Service instead of the port of the backends.
+/// Finds an egress rule that selects backends of a Service and has the port of the Service instead of the port of the
+/// backends.
 fn service_ports(
     context: &Context<'_>,
     policy: &Policy,
@@ -160,6 +164,7 @@ fn service_ports(
                 pod.is_some() && reference::allows_peer(state, policy, &rule.peers, &remote)
             });
             let backends: BTreeSet<Target> = backends.map(|(backend, _)| (*backend, port.protocol)).collect();
+            // A backend probably listens on the Service's port if any Service forwards to this port of the backend.
             let listens = |(backend, protocol): &Target| {
                 let at_service_port = Backend { address: backend.address, port: port.port };
                 backend.port == port.port || context.egress.is_forwarded(at_service_port, *protocol)
@@ -168,8 +173,8 @@ fn service_ports(
             if !is_mistake || lists.iter().all(|list| context.egress.reaches(*list, &backends)) {
                 return None;
             }
-            let used = (port.port, port.protocol);
-            Some(port_draft(context, policy, (Direction::Egress, index), rule, service, used, &backends))
+            let service_port = (port.port, port.protocol);
+            Some(port_draft(context, policy, (Direction::Egress, index), rule, service, service_port, &backends))
         })
     })
 }
@@ -192,14 +197,16 @@ fn own_service_ports(
                 return None;
             }
             let backends = context.egress.backends(&frontend);
-            let of_pods = pods().filter(|pod| !pod.finished);
-            let of_pods = of_pods.flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)));
-            let own_backends: Vec<(&Pod, Backend)> = of_pods
+            let running = pods().filter(|pod| !pod.finished);
+            let addresses = running.flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)));
+            let own_backends: Vec<(&Pod, Backend)> = addresses
                 .flat_map(|(pod, address)| {
                     let of_address = backends.iter().filter(move |(backend, _)| backend.address == address);
                     of_address.map(move |(backend, _)| (pod, *backend))
                 })
                 .collect();
+            // A pod probably listens on the Service's port if the pod declares this port, or if any Service forwards to
+            // this port of the pod.
             let listens = |(pod, backend): &(&Pod, Backend)| {
                 let at_service_port = Backend { address: backend.address, port: port.port };
                 let declared = context.details_of(&pod.key);
@@ -207,30 +214,34 @@ fn own_service_ports(
                     || declared.is_some_and(|details| details.ports.contains(&(port.protocol, port.port)))
                     || context.egress.is_forwarded(at_service_port, port.protocol)
             };
-            let allows = |(pod, backend): &(&Pod, Backend)| {
+            // Whether any policy of the pod, including policies in shadow mode, has a rule for the backend's port.
+            let is_allowed = |(pod, backend): &(&Pod, Backend)| {
                 let mut policies = reference::isolating_in(state, pod, Direction::Ingress, Mode::Shadow);
                 policies.any(|policy| {
-                    reference::rules(policy, Direction::Ingress).iter().any(|other| {
-                        reference::allows_port(&other.ports, port.protocol.number(), backend.port, Some(pod))
+                    reference::rules(policy, Direction::Ingress).iter().any(|rule| {
+                        reference::allows_port(&rule.ports, port.protocol.number(), backend.port, Some(pod))
                     })
                 })
             };
             let targets: BTreeSet<Target> = own_backends.iter().map(|(_, backend)| (*backend, port.protocol)).collect();
             let is_mistake =
-                !own_backends.is_empty() && !own_backends.iter().any(listens) && !own_backends.iter().all(allows);
-            let used = (port.port, port.protocol);
-            is_mistake.then(|| port_draft(context, policy, (Direction::Ingress, index), rule, service, used, &targets))
+                !own_backends.is_empty() && !own_backends.iter().any(listens) && !own_backends.iter().all(is_allowed);
+            let service_port = (port.port, port.protocol);
+            is_mistake.then(|| {
+                port_draft(context, policy, (Direction::Ingress, index), rule, service, service_port, &targets)
+            })
         })
     })
 }
 
+/// Returns the finding about a rule with the port of a Service. The fix adds the ports of these backends to the rule.
 fn port_draft(
     context: &Context<'_>,
     policy: &Policy,
     (direction, index): (Direction, usize),
     rule: &Rule,
     service: &Service,
-    (number, protocol): (u16, Protocol),
+    (service_port, protocol): (u16, Protocol),
     backends: &BTreeSet<Target>,
 ) -> Draft {
     let ports = match &rule.ports {
@@ -242,7 +253,7 @@ fn port_draft(
     Draft::new(
         RuleId::SERVICE_PORT,
         format!("spec.{}[{index}].ports", direction.name()),
-        format!("{number}/{} is the port of Service {}.", protocol.name(), service.key),
+        format!("{service_port}/{} is the port of Service {}.", protocol.name(), service.key),
         format!(
             "Policies match the port of its backends, {}, so this rule does not allow it.",
             suggest::ports(backends)

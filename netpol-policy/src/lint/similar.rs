@@ -1,4 +1,5 @@
-//! Finds a value that was probably intended instead of one that matches nothing.
+//! Finds typos: if a value in a policy matches nothing, but an existing value is similar, the existing value was
+//! probably intended.
 
 use super::finding::DraftFix;
 use super::patch::Operation;
@@ -6,46 +7,50 @@ use crate::explain::yaml;
 use crate::manifest::FieldPath;
 use crate::model::{Labels, Requirement, Selector};
 
-/// The maximum number of edits between similar names.
+/// The maximum number of edits between similar values, see [`distance`].
 const MAX_DISTANCE: usize = 2;
-/// Names shorter than this are too similar to many others.
+/// For values with fewer characters, no value counts as similar: too many are only one edit away.
 const MIN_LENGTH: usize = 3;
 
 /// Returns the candidate that is most similar to a text; `None` if no candidate is similar.
 pub(super) fn closest<'c>(text: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let limit = if text.chars().count() < MIN_LENGTH { 0 } else { MAX_DISTANCE.min(text.len() / 3) };
-    // Pods of one workload have equal labels, so equal candidates follow each other. Each is compared only once.
+    // Equal candidates often follow each other, for example the names of the same port of several pods. Only the first
+    // of them is compared.
     let mut last = text;
     let candidates =
         candidates.into_iter().filter(|other| std::mem::replace(&mut last, other) != *other && *other != text);
-    let close = candidates.filter(|other| other.len().abs_diff(text.len()) <= limit * 4);
-    let distances = close.map(|other| (distance(text, other), other));
+    // `len` counts bytes. A character has up to 4 bytes.
+    let with_similar_length = candidates.filter(|other| other.len().abs_diff(text.len()) <= limit * 4);
+    let distances = with_similar_length.map(|other| (distance(text, other), other));
     distances.filter(|(distance, _)| (1..=limit).contains(distance)).min().map(|(_, other)| other)
 }
 
-/// Returns a fix that replaces a scalar.
+/// Returns a fix that replaces the scalar at `path` by `value`.
 pub(super) fn replacement(path: FieldPath, value: &str) -> DraftFix {
     let description = format!("set {path} to `{value}`, if that is the intended one");
     DraftFix::of(description, vec![Operation::Replace(path, yaml::string(value))])
 }
 
-/// Returns a fix for a typo in one value of `matchLabels`. `candidates`: the labels of existing pods. The fix is the
-/// most similar value among the candidates that meet all other requirements of the selector.
+/// Returns a fix for a typo in one value of `matchLabels`. `candidates`: the labels of existing pods. The new value is
+/// the most similar one among the pods that meet all other requirements of the selector.
 pub(super) fn label_fix(field: &str, selector: &Selector, candidates: &[&Labels]) -> Option<DraftFix> {
     selector.requirements.iter().enumerate().find_map(|(index, requirement)| {
         let Requirement::In(key, values) = requirement else { return None };
         let [value] = values.as_slice() else { return None };
-        let others = || selector.requirements.iter().enumerate().filter(|(other, _)| *other != index);
-        let matching = candidates.iter().filter(|labels| others().all(|(_, other)| other.holds(labels)));
-        let value = closest(value, matching.filter_map(|labels| labels.get(key)).map(|value| &**value))?;
-        Some(replacement(FieldPath::parse(field).key("matchLabels").key(key), value))
+        let other_requirements =
+            || selector.requirements.iter().enumerate().filter(|(other_index, _)| *other_index != index);
+        let matching = candidates.iter().filter(|labels| other_requirements().all(|(_, other)| other.holds(labels)));
+        let similar = closest(value, matching.filter_map(|labels| labels.get(key)).map(|value| &**value))?;
+        Some(replacement(FieldPath::parse(field).key("matchLabels").key(key), similar))
     })
 }
 
-/// Returns the number of characters to insert, delete, replace or swap with the next one: the optimal string alignment
-/// distance.
+/// Returns the minimum number of edits that change one text into the other (the optimal string alignment distance). An
+/// edit inserts, deletes or replaces a character, or swaps it with the next one.
 fn distance(one: &str, other: &str) -> usize {
     let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
+    // `rows[i][j]` is the distance between the first `i` characters of `one` and the first `j` characters of `other`.
     let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
     for i in 1..=one.len() {
         let mut row = vec![i];
@@ -71,7 +76,9 @@ mod tests {
             ("kubedns", Some("kube-dns")),
             ("web", None),
             ("frontend", None),
+            // Too short.
             ("db", None),
+            // The same as a candidate, so not a typo.
             ("backend", None),
             ("aip", Some("api")),
         ] {

@@ -1,4 +1,4 @@
-//! Items of `ports` without a port.
+//! Finds items in the list `ports` of a rule that have no `port`, probably by mistake.
 //!
 //! In YAML, one item with `port` and `protocol` differs by only one `-` from two items with one field each. Both forms
 //! are valid, and an item without a port allows all ports of its protocol.
@@ -13,19 +13,21 @@ use super::patch::Operation;
 use crate::explain::yaml::{self, Node, entry};
 use crate::manifest::FieldPath;
 
-/// Finds items without a port that are next to an item with a port, or that allow everything that another item allows.
+/// Finds items without a port that are next to the missing half (an item with a port and no protocol), or that allow
+/// everything that another item allows.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     for direction in Direction::BOTH {
         let rules = source.value["spec"][direction.name()].as_array().map(Vec::as_slice).unwrap_or_default();
-        for (rule, value) in rules.iter().enumerate() {
-            let items = value["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let list = FieldPath::default().key("spec").key(direction.name()).index(rule).key("ports");
+        for (rule_index, rule) in rules.iter().enumerate() {
+            let items = rule["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let list = FieldPath::default().key("spec").key(direction.name()).index(rule_index).key("ports");
             drafts.extend((0..items.len()).filter_map(|index| check_item(&list, items, index)));
         }
     }
 }
 
+/// Checks one item. `list`: the path of the list `ports`.
 fn check_item(list: &FieldPath, items: &[Value], index: usize) -> Option<Draft> {
     let item = items[index].as_object().filter(|_| !has_port(&items[index]))?;
     let protocol = protocol(&items[index])?;
@@ -62,6 +64,7 @@ fn joined_item(
     let operations =
         vec![Operation::Replace(list.index(port_index), joined), Operation::Remove(list.index(protocol_index))];
     let description = "write `port` and `protocol` in one item, without the second `-`";
+    // `joined` has no `endPort`, so for a range of ports the fix has no operations.
     DraftFix::of(description, if port_half["endPort"].is_null() { operations } else { Vec::new() })
 }
 

@@ -1,4 +1,5 @@
-//! Rules for the fixes of findings: they allow the connections that a finding is about.
+//! Creates rules for the fixes of findings. The rules allow the connections that a finding is about. `targets` are
+//! backends, each with its protocol.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,7 +23,7 @@ pub(super) fn ports(targets: &BTreeSet<(Backend, Protocol)>) -> String {
     texts.join(" and ")
 }
 
-/// Returns the items of `ports` for these backends.
+/// Returns the items for the field `ports` of a rule that allows these backends.
 pub(super) fn port_items(targets: &BTreeSet<(Backend, Protocol)>) -> Vec<PortMatch> {
     let item = |(port, protocol)| PortMatch { protocol, port: PortRange::Range(port, port) };
     distinct_ports(targets).into_iter().map(item).collect()
@@ -65,20 +66,21 @@ pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> (Vec<Peer>,
     (blocks, missing)
 }
 
-/// Returns a peer that selects pods by a label that all of them have. Without such a label, the peer selects all pods
-/// of their namespace. Returns `None` if the pods are in several namespaces. `namespace`: the policy's own namespace.
+/// Returns a peer that selects pods by an identifying label, if all pods have the same value of it. Otherwise, the peer
+/// selects all pods of their namespace. Returns `None` if the pods are in several namespaces. `namespace`: the
+/// namespace of the policy.
 pub(super) fn selector_of(pods: &[&Pod], namespace: &NamespaceName) -> Option<Peer> {
     let (first, others) = pods.split_first()?;
-    let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
+    let equals = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
     if others.iter().any(|pod| pod.key.namespace != first.key.namespace) {
         return None;
     }
     let label = IDENTIFYING_LABELS.iter().find_map(|name| {
         let value = first.labels.get(name)?;
-        others.iter().all(|pod| pod.labels.get(name) == Some(value)).then(|| is(name, value))
+        others.iter().all(|pod| pod.labels.get(name) == Some(value)).then(|| equals(name, value))
     });
     let selector = |requirements| Selector { requirements, invalid: false };
-    let other = first.key.namespace != *namespace;
-    let namespaces = other.then(|| selector(vec![is(NAMESPACE_NAME_LABEL, &first.key.namespace)]));
+    let is_other_namespace = first.key.namespace != *namespace;
+    let namespaces = is_other_namespace.then(|| selector(vec![equals(NAMESPACE_NAME_LABEL, &first.key.namespace)]));
     Some(Peer::Pods { namespaces, pods: selector(label.into_iter().collect()) })
 }

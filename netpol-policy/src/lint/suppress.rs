@@ -26,35 +26,37 @@ type Reasons = BTreeMap<RuleId, String>;
 
 /// Adds the findings to the report, as suppressed or not. Also adds findings about invalid annotations.
 pub(super) fn apply(parsed: &Parsed, findings: Vec<Finding>, report: &mut Report) {
-    let (mut objects, mut namespaces) = (BTreeMap::new(), BTreeMap::new());
+    // The keys are objects as in findings, such as `NetworkPolicy shop/web`.
+    let (mut by_object, mut namespace_of_policy) = (BTreeMap::new(), BTreeMap::new());
     for (key, source) in &parsed.details.policies {
         let object = ObjectKey::Policy(key.clone()).to_string();
         if let Some(text) = source.ignores() {
             let (reasons, faults) = parse(text);
-            let faults = faults.into_iter().map(|fault| draft(fault).finish(&object, Some(&Editor::new(source))));
-            report.findings.extend(faults);
-            objects.insert(object.clone(), reasons);
+            let findings = faults.into_iter().map(|fault| draft(fault).finish(&object, Some(&Editor::new(source))));
+            report.findings.extend(findings);
+            by_object.insert(object.clone(), reasons);
         }
-        namespaces.insert(object, key.namespace.clone());
+        namespace_of_policy.insert(object, key.namespace.clone());
     }
-    let mut of_namespaces: BTreeMap<_, Reasons> = BTreeMap::new();
+    let mut by_namespace: BTreeMap<_, Reasons> = BTreeMap::new();
     for (name, text) in &parsed.details.ignores {
         let object = ObjectKey::Namespace(name.clone());
         let (reasons, faults) = parse(text);
         let is_object = |located: &&Located<Object>| located.object.key() == object;
+        // If the Namespace is defined more than once, the last definition is used.
         if let Some(located) = parsed.objects.iter().rev().find(is_object) {
             report.findings.extend(faults.into_iter().map(|fault| {
                 let finding = draft(fault).finish(&object.to_string(), None);
                 Finding { file: located.file.clone(), line: located.line, ..finding }
             }));
         }
-        objects.insert(object.to_string(), reasons.clone());
-        of_namespaces.insert(name.clone(), reasons);
+        by_object.insert(object.to_string(), reasons.clone());
+        by_namespace.insert(name.clone(), reasons);
     }
     for finding in findings {
         let reason = finding.object.as_ref().filter(|_| finding.rule.is_suppressible()).and_then(|object| {
-            let own = objects.get(object).and_then(|reasons| reasons.get(&finding.rule));
-            let of_namespace = || of_namespaces.get(namespaces.get(object)?)?.get(&finding.rule);
+            let own = by_object.get(object).and_then(|reasons| reasons.get(&finding.rule));
+            let of_namespace = || by_namespace.get(namespace_of_policy.get(object)?)?.get(&finding.rule);
             own.or_else(of_namespace).cloned()
         });
         match reason {
@@ -64,6 +66,7 @@ pub(super) fn apply(parsed: &Parsed, findings: Vec<Finding>, report: &mut Report
     }
 }
 
+/// Returns the draft of a finding about an invalid part of an annotation.
 fn draft(message: String) -> Draft {
     Draft::new(
         RuleId::INVALID_SUPPRESSION,

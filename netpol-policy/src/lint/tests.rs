@@ -1,4 +1,4 @@
-//! Findings about DNS, Services, port names, the API server and annotations.
+//! Tests of lint findings about DNS, Services, port names, the API server, annotations and redundant policies.
 //! sNN in the name of a test is an item of docs/semantics.md.
 
 mod incomplete;
@@ -8,8 +8,10 @@ use crate::manifest;
 use crate::model::Severity;
 use crate::offline::OfflineCluster;
 
-/// Pod `shop/web` is the client. Service `shop/db`, 80 → 5432, has the backends `db-0` and `db-1`. The cluster DNS is
-/// `kube-system/kube-dns`, 53 → 5353. The API server is a host-network pod.
+/// Pod `shop/web` is the client. Service `shop/db` (port 80, target port 5432) has the backends `db-0` and `db-1`. The
+/// cluster DNS is Service `kube-system/kube-dns` (port 53, target port 5353). The API server is a host-network pod, the
+/// backend of Service `default/kubernetes` (port 443, target port 6443). Because of the Namespace `kube-system`, the
+/// input counts as a whole cluster.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
 ---
@@ -65,11 +67,12 @@ const DNS: &str = "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metada
                    podSelector: {matchLabels: {k8s-app: kube-dns}}}], \
                    ports: [{port: 5353, protocol: UDP}, {port: 5353, protocol: TCP}]}";
 
-/// Returns the warnings about these policies, as `policy path: text`.
+/// Returns the warnings about these policies in [`CLUSTER`], each as `policy path: text`.
 fn lint(policies: &[String]) -> Vec<String> {
     warnings(&format!("{CLUSTER}{}", policies.join("\n---\n")))
 }
 
+/// Returns the warnings about these manifests, in the same form.
 fn warnings(text: &str) -> Vec<String> {
     let findings = report(text).findings.into_iter().filter(|finding| finding.severity == Severity::Warning);
     let texts = findings.map(|finding| {
@@ -79,6 +82,7 @@ fn warnings(text: &str) -> Vec<String> {
     texts.collect()
 }
 
+/// Checks these manifests by all lint rules.
 fn report(text: &str) -> Report {
     let parsed = manifest::parse_offline(text, "f");
     assert_eq!(parsed.errors, []);
@@ -106,7 +110,7 @@ fn a_policy_that_denies_dns_is_reported_with_a_rule_that_allows_it() {
                    {k8s-app: kube-dns}}}], ports: [{port: 5353, protocol: TCP}, {port: 5353, protocol: UDP}]}";
     let both_ports = message.replace("PORTS", "5353/TCP and 5353/UDP");
     assert_eq!(lint(&[egress("p", "")]), std::slice::from_ref(&both_ports));
-    // The second policy of the same pod has no finding of its own.
+    // If several policies isolate a pod, only the first one gets the finding.
     assert_eq!(lint(&[egress("p", ""), egress("q", "")]), [both_ports]);
     let udp_only = DNS.replace(", {port: 5353, protocol: TCP}", "");
     assert_eq!(lint(&[egress("p", &udp_only)]), [message.replace("PORTS", "5353/TCP")]);
@@ -119,20 +123,21 @@ fn pods_that_can_reach_dns_are_not_reported() {
     {
         assert_eq!(lint(&[egress("p", rules)]), [""; 0], "{rules}");
     }
-    assert_eq!(lint(&with_dns("")), [""; 0]);
+    assert_eq!(lint(&with_dns("")), [""; 0], "another policy allows DNS");
     let ingress = egress("p", "").replace("[Egress], egress: []", "[Ingress]");
-    assert_eq!(lint(&[ingress]), [""; 0]);
+    assert_eq!(lint(&[ingress]), [""; 0], "no policy isolates the pod for egress");
 }
 
 #[test]
 fn the_port_of_the_dns_service_is_reported_if_the_dns_pods_have_another_port() {
-    let of_service = DNS.replace("5353", "53");
-    let found = lint(&[egress("p", &of_service)]);
-    assert_eq!(found.len(), 2, "{found:?}");
+    let rule_with_service_port = DNS.replace("5353", "53");
+    let found = lint(&[egress("p", &rule_with_service_port)]);
+    assert_eq!(found.len(), 2, "a finding about the port, and one about DNS: {found:?}");
     let expected = "shop/p spec.egress[0].ports: 53/TCP is the port of Service kube-system/kube-dns. Policies match the port of \
                     its backends, 5353/TCP, so this rule does not allow it.";
-    let of_udp = expected.replace("TCP", "UDP");
-    assert!(found.iter().any(|text| text.starts_with(expected) || text.starts_with(&of_udp)), "{found:?}");
+    // The finding is about one of the two ports.
+    let expected_udp = expected.replace("TCP", "UDP");
+    assert!(found.iter().any(|text| text.starts_with(expected) || text.starts_with(&expected_udp)), "{found:?}");
 }
 
 #[test]
@@ -146,19 +151,22 @@ fn a_block_with_the_address_of_a_service_is_reported() {
              addresses of a Service's backends, so this block does not allow it. {fix}"
         )]
     );
-    // The block contains all Services. The message lists only the Services that the pod cannot reach: not the cluster
-    // DNS, because the other policy allows it.
+    // This block contains the addresses of all Services. The message does not list the cluster DNS, because another
+    // policy allows the pod to reach it.
     let found = lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}"));
     let expected = "10.96.0.0/12 contains addresses of Services default/kubernetes, shop/db.";
     assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
 }
 
 #[test]
-fn other_blocks_are_not_reported() {
+fn blocks_that_were_probably_not_written_for_a_service_are_not_reported() {
     for rules in [
         "{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.1.0.0/16]}}]}",
+        // The block contains addresses of pods, too.
         "{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}",
+        // The block contains no address of a Service, because of `except`.
         "{to: [{ipBlock: {cidr: 10.96.0.0/12, except: [10.96.0.0/24]}}]}",
+        // The Service has no port 443.
         "{to: [{ipBlock: {cidr: 10.96.0.7/32}}], ports: [{port: 443}]}",
         // Other network plugins may need the address of the Service, in addition to a selector for its backends.
         "{to: [{ipBlock: {cidr: 10.96.0.7/32}}]}, {to: [{podSelector: {matchLabels: {app: db}}}]}",
@@ -214,19 +222,19 @@ fn a_port_name_that_no_pod_has_is_reported() {
         assert_eq!(found, expected, "{rule}");
     };
     let pod = "{podSelector: {matchLabels: {app: named}}}";
-    let outside = "spec.egress[0].ports[0].port: No pod in 203.0.113.0/24 has a port with the name \"web\". Port names are resolved on pods, \
+    let not_in_block = "spec.egress[0].ports[0].port: No pod in 203.0.113.0/24 has a port with the name \"web\". Port names are resolved on pods, \
                    so the name matches no port there. Fix: write the port number.";
-    let other = "spec.egress[0].ports[0].port: Port \"query\" of pod shop/named is 53/UDP, but the rule uses it with TCP. The name matches \
+    let other_protocol = "spec.egress[0].ports[0].port: Port \"query\" of pod shop/named is 53/UDP, but the rule uses it with TCP. The name matches \
                  no port. Fix: write `protocol: UDP`, or add the name to a TCP port of the pod.";
     check(&format!("{{to: [{pod}], ports: [{{port: web}}]}}"), &[]);
-    check(&format!("{{to: [{pod}, {{ipBlock: {{cidr: 203.0.113.0/24}}}}], ports: [{{port: web}}]}}"), &[outside]);
-    check("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}, {port: 80}]}", &[outside]);
+    check(&format!("{{to: [{pod}, {{ipBlock: {{cidr: 203.0.113.0/24}}}}], ports: [{{port: web}}]}}"), &[not_in_block]);
+    check("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}, {port: 80}]}", &[not_in_block]);
     check("{to: [{ipBlock: {cidr: 10.1.0.0/16}}], ports: [{port: web}]}", &[]);
     check(
         "{to: [{ipBlock: {cidr: 10.1.0.0/16, except: [10.1.0.20/32]}}], ports: [{port: web}]}",
-        &[&outside.replace("203.0.113.0/24", "10.1.0.0/16")],
+        &[&not_in_block.replace("203.0.113.0/24", "10.1.0.0/16")],
     );
-    check(&format!("{{to: [{pod}], ports: [{{port: query}}]}}"), &[other]);
+    check(&format!("{{to: [{pod}], ports: [{{port: query}}]}}"), &[other_protocol]);
     check(&format!("{{to: [{pod}], ports: [{{port: query, protocol: UDP}}]}}"), &[]);
     check(
         &format!("{{to: [{pod}], ports: [{{port: nothing}}]}}"),
@@ -244,8 +252,9 @@ fn a_port_name_that_no_pod_has_is_reported() {
     assert_eq!(warnings(&format!("{CLUSTER}{pods}{for_named_pod}")), [""; 0]);
 }
 
-/// Returns the report about a pod, a policy and a namespace. The policy and the namespace have these annotations. Rule
-/// NP020 has a finding at line 8.
+/// Returns the report about a pod, a policy and a namespace. `policy` and `namespace` are the values of their
+/// annotations `netpol.io/lint-ignore`. Lint rule NP020 has a finding about the policy's peer at line 8: no pod has the
+/// label `app=wbe`.
 fn annotated(policy: &str, namespace: &str) -> Report {
     report(&format!(
         "\
@@ -289,7 +298,7 @@ fn an_annotation_with_a_reason_suppresses_findings() {
 }
 
 #[test]
-fn rules_that_cannot_be_checked_are_reported() {
+fn lint_rules_that_cannot_be_checked_are_listed_with_a_reason() {
     let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: shop}, spec: {podSelector: \
                   {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {a: b}}}]}]}}\n";
     let pod = "---\n{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}, spec: {serviceAccountName: web, containers: []}}\n";
@@ -316,7 +325,7 @@ fn rules_that_cannot_be_checked_are_reported() {
 }
 
 #[test]
-fn only_selected_rules_are_reported() {
+fn only_findings_of_selected_lint_rules_are_reported() {
     let text = format!("{CLUSTER}{}", egress("p", ""));
     let parsed = manifest::parse_offline(&text, "f");
     let findings = |only: &[RuleId], skip: &[RuleId]| {
@@ -332,6 +341,7 @@ fn only_selected_rules_are_reported() {
 #[test]
 fn of_equal_policies_and_rules_the_first_one_is_not_reported() {
     let web = |name: &str, rules: &str| egress(name, rules);
+    // Returns only the findings about policies and rules without an effect (NP072 and NP073).
     let findings = |policies: &[String]| {
         let findings = report(&format!("{CLUSTER}{}", policies.join("\n---\n"))).findings.into_iter();
         let found = findings.filter(|finding| finding.rule >= RuleId::POLICY_CHANGES_NOTHING);
@@ -347,6 +357,7 @@ fn of_equal_policies_and_rules_the_first_one_is_not_reported() {
         ["NP072 NetworkPolicy shop/a spec", "NP073 NetworkPolicy shop/b spec.egress[0]"]
     );
     assert_eq!(findings(&[web("a", &format!("{wide}, {wide}"))]), ["NP073 NetworkPolicy shop/a spec.egress[1]"]);
+    // A policy that allows everything has no effect.
     assert_eq!(findings(&[web("a", "{}")]), ["NP072 NetworkPolicy shop/a spec"]);
     assert_eq!(findings(&[web("a", "{}"), web("b", narrow)]), ["NP072 NetworkPolicy shop/b spec"]);
 }

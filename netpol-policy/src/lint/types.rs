@@ -1,4 +1,4 @@
-//! `policyTypes` that do not fit the fields `ingress` and `egress` of the policy.
+//! Lint rules for `policyTypes` that does not fit the fields `ingress` and `egress` of the policy.
 
 use netpol_common::Direction;
 
@@ -9,6 +9,8 @@ use super::patch::Operation;
 use crate::explain::yaml;
 use crate::manifest::FieldPath;
 
+/// Reports a field `ingress` or `egress` without its type in `policyTypes`, and a type without its field if the policy
+/// has rules for the other direction.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     let spec = &source.value["spec"];
@@ -16,34 +18,34 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
     let has_types = spec["policyTypes"].as_array().is_some_and(|types| !types.is_empty());
     let has_rules = |direction| rules_of(direction).is_some_and(|rules| !rules.is_empty());
     let (ingress, egress) = (view.policy.ingress.is_some(), view.policy.egress.is_some());
-    for (direction, other, name, isolated, other_isolated) in [
+    for (direction, other, type_name, isolated, other_isolated) in [
         (Direction::Ingress, Direction::Egress, "Ingress", ingress, egress),
         (Direction::Egress, Direction::Ingress, "Egress", egress, ingress),
     ] {
         let field = format!("spec.{}", direction.name());
         if !isolated && rules_of(direction).is_some() {
-            drafts.push(without_type(field, name, has_types, has_rules(direction)));
+            drafts.push(rules_without_type(field, type_name, has_types, has_rules(direction)));
         } else if isolated
             && spec[direction.name()].is_null()
-            && spec["policyTypes"].as_array().is_some_and(|types| types.iter().any(|item| item == name))
+            && spec["policyTypes"].as_array().is_some_and(|types| types.iter().any(|item| item == type_name))
             && other_isolated
             && has_rules(other)
         {
-            drafts.push(without_rules(&field, name, direction, other));
+            drafts.push(type_without_rules(&field, type_name, direction, other));
         }
     }
 }
 
 /// Returns the finding for a field `ingress` or `egress` that has no effect.
-fn without_type(field: String, name: &str, has_types: bool, has_rules: bool) -> Draft {
+fn rules_without_type(field: String, type_name: &str, has_types: bool, has_rules: bool) -> Draft {
     let types = FieldPath::parse("spec.policyTypes");
     let (message, operations) = if has_types {
-        let added = Operation::Append(types, yaml::string(name));
-        (format!("policyTypes does not list {name}, so {field} has no effect."), vec![added])
+        let added = Operation::Append(types, yaml::string(type_name));
+        (format!("policyTypes does not list {type_name}, so {field} has no effect."), vec![added])
     } else {
         // Without policyTypes, a policy isolates for ingress, and for egress only if it has egress rules. So the field
         // is an empty `egress`, and the fix must keep the type Ingress.
-        let added = ["Ingress", name].map(|name| Operation::Append(types.clone(), yaml::string(name)));
+        let added = ["Ingress", type_name].map(|name| Operation::Append(types.clone(), yaml::string(name)));
         (format!("Without policyTypes, an empty {field} has no effect."), added.to_vec())
     };
     let why = if has_rules {
@@ -51,19 +53,22 @@ fn without_type(field: String, name: &str, has_types: bool, has_rules: bool) -> 
     } else {
         "The policy does not isolate pods in this direction, and all connections are allowed."
     };
-    let fix = DraftFix::of(format!("add {name} to policyTypes, or remove {field}"), operations);
+    let fix = DraftFix::of(format!("add {type_name} to policyTypes, or remove {field}"), operations);
     Draft::new(RuleId::RULES_WITHOUT_TYPE, field, message, why, fix)
 }
 
 /// Returns the finding for a policy type without its field, in a policy that has rules for the other direction.
-fn without_rules(field: &str, name: &str, direction: Direction, other: Direction) -> Draft {
+fn type_without_rules(field: &str, type_name: &str, direction: Direction, other: Direction) -> Draft {
     Draft::new(
         RuleId::TYPE_WITHOUT_RULES,
         "spec.policyTypes",
-        format!("policyTypes lists {name}, but the policy has no {field}."),
+        format!("policyTypes lists {type_name}, but the policy has no {field}."),
         format!("The policy allows no {} of its pods; it has rules for {} only.", direction.name(), other.name()),
         DraftFix::of(
-            format!("write `{}: []` if this is intended; otherwise remove {name} from policyTypes", direction.name()),
+            format!(
+                "write `{}: []` if this is intended; otherwise remove {type_name} from policyTypes",
+                direction.name()
+            ),
             vec![Operation::Add(FieldPath::parse(field), yaml::Node::List(Vec::new()))],
         ),
     )

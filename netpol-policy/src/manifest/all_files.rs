@@ -11,7 +11,7 @@ use crate::model::{MAX_ALL_ORDINALS, Severity, Workload};
 type Files<'p> = BTreeMap<&'p str, Diagnostics>;
 
 /// Returns warnings about the input as a whole: objects that are defined more than once, and `StatefulSets` beyond the
-/// limit of pods. For each file, the first few warnings are listed and the others are counted.
+/// limit on the number of pods. For each file, the first few warnings are listed and the others are counted.
 pub fn report(parsed: &Parsed) -> Vec<ManifestError> {
     let mut files = Files::new();
     add_duplicates(&mut files, &parsed.objects, |object| (object.key(), object.key().to_string()));
@@ -19,19 +19,23 @@ pub fn report(parsed: &Parsed) -> Vec<ManifestError> {
     for located in beyond_pod_limit(&parsed.workloads) {
         let message = format!(
             "the StatefulSets of the input have more than {MAX_ALL_ORDINALS} pods; \
-             one pod stands for all pods of this one"
+             one pod stands for all pods of this StatefulSet"
         );
         add(&mut files, RuleId::UNUSUAL_VALUE, located, &located.object.key.title(), &message);
     }
     files.into_values().flat_map(Diagnostics::finish).collect()
 }
 
-/// Adds a warning for each object that is defined again: the last definition is used. `key` returns the key and the
-/// title of an object.
-fn add_duplicates<'p, T, K: Ord>(files: &mut Files<'p>, objects: &'p [Located<T>], key: impl Fn(&T) -> (K, String)) {
+/// Adds a warning for each object that is defined again: the last definition is used. `identify` returns the key and
+/// the title of an object.
+fn add_duplicates<'p, T, K: Ord>(
+    files: &mut Files<'p>,
+    objects: &'p [Located<T>],
+    identify: impl Fn(&T) -> (K, String),
+) {
     let mut last: BTreeMap<K, &Located<T>> = BTreeMap::new();
     for located in objects {
-        let (key, title) = key(&located.object);
+        let (key, title) = identify(&located.object);
         if let Some(other) = last.insert(key, located) {
             let message = format!("is also defined in {}:{}; this definition is used", other.file, other.line);
             add(files, RuleId::DUPLICATE_OBJECT, located, &title, &message);

@@ -1,6 +1,6 @@
-//! Diagnostics of a file: the first few of each kind, then a summary. This limits the log lines and the time for a file
-//! with a hundred thousand errors. Diagnostics are of the same kind if they have the same severity, and messages that
-//! differ only in numbers and quoted text.
+//! Diagnostics of a manifest file: the first few of each kind, then a summary of the others. This limits the log lines
+//! and the time for a file with a hundred thousand errors. Diagnostics are of the same kind if they have the same
+//! severity, and messages that differ only in numbers and quoted text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ pub(super) struct Diagnostics {
     listed: Vec<ManifestError>,
     /// The number of diagnostics of each kind.
     kinds: HashMap<String, usize>,
-    /// Summaries by kind, in the order of their first diagnostic.
+    /// The summaries, in the order of their first diagnostic.
     summaries: Vec<Summary>,
-    /// The index in `summaries`, by kind; by severity for kinds beyond the limit.
+    /// The index in `summaries`, by kind. Kinds beyond [`MAX_KINDS`] share a summary, by the name of the severity.
     summary_index: HashMap<String, usize>,
 }
 
@@ -49,8 +49,8 @@ impl Diagnostics {
         &self.file
     }
 
-    /// Adds a diagnostic. `locate` returns its line and field. It is called only for listed diagnostics and for the
-    /// first one of a summary, because it is slow.
+    /// Adds a diagnostic. `locate` returns the line and field of the diagnostic. This is slow, so `locate` is called
+    /// only for listed diagnostics and for the first one of a summary.
     pub(super) fn add(
         &mut self,
         (rule, severity): (RuleId, Severity),
@@ -148,9 +148,9 @@ mod tests {
     #[test]
     fn the_number_of_kinds_is_limited() {
         let mut diagnostics = Diagnostics::new("f");
-        for line in 0..1000_u32 {
-            let letters = line.to_string().replace(|c: char| c.is_ascii_digit(), "x") + &"y".repeat(line as usize);
-            add(&mut diagnostics, Severity::Warning, 1, &letters);
+        // Each message is of another kind, because each has another number of letters.
+        for letters in 0..1000 {
+            add(&mut diagnostics, Severity::Warning, 1, &"y".repeat(letters));
         }
         let all = diagnostics.finish();
         assert_eq!(all.len(), MAX_KINDS + 1);

@@ -77,7 +77,7 @@ pub struct Located<T> {
     pub object: T,
     /// The file name that was passed to the parser.
     pub file: Arc<str>,
-    /// Line of its start, from 1.
+    /// The line at which the object starts, from 1.
     pub line: usize,
     /// Index of the document in the file, from 1, without empty documents.
     pub document: usize,
@@ -197,6 +197,7 @@ pub fn parse_offline_in(text: &str, file: &str, namespace: Option<&str>) -> Pars
 }
 
 fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
+    // The number of values that YAML aliases have repeated so far. It is limited.
     let mut aliased = 0;
     for document in split::documents(text) {
         reader.report_faults(&document.faults);
@@ -204,6 +205,7 @@ fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
         match tree::read(&document, &mut aliased) {
             Ok(trees) => {
                 for (index, mut tree) in trees.into_iter().enumerate() {
+                    // A YAML end marker (`...`) separates this document from the previous one.
                     if index > 0 {
                         reader.report_document_after_end(&tree);
                     }

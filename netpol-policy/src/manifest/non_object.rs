@@ -1,8 +1,9 @@
-//! Recognizes documents that are not Kubernetes objects: other YAML files in a repository, and templates of manifests.
+//! Recognizes documents that are not Kubernetes objects: other YAML files in a repository, and templates of manifests,
+//! such as those of a Helm chart.
 
 use serde_json::Value;
 
-/// Message for a template.
+/// The warning for a file that is a template.
 pub(super) const TEMPLATE: &str = "this file is a template and is skipped; render it first with `helm template CHART`";
 
 /// Returns whether a text has template actions such as `{{ .Values.name }}`, outside of comments.
@@ -42,7 +43,7 @@ pub(super) fn looks_like_kubernetes(value: &Value) -> bool {
     }
 }
 
-/// Returns whether the name or namespace of an object is a template action.
+/// Returns whether the name or namespace of an object contains a template action. A quoted action is valid YAML.
 pub(super) fn has_template_name(value: &Value) -> bool {
     let text = |key: &str| value.get("metadata")?.get(key)?.as_str();
     ["name", "namespace"].iter().filter_map(|key| text(key)).any(has_action)
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn files_without_any_kubernetes_object_are_skipped() {
+    fn files_without_kubernetes_objects_are_skipped() {
         for text in [
             "image: {tag: v1}\nreplicas: 3\n",
             "site_name: docs\nnav: [a, b]\n",
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_kubernetes_object_is_an_error() {
+    fn an_incomplete_or_unreadable_kubernetes_object_is_an_error() {
         for text in [
             "kind: [\n",
             "{\"apiVersion\": \"v1\"}",
@@ -88,23 +89,24 @@ mod tests {
         ] {
             assert_eq!(result_of(text), (None, 1, 1), "{text}");
         }
-        // If the file has a Kubernetes object, documents before and after the object should be objects, too.
+        // If the file has a Kubernetes object, each other document is an error if it is not an object.
         assert_eq!(result_of(&format!("a: 1\n---\n{POLICY}---\nb: 2\n")), (None, 2, 2));
+        // The Kubernetes object itself is used.
         assert_eq!(parse(&format!("a: 1\n---\n{POLICY}"), "f").objects.len(), 1);
     }
 
     #[test]
     fn templates_are_skipped_with_advice_to_render_them() {
-        let name = POLICY.replace("name: p", "name: '{{ .Release.Name }}-p'");
+        let quoted = POLICY.replace("name: p", "name: '{{ .Release.Name }}-p'");
         let action = format!("{{{{- if .Values.policies }}}}\n{POLICY}{{{{- end }}}}\n");
         let unquoted = POLICY.replace("name: p", "name: {{ .Release.Name }}");
-        for text in [&name, &action, &unquoted, &format!("{action}---\n{unquoted}")] {
+        for text in [&quoted, &action, &unquoted, &format!("{action}---\n{unquoted}")] {
             assert_eq!(result_of(text), (Some(SkipReason::Template), 0, 1), "{text}");
             assert!(parse(text, "f").errors[0].to_string().contains("render it first with `helm template CHART`"));
         }
         let mixed = parse(&format!("{unquoted}---\n{POLICY}"), "f");
         assert_eq!((mixed.skipped, mixed.objects.len()), (Some(SkipReason::Template), 1));
-        // A valid document may contain braces that are for another program.
+        // Not a template: valid YAML with an object that has a template action for another program in its data.
         let valid = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '{{ b }}'}\n";
         assert_eq!(result_of(valid), (None, 0, 0));
     }

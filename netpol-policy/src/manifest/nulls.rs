@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::path::FieldPath;
 
-/// Fields that are lists of strings: a null item means an empty string. In other lists, it means an empty object.
+/// Fields that are lists of strings: a null item means an empty string. In other lists, a null item means an empty
+/// object.
 const STRINGS: [&str; 9] =
     ["except", "values", "policyTypes", "finalizers", "addresses", "externalIPs", "clusterIPs", "ipFamilies", "args"];
 /// Fields that are maps with strings as values: a null value means an empty string.

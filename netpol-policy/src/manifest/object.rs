@@ -31,7 +31,7 @@ const DUPLICATE_KEY: &str = "duplicate key";
 
 /// Parses the documents of one file.
 pub(super) struct ObjectReader {
-    /// Number of the current document, from 1.
+    /// Number of the current document, from 1, without empty documents.
     document: usize,
     parsed: Parsed,
     diagnostics: Diagnostics,
@@ -58,11 +58,13 @@ struct NonObject {
 /// The location of an object in a document, for line numbers, and the object's name, for messages.
 struct ObjectLocation<'t> {
     tree: &'t Tree,
+    /// The path of the object in its document: empty, or such as `items[0]` for an item of a list.
     root: FieldPath,
+    /// `Kind namespace/name`, if known.
     name: Option<String>,
 }
 
-/// An error in a field.
+/// An error in a field. The path starts at the object.
 struct FieldError {
     severity: Severity,
     path: FieldPath,
@@ -94,6 +96,8 @@ impl ObjectReader {
         Parsed { errors: self.diagnostics.finish(), ..self.parsed }
     }
 
+    /// Reports a document that is neither valid YAML nor valid JSON. It may be a template, or the file of another
+    /// program.
     pub(super) fn report_unreadable(&mut self, text: &str, error: &SyntaxError) {
         self.document += 1;
         if non_object::is_template(text) {
@@ -108,7 +112,8 @@ impl ObjectReader {
         self.report_outside_objects((RuleId::INVALID_DOCUMENT, Severity::Error), error.line, &message);
     }
 
-    /// Reports the first template of a file. The fix is the same for all templates of the file.
+    /// Reports the first document of a file that is a template, such as a template of Helm. Further templates of the
+    /// file need the same fix, and are not reported.
     fn report_template(&mut self, line: usize) {
         if self.parsed.skipped != Some(SkipReason::Template) {
             self.parsed.skipped = Some(SkipReason::Template);
@@ -175,8 +180,8 @@ impl ObjectReader {
         self.read_object(tree, value, FieldPath::default(), None);
     }
 
-    /// Parses an object. `inherited` is the apiVersion and kind that a typed list, such as `PodList`, gives to its
-    /// items.
+    /// Parses an object, or the items of a list. `root`: the path of the object in the document. `inherited`: the
+    /// apiVersion and kind that a typed list, such as `PodList`, gives to its items.
     fn read_object(&mut self, tree: &Tree, mut value: Value, root: FieldPath, inherited: Option<(&str, &str)>) {
         let mut location = ObjectLocation { tree, root, name: None };
         let Some(map) = value.as_object_mut() else {
@@ -206,8 +211,8 @@ impl ObjectReader {
             return;
         }
         self.set_namespace(&kind, map);
-        let of_workload = || workload::expected_version(&kind, &api_version).filter(|_| self.reads_workloads);
-        let Some(expected) = expected_version(&kind, &api_version).or_else(of_workload) else {
+        let workload_version = || workload::expected_version(&kind, &api_version).filter(|_| self.reads_workloads);
+        let Some(expected) = expected_version(&kind, &api_version).or_else(workload_version) else {
             return self.record_ignored(&location, api_version, kind, &value);
         };
         location.name = Some(title(&kind, map));
@@ -219,6 +224,7 @@ impl ObjectReader {
         if let Err(message) = self.ensure_name(&location, map) {
             return self.report_ignored(&location, &FieldPath::default().key("metadata").key("name"), &message);
         }
+        // `ensure_name` may have set another name.
         location.name = Some(title(&kind, map));
         self.check_names(&location, &kind, map);
         for path in nulls::replace(&mut value) {
@@ -235,7 +241,8 @@ impl ObjectReader {
         self.read_typed_object(&location, &kind, value);
     }
 
-    /// Records an object that netpol does not use.
+    /// Records an object that netpol does not evaluate: a policy that may change verdicts, such as a Cilium policy, or
+    /// an object without effect on verdicts. `netpol lint` uses details of some of these objects.
     fn record_ignored(&mut self, location: &ObjectLocation<'_>, api_version: String, kind: String, value: &Value) {
         let (file, line) = (self.diagnostics.file().clone(), location.tree.lines.of(&location.root));
         let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
@@ -352,7 +359,8 @@ impl ObjectReader {
         }
     }
 
-    /// Deserializes an object that is ignored as a whole if any field has a wrong type.
+    /// Deserializes an object. If a field has a wrong type, reports the field and returns `None`: the whole object is
+    /// ignored.
     fn deserialize_or_report<T: DeserializeOwned>(&mut self, location: &ObjectLocation<'_>, value: Value) -> Option<T> {
         self.report_duplicate_keys(location);
         let (result, unknown) = deserialize::<T>(value);
@@ -443,6 +451,7 @@ impl ObjectLocation<'_> {
         }
     }
 
+    /// Returns the path in the document for a path in the object.
     fn absolute(&self, path: &FieldPath) -> FieldPath {
         FieldPath(self.root.0.iter().chain(&path.0).cloned().collect())
     }
@@ -453,8 +462,8 @@ impl ObjectLocation<'_> {
     }
 }
 
-/// Returns the apiVersion of a kind that netpol uses; `None` for other kinds, including those with the same name in
-/// other APIs.
+/// Returns the apiVersion as which netpol reads objects of a kind. Returns `None` for kinds that netpol does not use,
+/// including kinds with the same name in other API groups.
 fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     match (kind, group) {
@@ -465,6 +474,7 @@ fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     }
 }
 
+/// Returns `Kind namespace/name`, or `Kind name` for a Namespace or Node.
 fn title(kind: &str, map: &Map<String, Value>) -> String {
     format!("{kind} {}", qualified_name(map.get("metadata"), matches!(kind, "Namespace" | "Node")))
 }

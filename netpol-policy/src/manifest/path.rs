@@ -12,7 +12,8 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// Removes this step from the start of `text`. Returns the rest, or `None` if `text` starts with another step.
+    /// Removes this step from the start of `text`, a field path or the rest of one. Returns what follows the step, or
+    /// `None` if `text` starts with another step.
     pub(super) fn strip<'t>(&self, text: &'t str) -> Option<&'t str> {
         let rest = match self {
             Self::Key(key) => text.strip_prefix('.').unwrap_or(text).strip_prefix(key.as_str())?,
@@ -27,7 +28,7 @@ impl Step {
 pub(crate) struct FieldPath(pub(crate) Vec<Step>);
 
 impl FieldPath {
-    /// Parses a path without `.` in its keys, as `Display` writes it.
+    /// Parses a path in the form that `Display` writes. No key of the path may contain `.` or `[`.
     pub(crate) fn parse(text: &str) -> Self {
         let steps =
             text.split(['.', '[']).map(|step| match step.strip_suffix(']').and_then(|index| index.parse().ok()) {
@@ -37,10 +38,12 @@ impl FieldPath {
         Self(steps.collect())
     }
 
+    /// Returns the path of the field `key` below this path.
     pub(crate) fn key(&self, key: &str) -> Self {
         self.push(Step::Key(key.to_owned()))
     }
 
+    /// Returns the path of the list item `index` below this path.
     pub(crate) fn index(&self, index: usize) -> Self {
         self.push(Step::Index(index))
     }
@@ -51,7 +54,7 @@ impl FieldPath {
         Self(steps)
     }
 
-    /// Returns the path relative to `root`; `None` if it is not below `root`.
+    /// Returns the steps of this path after `root`; `None` if this path does not start with `root`.
     pub(super) fn relative_to(&self, root: &Self) -> Option<Self> {
         self.0.strip_prefix(root.0.as_slice()).map(|steps| Self(steps.to_vec()))
     }

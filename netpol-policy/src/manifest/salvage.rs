@@ -14,6 +14,7 @@ use super::path::{FieldPath, Step};
 pub(super) fn replace_invalid(policy: &mut Value, error_path: &FieldPath) -> Option<(FieldPath, &'static str)> {
     let steps: Vec<&str> =
         error_path.0.iter().map(|step| if let Step::Key(key) = step { key.as_str() } else { "[]" }).collect();
+    // `length`: number of steps from the root to the part that is replaced. `replacement`: `None` removes the part.
     // An empty peer (`{}`) is invalid, so it matches nothing.
     let (length, replacement, consequence) = match steps.as_slice() {
         ["spec", "ingress", "[]", "from", "[]", ..] | ["spec", "egress", "[]", "to", "[]", ..] => {

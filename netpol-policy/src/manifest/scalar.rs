@@ -1,4 +1,4 @@
-//! Resolves plain YAML scalars to values.
+//! Resolves plain (unquoted) YAML scalars to JSON values.
 //!
 //! This follows the YAML reader of Kubernetes, including YAML 1.1 booleans and digit separators. For example, `on` is
 //! `true` there, so an unquoted label value `on` must be rejected here, too. Source: `resolve` in
@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-/// Limit of the integers that a double represents exactly.
+/// An `f64` represents all integers below this limit exactly.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 pub(super) fn resolve(text: &str) -> Value {
@@ -19,8 +19,8 @@ pub(super) fn resolve(text: &str) -> Value {
         _ => {}
     }
     if text.starts_with(|first: char| first.is_ascii_digit() || matches!(first, '+' | '-' | '.')) {
-        let plain = text.replace('_', "");
-        if let Some(number) = integer(&plain).or_else(|| float(&plain)) {
+        let without_separators = text.replace('_', "");
+        if let Some(number) = integer(&without_separators).or_else(|| float(&without_separators)) {
             return number;
         }
     }

@@ -11,15 +11,15 @@ use crate::model::Severity;
 /// The text of one document.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct DocumentText<'t> {
-    /// Text.
     pub(super) text: &'t str,
     /// Number of lines in the file before the text.
     pub(super) lines_before: usize,
-    /// Errors before the document.
+    /// Faults between the previous document and this one.
     pub(super) faults: Vec<Fault>,
 }
 
-/// An error outside of documents: an invalid separator line, or invalid JSON after a JSON object. `kubectl` rejects it.
+/// Invalid text outside of documents: an invalid separator line, or invalid JSON after a JSON object. `kubectl` rejects
+/// the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     /// Line, from 1.
@@ -36,15 +36,15 @@ pub(super) fn documents(text: &str) -> Vec<DocumentText<'_>> {
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let end = position + line.len();
         // Any document may start with a byte order mark, because files may be concatenated.
-        let marker = if position == start { without_byte_order_mark(line) } else { line };
-        if let Some(rest) = marker.strip_prefix("---") {
+        let unmarked = if position == start { without_byte_order_mark(line) } else { line };
+        if let Some(rest) = unmarked.strip_prefix("---") {
             document.text = &text[start..position];
             texts.push(std::mem::take(&mut document));
             document.faults.extend(separator_fault(rest, index + 1));
-            // After a warning, the text on the separator line is the start of the document.
+            // A warning means that the separator line has content. Then the document includes this line.
             let starts_on_separator = matches!(document.faults.as_slice(), [Fault { severity: Severity::Warning, .. }]);
             (start, document.lines_before) =
-                if starts_on_separator { (end - marker.len(), index) } else { (end, index + 1) };
+                if starts_on_separator { (end - unmarked.len(), index) } else { (end, index + 1) };
         }
         position = end;
     }
@@ -61,7 +61,7 @@ fn without_byte_order_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// Returns the fault of a line that starts with `---`. `rest` is the text after it.
+/// Returns the fault of a line that starts with `---`, if any. `rest` is the text after `---`.
 fn separator_fault(rest: &str, line: usize) -> Option<Fault> {
     let content = rest.trim();
     let (severity, message) = if content.is_empty() || content.starts_with('#') {
@@ -74,7 +74,8 @@ fn separator_fault(rest: &str, line: usize) -> Option<Fault> {
     Some(Fault { line, severity, message })
 }
 
-/// Splits a document of several JSON objects. The objects are parsed as YAML later, to get line numbers.
+/// Splits a document that may consist of several JSON objects. Here they are only separated. They are parsed as YAML
+/// later, to get line numbers.
 fn json_objects(document: DocumentText<'_>) -> Vec<DocumentText<'_>> {
     let DocumentText { text, lines_before, mut faults } = document;
     let mut texts = Vec::new();

@@ -80,7 +80,7 @@ endpoints: []
 }
 
 #[test]
-fn lists_contain_objects_and_typed_lists_give_them_a_kind() {
+fn the_items_of_lists_are_parsed_and_a_typed_list_gives_its_items_a_kind() {
     let text = "\
 apiVersion: v1
 kind: List
@@ -335,6 +335,7 @@ spec:
 fn many_invalid_documents_are_summarized() {
     let parsed = parse(&"---\nkind: [\n".repeat(100_000), "f");
     assert_eq!((parsed.objects.len(), parsed.left_out), (0, 100_000));
+    // Ten errors are listed. The last one is a summary of the others.
     assert_eq!(parsed.errors.len(), 11, "{:?}", parsed.errors);
     let last = parsed.errors.last().expect("a summary");
     assert!(last.message.starts_with("99990 more errors like this one in the file: document 11 "), "{last}");
@@ -343,13 +344,15 @@ fn many_invalid_documents_are_summarized() {
 
 #[test]
 fn parsing_time_of_a_pod_with_many_labels_is_linear() {
+    // If the parsing time were quadratic, this test would take minutes. The pod is in the second document.
     let labels: String = (0..100_000).map(|i| format!("    l{i}: v\n")).collect::<Vec<_>>().concat();
     let parsed =
         parse(&format!("{{}}\n---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: big\n  labels:\n{labels}"), "f");
     let Object::Pod(pod) = &parsed.objects[0].object else { panic!("no pod") };
     assert_eq!(pod.labels.iter().count(), 100_000);
 
-    // Unknown fields, then duplicate labels. Each of them is a diagnostic with a line number.
+    // Unknown fields, then duplicate labels. Each of them is a diagnostic with a line number. Ten of them are listed,
+    // and a summary.
     for (indent, distinct_names) in [("  ", 100_000), ("    ", 50_000)] {
         let names = (0..100_000).map(|i| format!("{indent}l{}: v\n", i % distinct_names));
         let text = format!(

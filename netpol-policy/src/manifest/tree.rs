@@ -20,19 +20,19 @@ pub(super) struct Tree {
     pub(super) value: Value,
     /// Line numbers of its fields.
     pub(super) lines: Lines,
-    /// The lines of the document in the file, counted from 0.
+    /// The lines of the document in the file, counted from 0. The caller of [`read`] sets them.
     pub(super) range: std::ops::Range<usize>,
-    /// Duplicate keys of maps, sorted.
+    /// The paths of keys that a map contains twice, sorted.
     duplicates: Vec<FieldPath>,
 }
 
 impl Tree {
-    /// Creates a document from a value that was not parsed from text, so that it has no line numbers.
+    /// Creates a document from a value that was not parsed from text. All fields have line 1.
     pub(super) fn without_lines(value: Value) -> Self {
         Self { value, lines: Lines::at(1), range: 0..0, duplicates: Vec::new() }
     }
 
-    /// Returns the duplicate keys at or below `root`, as paths relative to it.
+    /// Returns the duplicate keys at or below `root`, as paths relative to `root`.
     pub(super) fn duplicates_below(&self, root: &FieldPath) -> impl Iterator<Item = FieldPath> {
         // A path sorts directly before all paths below it.
         let first = self.duplicates.partition_point(|path| path < root);
@@ -40,7 +40,8 @@ impl Tree {
     }
 }
 
-/// The line of a key or list item, and of its children. The value of an alias (`*name`) has no children here.
+/// The line of a field (a key or a list item), and the lines of the fields below it (its children). If the value of a
+/// field is an alias (`*name`), the field has no children here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lines {
     line: usize,
@@ -73,7 +74,7 @@ impl Lines {
         self.line
     }
 
-    /// Returns the lines of a child; `None` if there is no such child. The value of an alias has no children here.
+    /// Returns the lines of a child; `None` if there is no such child.
     pub(crate) fn child(&self, step: &Step) -> Option<&Self> {
         self.children.iter().rev().find(|(found, _)| found == step).map(|(_, lines)| lines)
     }
@@ -88,7 +89,8 @@ impl Lines {
         self.nearest(path).line
     }
 
-    /// Returns the line of a field path given as text.
+    /// Returns the line of the field at this path, or of the nearest field around it. The path is text, such as
+    /// `spec.ingress[0]`.
     pub(crate) fn of_text(&self, mut field: &str) -> usize {
         let mut lines = self;
         while let Some((rest, children)) =
@@ -129,11 +131,14 @@ pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<V
 
 struct TreeReader<'t, 'f> {
     events: Parser<'t, StrInput<'t>>,
+    /// Number of lines in the file before the text.
     lines_before: usize,
+    /// The values of the anchors (`&name`), by the number that the parser gives to each anchor.
     anchors: HashMap<usize, Value>,
-    /// Current path.
+    /// The path of the value that is being parsed.
     path: FieldPath,
     duplicates: Vec<FieldPath>,
+    /// Number of values that aliases of the file have repeated so far.
     aliased: &'f mut usize,
 }
 
@@ -187,6 +192,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         self.lines_before + span.start.line().max(1)
     }
 
+    /// Parses the value that starts with `event`. Adds the lines of its children to `lines`, the lines of the value.
     fn parse_value(&mut self, event: Event<'t>, span: Span, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let fail = |line, message: &str| Err(SyntaxError { line, message: message.to_owned() });
         let line = self.line(span);
@@ -209,6 +215,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
             Event::MappingStart(anchor, _) => (self.parse_map(lines)?, anchor),
             _ => return fail(line, "ends where a value is expected"),
         };
+        // 0: the value has no anchor.
         if anchor != 0 {
             self.anchors.insert(anchor, value.clone());
         }
@@ -229,6 +236,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
 
     fn parse_map(&mut self, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let mut map = Map::new();
+        // The values of `<<` keys.
         let mut merged = Vec::new();
         loop {
             let (event, span) = self.next_event()?;
@@ -261,8 +269,8 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         Ok(Value::Object(map))
     }
 
-    /// Parses the value of a child, and adds the child's lines to `lines`, those of its parent. `child_lines` has the
-    /// line at which the child starts.
+    /// Parses the value of a child, and adds the child's lines to `lines`, the lines of the parent. `child_lines` has
+    /// only the line at which the child starts.
     fn parse_child(
         &mut self,
         step: Step,
@@ -279,7 +287,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
     }
 }
 
-/// Merges `<<: *anchor`: adds the keys that the map does not have itself.
+/// Merges the value of a `<<` key (`<<: *anchor`) into its map: adds the keys that the map does not have itself.
 fn merge(map: &mut Map<String, Value>, value: Value) {
     match value {
         Value::Object(defaults) => {

@@ -1,4 +1,4 @@
-//! Diagnostics: invalid or unsupported parts of objects.
+//! Diagnostics: invalid, unsupported or suspicious parts of objects.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub struct Diagnostic {
     pub message: String,
 }
 
-/// Writes `field: message`, escaped.
+/// Writes `field: message`, with invisible characters escaped.
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", Safe(&self.field), Safe(&self.message))

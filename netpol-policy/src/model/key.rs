@@ -1,9 +1,9 @@
-//! Keys of objects.
+//! Keys of objects: the namespace and the name. [`ObjectKey`] also has the kind.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The name of a namespace. Shared, because thousands of pods have the same one.
+/// The name of a namespace. An `Arc`, because thousands of pods share the same namespace.
 pub type NamespaceName = Arc<str>;
 
 macro_rules! namespaced_key {
@@ -13,7 +13,7 @@ macro_rules! namespaced_key {
         pub struct $name {
             /// The namespace.
             pub namespace: NamespaceName,
-            /// The name within it.
+            /// The name of the object in the namespace.
             pub name: Arc<str>,
         }
 
@@ -53,11 +53,12 @@ namespaced_key! {
     /// Key of an `EndpointSlice`.
     SliceKey
 }
+// `PodKey` has its own `Display`, in `workload`.
 display_namespaced_key!(PolicyKey);
 display_namespaced_key!(ServiceKey);
 display_namespaced_key!(SliceKey);
 
-/// Key of any object.
+/// Kind and key of any object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectKey {
     /// A namespace.
@@ -74,7 +75,7 @@ pub enum ObjectKey {
     Slice(SliceKey),
 }
 
-/// Writes `Kind namespace/name`.
+/// Writes `Kind namespace/name`, or `Kind name` for a namespace or node.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-/// Labels of an object, with unique names. Compact, and cheap to clone: a cluster may have a hundred thousand pods, and
-/// both the cluster state and the engine store their labels.
+/// Labels of an object, with unique names. This type is compact and cheap to clone: a cluster may have a hundred
+/// thousand pods, and both the cluster state and the compile engine store the labels of these pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_value_of_a_duplicate_name_counts() {
+    fn of_duplicate_names_the_last_value_is_used() {
         let labels =
             Labels::from([("b", "1"), ("a", "2"), ("b", "3")].map(|(name, value)| (name.into(), value.into())));
         let listed: Vec<_> = labels.iter().map(|(name, value)| (&**name, &**value)).collect();

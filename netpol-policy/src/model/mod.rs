@@ -1,5 +1,6 @@
-//! The parts of Kubernetes objects that netpol uses, parsed once. Invalid or unsupported parts become [`Diagnostic`]s.
-//! They match nothing and allow nothing.
+//! The parts of Kubernetes objects that netpol uses, parsed once. An invalid or unsupported part matches nothing and
+//! allows nothing, and is reported as a [`Diagnostic`]. Exception: an invalid `spec.podSelector` isolates all pods of
+//! the namespace.
 
 mod diagnostic;
 mod key;
@@ -38,7 +39,7 @@ pub use uid::{MIRROR_ANNOTATION, Uid};
 pub use unevaluated::{PolicyScope, UnevaluatedKind, content_of};
 pub use workload::{MAX_ALL_ORDINALS, MAX_ORDINALS, Workload, WorkloadKey, WorkloadKind};
 
-/// Any object of the cluster state.
+/// An object of the cluster state, of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
     /// A namespace.

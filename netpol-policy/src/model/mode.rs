@@ -9,7 +9,7 @@ use super::{NamespaceName, Timestamp};
 pub const MODE_ANNOTATION: &str = "netpol.io/mode";
 /// The annotation of a Namespace with the time until which the enforcement of its policies is suspended.
 pub const SUSPENDED_UNTIL_ANNOTATION: &str = "netpol.io/suspended-until";
-/// The annotation of the agent's Namespace with the time until which enforcement is suspended in all namespaces.
+/// The annotation of the agents' Namespace with the time until which enforcement is suspended in all namespaces.
 pub const SUSPEND_CLUSTER_ANNOTATION: &str = "netpol.io/suspend-cluster-until";
 /// The annotation of a Namespace with the reason of a suspension.
 pub const SUSPENDED_REASON_ANNOTATION: &str = "netpol.io/suspended-reason";
@@ -20,7 +20,7 @@ pub enum Mode {
     /// The policy is enforced.
     #[default]
     Enforce,
-    /// The policy is evaluated, but not enforced: connections that it would deny are reported.
+    /// The policy is evaluated, but not enforced: the connections that the policy would deny are allowed and reported.
     Shadow,
 }
 
@@ -47,9 +47,9 @@ impl Mode {
 pub struct NamespaceModes {
     /// The mode of the namespace's policies; `None` without the annotation.
     pub mode: Option<Mode>,
-    /// The end of the suspension of this namespace.
+    /// The end of the suspension of this namespace's policies.
     pub suspended_until: Option<Timestamp>,
-    /// The end of the suspension of all namespaces. Only used if this is the namespace of the agent.
+    /// The end of the suspension of all policies. Only used if this is the namespace of the agents.
     pub cluster_suspended_until: Option<Timestamp>,
     /// The reason of the suspension, as its author wrote it.
     pub reason: Option<Arc<str>>,
@@ -62,7 +62,7 @@ impl NamespaceModes {
         effective(self) == effective(other)
     }
 
-    /// Returns whether an annotation suspends enforcement until some time, even if that time has passed.
+    /// Returns whether there is an annotation with the end of a suspension, even if this end has passed.
     pub const fn has_end(&self) -> bool {
         self.suspended_until.is_some() || self.cluster_suspended_until.is_some()
     }
@@ -73,7 +73,7 @@ impl NamespaceModes {
 pub struct Suspension {
     /// The namespace with the annotation.
     pub namespace: NamespaceName,
-    /// Whether the policies of all namespaces are suspended.
+    /// Whether the annotation suspends the policies of all namespaces.
     pub cluster: bool,
     /// When it ends.
     pub until: Timestamp,

@@ -15,7 +15,7 @@ pub struct Namespace {
     pub name: NamespaceName,
     /// Labels, always with `kubernetes.io/metadata.name`.
     pub labels: Labels,
-    /// The annotations that control enforcement.
+    /// The annotations for shadow mode and suspension of enforcement.
     pub modes: NamespaceModes,
 }
 
@@ -28,12 +28,12 @@ impl Namespace {
     }
 }
 
-/// The object that controls a pod. It is in the pod's namespace.
+/// The workload of a pod: the object that controls the pod, in the pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodWorkload {
-    /// Its kind, such as `Deployment`. Any kind of object can control pods.
+    /// The kind of the object, such as `Deployment`. Any kind of object can control pods.
     pub kind: Arc<str>,
-    /// Its name.
+    /// The name of the object.
     pub name: Arc<str>,
 }
 
@@ -48,12 +48,12 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// `spec.hostNetwork`: the pod has the node's addresses. No policy and no peer selects it.
     pub host_network: bool,
-    /// Phase Succeeded or Failed: no peer selects the pod, and its addresses may belong to another pod.
+    /// Phase Succeeded or Failed: no policy and no peer selects the pod, and its addresses may belong to another pod.
     pub finished: bool,
     /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
-    /// `metadata.creationTimestamp` in seconds since 1970. If several pods list the same address, it belongs to the pod
-    /// that was created last, unless this pod is being deleted.
+    /// `metadata.creationTimestamp` in seconds since 1970. If several pods have the same address in their status, the
+    /// address belongs to the youngest of them that is not being deleted.
     pub created: i64,
     /// Labels.
     pub labels: Labels,
@@ -61,7 +61,7 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Named ports of containers and sidecars (init containers with `restartPolicy: Always`).
     pub ports: Vec<NamedPort>,
-    /// The object that controls the pod.
+    /// The object that controls the pod, if any.
     pub workload: Option<PodWorkload>,
     /// hostPorts. Boxed, because few pods have any.
     pub host_ports: Option<Box<HostPorts>>,
@@ -73,14 +73,15 @@ impl Pod {
         !self.host_network && !self.finished
     }
 
-    /// Returns the frontends of the pod's hostPorts, each with the container port.
+    /// Returns the frontends of the pod's hostPorts (node address, hostPort and protocol), each with the container
+    /// port.
     pub fn host_frontends(&self) -> impl Iterator<Item = (Frontend, u16)> {
         let host_ports = self.host_ports.iter().filter(|_| self.is_selectable());
         host_ports.flat_map(|host_ports| host_ports.ports.iter().flat_map(|port| port.frontends(&host_ports.addresses)))
     }
 }
 
-/// The hostPorts of a pod with its own network namespace, and its node's addresses.
+/// The hostPorts of a pod, and the addresses of its node. The pod is not in the host network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPorts {
     /// `status.hostIPs` (or `status.hostIP`).

@@ -1,4 +1,4 @@
-//! Network policies, parsed once.
+//! Parsed `NetworkPolicy` objects.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use super::{Diagnostic, Mode, PolicyKey, Selector};
 pub struct Policy {
     /// Namespace and name.
     pub key: PolicyKey,
-    /// The mode of the policy; `None`: the mode of its namespace applies.
+    /// Whether the policy is enforced, or only evaluated and reported (shadow mode). `None`: the mode of its namespace
+    /// applies.
     pub mode: Option<Mode>,
     /// The pods of the namespace that the policy selects.
     pub pods: Selector,
@@ -84,7 +85,7 @@ pub enum Peer {
     Block(IpBlock),
 }
 
-/// An `ipBlock`. Host bits are masked.
+/// An `ipBlock`. The host bits of its CIDRs are zero.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IpBlock {
     /// The block.

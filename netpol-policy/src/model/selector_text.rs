@@ -7,7 +7,7 @@ impl Selector {
     /// Parses a selector as `kubectl -l` does: `app=web,tier in (a, b),!canary`.
     ///
     /// # Errors
-    /// The part that is not a requirement, with the reason.
+    /// If a part of the text is not a requirement. The error has this part and the valid forms.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut requirements = split_requirements(text).map(parse_requirement).collect::<Result<Vec<_>, _>>()?;
         requirements.sort();
@@ -16,7 +16,7 @@ impl Selector {
     }
 }
 
-/// Splits at commas outside of parentheses.
+/// Splits a selector into its requirements, at commas outside of parentheses.
 fn split_requirements(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0_i32;
     let parts = text.split(move |character| {
@@ -65,12 +65,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn selectors_have_the_syntax_of_kubectl() {
+    fn selectors_are_parsed_as_by_kubectl() {
         let labels = |text: &str| {
             let pairs = text.split(' ').filter_map(|pair| pair.split_once('='));
             pairs.map(|(key, value)| (key.into(), value.into())).collect::<crate::model::Labels>()
         };
-        for (text, matching, other) in [
+        for (text, matching, not_matching) in [
             ("app=web", "app=web tier=a", "app=db"),
             ("app==web,tier!=b", "app=web", "app=web tier=b"),
             ("tier in (a, b),app", "app=x tier=b", "tier=b"),
@@ -79,7 +79,7 @@ mod tests {
             ("tier notin(a)", "tier=c", "tier=a"),
         ] {
             let selector = Selector::parse(text).expect(text);
-            assert!(selector.matches(&labels(matching)) && !selector.matches(&labels(other)), "{text}");
+            assert!(selector.matches(&labels(matching)) && !selector.matches(&labels(not_matching)), "{text}");
         }
         for text in ["", "app=web,", "app in web", "=a", "a b", "app=a b", "tier in (a", "tier (a)", "in (a)"] {
             assert!(Selector::parse(text).is_err(), "{text}");

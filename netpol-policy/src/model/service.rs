@@ -1,4 +1,4 @@
-//! Services, `EndpointSlices` with their backends, and frontends.
+//! Services, `EndpointSlices` with their backends, and frontends (the addresses and ports at which clients connect).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -131,8 +131,8 @@ pub struct SliceEndpoint {
     /// Whether the endpoint accepts new connections: `conditions.ready`, true if absent. If the Service has
     /// `publishNotReadyAddresses`, `ready` is true for all endpoints.
     pub ready: bool,
-    /// Whether the endpoint is terminating but still serving: `conditions.terminating` and `conditions.serving` (true
-    /// if absent). kube-proxy selects such an endpoint only if no endpoint is ready.
+    /// Whether the endpoint is terminating but still serving: `conditions.terminating` is true, and
+    /// `conditions.serving` is true or absent. kube-proxy selects such an endpoint only if no endpoint is ready.
     pub draining: bool,
 }
 
@@ -159,7 +159,7 @@ pub enum FrontendAddress {
 }
 
 impl FrontendAddress {
-    /// Returns the variant for all nodes' addresses of the same family.
+    /// Returns the variant for all nodes' addresses of the same family as `address`.
     pub const fn any_node(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::AnyNodeV4 } else { Self::AnyNodeV6 }
     }

@@ -1,5 +1,5 @@
-//! Policies of kinds that netpol does not evaluate. Only their scope is parsed: the directions, and the selectors of
-//! the pods that they may apply to.
+//! Policies of kinds that netpol does not evaluate, such as `CiliumNetworkPolicy`. Only their scope is parsed: the
+//! directions, and the selectors of the pods to which they may apply.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -79,6 +79,7 @@ impl PolicyScope {
         let object_kind = object["kind"].as_str().unwrap_or_default();
         let namespace = object["metadata"]["namespace"].as_str().filter(|name| !name.is_empty()).unwrap_or("default");
         let namespace = (!kind.is_cluster_scoped(object_kind)).then(|| namespace.into());
+        // Cilium's policies can have `specs`, a list of what `spec` contains.
         let specs: Vec<&Value> = match (&object["spec"], &object["specs"]) {
             (spec, Value::Array(specs)) => specs.iter().chain(Some(spec).filter(|spec| !spec.is_null())).collect(),
             (spec, _) => vec![spec],
@@ -192,6 +193,8 @@ mod tests {
 
     const POD: &str = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}}";
 
+    /// Returns the directions in which a policy may change verdicts of the pod. `isolated`: whether a `NetworkPolicy`
+    /// isolates the pod.
     fn directions(api_version: &str, kind: &str, spec: &Value, isolated: bool) -> String {
         let Object::Pod(pod) = parse(POD, "f").objects.remove(0).object else { panic!("a pod") };
         let unevaluated_kind = UnevaluatedKind::of(api_version, kind).expect("a kind that is not evaluated");
@@ -210,6 +213,7 @@ mod tests {
     fn a_policy_may_change_verdicts_only_of_its_pods_in_its_directions() {
         let both_directions = "ingress egress";
         let (cilium, admin) = ("cilium.io/v2", "policy.networking.k8s.io/v1alpha1");
+        // The second label exists only in Cilium, and is ignored.
         let web = json!({"matchLabels": {"k8s:app": "web", "k8s:io.kubernetes.pod.namespace": "other"}});
         let db = json!({"matchExpressions": [{"key": "any:app", "operator": "In", "values": ["db"]}]});
         let subject =

@@ -7,7 +7,7 @@ use super::{NamespaceName, Pod, PodKey};
 
 /// Maximum number of pods of one `StatefulSet`. Without a limit, one manifest could use all memory.
 pub const MAX_ORDINALS: u32 = 1000;
-/// Maximum number of pods of all `StatefulSets` of the input together.
+/// Maximum number of pods of all `StatefulSets` in the input together.
 pub const MAX_ALL_ORDINALS: usize = 10_000;
 
 /// A kind of workload.
@@ -122,36 +122,36 @@ pub struct Workload {
 }
 
 impl PodKey {
-    /// Returns the key of the pod that stands for all pods of a workload. Its name contains `/`, which is not valid in
-    /// the name of a pod, so no real pod has this name.
+    /// Returns the key of the assumed pod that represents all pods of a workload (docs/semantics.md, item 39). The name
+    /// in this key contains `/`, which is not valid in the name of a pod, so no real pod has this key.
     pub fn of_workload(workload: &WorkloadKey) -> Self {
         let name = format!("{}/{}", workload.kind.resource(), workload.name);
         Self { namespace: workload.namespace.clone(), name: name.into() }
     }
 
-    /// Returns the key of a second pod of a workload. `self` must be the key of the first pod, from
+    /// Returns the key of a second assumed pod of a workload. `self` must be the key of the first one, from
     /// [`PodKey::of_workload`]. The second pod is needed to evaluate connections between two pods of the workload.
     #[must_use]
     pub fn second_of_workload(&self) -> Self {
         Self { namespace: self.namespace.clone(), name: format!("{}/2", self.name).into() }
     }
 
-    /// Returns the workload if this key stands for its pods; `None` for the key of a real pod.
+    /// Returns the workload if this is the key of an assumed pod; `None` for the key of a real pod.
     pub fn workload(&self) -> Option<WorkloadKey> {
         let (resource, name) = self.name.split_once('/')?;
         let kind = WorkloadKind::from_resource(resource)?;
-        // The key of a second pod ends with `/2`.
+        // The name in the key of a second assumed pod ends with `/2`.
         let name = name.split_once('/').map_or(name, |(name, _)| name);
         Some(WorkloadKey { namespace: self.namespace.clone(), kind, name: name.into() })
     }
 
-    /// Returns `pod shop/web-0` or `Deployment shop/web`, for messages.
+    /// Returns `pod shop/web-0`, or `Deployment shop/web` for an assumed pod, for messages.
     pub fn title(&self) -> String {
         self.workload().map_or_else(|| format!("pod {self}"), |workload| workload.title())
     }
 }
 
-/// Writes `namespace/name`, or `deployment/namespace/name` for the pods of a workload.
+/// Writes `namespace/name`, or `deployment/namespace/name` for an assumed pod of a Deployment.
 impl fmt::Display for PodKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.workload() {
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_of_a_workloads_pods_names_the_workload() {
+    fn keys_of_assumed_pods_contain_the_workload() {
         let workload = WorkloadKey::new(WorkloadKind::StatefulSet, "shop", "db");
         let pod = PodKey::of_workload(&workload);
         for key in [&pod, &pod.second_of_workload()] {

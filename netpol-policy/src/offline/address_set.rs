@@ -68,6 +68,7 @@ impl AddressSet {
     /// Splits the ranges into parts, so that each block in `nets` contains either all addresses of a part or none of
     /// them. Returns the first and the last address of each part.
     pub fn split_at<'n>(&self, nets: impl IntoIterator<Item = &'n IpNet>) -> Vec<(IpAddr, IpAddr)> {
+        // The addresses at which a part starts: the first address of a block, and the address after a block.
         let mut starts: [Vec<u128>; 2] = Default::default();
         for net in nets {
             let edges = [Some(number(net.network())), number(net.broadcast()).checked_add(1)];

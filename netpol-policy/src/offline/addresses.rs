@@ -7,17 +7,19 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::cluster_state::{ClusterState, Event};
 use crate::model::{IpBlock, Object, Peer, Peers, Pod, Policy, RequestedFamilies, Rule, Service};
 
-/// The placeholders of pods. 240.0.0.0/4 is reserved: <https://www.rfc-editor.org/rfc/rfc1112#section-4>. `100::/64` is
-/// the discard prefix: <https://www.rfc-editor.org/rfc/rfc6666>.
+/// The placeholders of pods. They are in ranges that no pod uses: 240.0.0.0/4 is reserved
+/// (<https://www.rfc-editor.org/rfc/rfc1112#section-4>), and `100::/64` is the discard prefix
+/// (<https://www.rfc-editor.org/rfc/rfc6666>).
 const PODS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(255, 0, 0, 0), 9);
 const PODS_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 1, 0, 0, 0), 80);
 /// The placeholders of Services.
 const SERVICES_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(255, 128, 0, 0), 10);
 const SERVICES_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 80);
-/// The distance between the placeholders of the first and the second pod of a workload.
-const SECOND_POD: u32 = 1 << 22;
+/// The distance between the placeholders of the first and the second pod of a workload. The second pod exists only to
+/// evaluate connections from the workload to itself (docs/semantics.md, item 39).
+const SECOND_POD_OFFSET: u32 = 1 << 22;
 
-/// The private ranges of RFC 1918 and RFC 4193. Pod addresses are expected in these ranges if no range is given.
+/// The private ranges of RFC 1918 and RFC 4193. Without `--pod-cidr`, pod addresses are expected in these ranges.
 const PRIVATE: [IpNet; 4] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)),
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12)),
@@ -48,7 +50,7 @@ fn placeholders(is_ipv4: bool) -> IpNet {
     if is_ipv4 { PODS_V4.into() } else { PODS_V6.into() }
 }
 
-/// The ranges of pod addresses, and the address families of pods.
+/// The ranges that contain all possible pod addresses, and the address families of pods.
 #[derive(Clone, Debug)]
 pub(super) struct PodRanges {
     ranges: Vec<IpNet>,
@@ -65,6 +67,7 @@ enum Coverage {
 }
 
 impl PodRanges {
+    /// `cidrs`: the values of `--pod-cidr`.
     pub(super) fn new(state: &ClusterState, cidrs: &[IpNet]) -> Self {
         let cidrs_have = |is_ipv4: bool| cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == is_ipv4);
         if !cidrs.is_empty() {
@@ -76,8 +79,8 @@ impl PodRanges {
     }
 
     fn coverage(&self, block: &IpBlock) -> Coverage {
-        // `resolve_rule` may have added the range of placeholders to `except`. This item is ignored, because no pod in
-        // a cluster has an address in this range.
+        // `resolve_rule` may have added the range of placeholders to `except`. This item of `except` is ignored,
+        // because no pod in a cluster has an address in this range.
         let except = || block.except.iter().filter(|except| !is_pod_placeholder_range(except));
         let mut ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == block.cidr.addr().is_ipv4());
         let has_all = |range: &IpNet| block.cidr.contains(range) && !except().any(|except| overlaps(except, range));
@@ -108,10 +111,10 @@ impl PodRanges {
 /// Assigns a placeholder address to each pod without an address. Returns whether there are such pods. Host-network pods
 /// and finished pods get no placeholder, because policies do not select them.
 pub(super) fn assign_to_pods(state: &mut ClusterState, ranges: &PodRanges) -> bool {
-    let without = state.pods.values().filter(|pod| pod.is_selectable() && pod.addresses.is_empty());
-    let pods: Vec<Pod> = without.cloned().collect();
+    let without_address = state.pods.values().filter(|pod| pod.is_selectable() && pod.addresses.is_empty());
+    let pods: Vec<Pod> = without_address.cloned().collect();
     let has_unknown = !pods.is_empty();
-    for (mut pod, offset) in pods.into_iter().zip(1..SECOND_POD) {
+    for (mut pod, offset) in pods.into_iter().zip(1..SECOND_POD_OFFSET) {
         let v4 = ranges.has_v4.then(|| v4_at(PODS_V4, offset));
         let v6 = ranges.has_v6.then(|| v6_at(PODS_V6, offset));
         pod.addresses = v4.into_iter().chain(v6).collect();
@@ -123,8 +126,8 @@ pub(super) fn assign_to_pods(state: &mut ClusterState, ranges: &PodRanges) -> bo
 /// Returns the placeholders of the second pod of a workload, from those of its first pod.
 pub(super) fn of_second_pod(first: &[IpAddr]) -> Vec<IpAddr> {
     let second = |address: &IpAddr| match address {
-        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits().saturating_add(SECOND_POD)).into(),
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().saturating_add(SECOND_POD.into())).into(),
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits().saturating_add(SECOND_POD_OFFSET)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().saturating_add(SECOND_POD_OFFSET.into())).into(),
     };
     first.iter().map(second).collect()
 }
@@ -153,9 +156,10 @@ pub(super) fn assign_to_services(state: &mut ClusterState) {
     }
 }
 
-/// Changes the policies in `state`: a block matches placeholders only if it contains all possible pod addresses. If
-/// there are blocks that contain only some of them, returns a second state, in which these blocks match placeholders,
-/// too.
+/// Changes the policies in `state`: an `ipBlock` matches placeholders only if it contains all possible pod addresses.
+/// If there are blocks that contain only some of these addresses, returns a second state, `at_most`. In this state,
+/// these blocks match placeholders, too. If the two states have different verdicts for a connection, its verdict is
+/// unknown.
 pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Option<ClusterState> {
     let is_undecided = |peer: &Peer| matches!(peer, Peer::Block(block) if ranges.is_undecided(block));
     let has_undecided = |policy: &Policy| {
@@ -184,8 +188,8 @@ pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Op
     at_most
 }
 
-/// Changes a rule so that it matches placeholders if one of its blocks contains all possible pod addresses. With
-/// `includes_some`, a block that contains only some of them is enough.
+/// Changes a rule so that its blocks match placeholders only if a block contains all possible pod addresses. With
+/// `includes_some`, a block that contains only some of these addresses is enough.
 fn resolve_rule(rule: &mut Rule, ranges: &PodRanges, includes_some: bool) {
     let Peers::Of(peers) = &mut rule.peers else { return };
     let mut added: Vec<IpNet> = Vec::new();

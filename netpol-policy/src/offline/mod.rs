@@ -5,6 +5,9 @@
 //! Parsed ─► workloads: a pod for each workload ─► addresses: placeholders for unknown addresses ─► two cluster states
 //! ```
 //!
+//! In this diagram, `workloads` and `addresses` are modules. A placeholder is an address that no real pod or
+//! Service has.
+//!
 //! The first state, `state`, allows a connection only if every possible value of the unknown addresses allows it. The
 //! second state, `at_most`, allows it if at least one possible value does. A verdict that differs between the two
 //! states depends on an unknown address.
@@ -45,11 +48,14 @@ const POLICIES_SHOWN: usize = 3;
 /// A cluster as manifests describe it.
 #[derive(Clone, Debug)]
 pub struct OfflineCluster {
+    /// See [`OfflineCluster::state`].
     state: ClusterState,
-    /// `None` if it is equal to `state`.
+    /// See [`OfflineCluster::at_most`].
     at_most: Option<ClusterState>,
     workloads: Workloads,
+    /// The policies of kinds that netpol does not evaluate.
     unevaluated: Vec<Unevaluated>,
+    /// The possible addresses of pods.
     ranges: PodRanges,
 }
 
@@ -62,13 +68,13 @@ impl OfflineCluster {
             state.apply(Event::Apply(Object::Pod(pod.clone())));
         }
         let ranges = PodRanges::new(&state, pod_cidrs);
-        let has_unknown = addresses::assign_to_pods(&mut state, &ranges);
+        let has_unknown_addresses = addresses::assign_to_pods(&mut state, &ranges);
         addresses::assign_to_services(&mut state);
         let objects: Vec<Object> = state.objects().collect();
         for slice in derived::endpoint_slices(&objects) {
             state.apply(Event::Apply(Object::Slice(slice)));
         }
-        let at_most = has_unknown.then(|| addresses::resolve_blocks(&mut state, &ranges)).flatten();
+        let at_most = has_unknown_addresses.then(|| addresses::resolve_blocks(&mut state, &ranges)).flatten();
         Self { state, at_most, workloads, unevaluated: parsed.unevaluated.clone(), ranges }
     }
 
@@ -99,14 +105,14 @@ impl OfflineCluster {
         &self.workloads
     }
 
-    /// Returns the policies that are not evaluated.
+    /// Returns the policies of kinds that netpol does not evaluate.
     pub fn unevaluated(&self) -> &[Unevaluated] {
         &self.unevaluated
     }
 
-    /// If `key` stands for the pods of a workload, adds a second pod of this workload and returns the key of this pod.
-    /// Then a connection from the workload to itself is a connection between two pods. If `key` is that of a real pod,
-    /// returns `key`.
+    /// If the pod `key` stands for all pods of a workload, adds a second pod of this workload, and returns the key of
+    /// the second pod. Then a connection from the workload to itself is a connection between two pods. If `key` is the
+    /// key of a real pod, adds nothing, and returns `key`.
     pub fn second_pod(&mut self, key: &PodKey) -> PodKey {
         let Some(pod) = self.state.pods.get(key).filter(|_| key.workload().is_some()) else { return key.clone() };
         let mut second = pod.clone();
@@ -123,7 +129,8 @@ impl OfflineCluster {
         key
     }
 
-    /// Returns the policies that netpol does not evaluate and that may change the verdict on a packet.
+    /// Returns the policies that netpol does not evaluate and that may change the verdict on a packet. `evaluation`:
+    /// the verdict by the policies that netpol evaluates.
     pub fn may_change(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<&Unevaluated> {
         let Some(pod) = self.state.pods.get(&packet.pod) else { return Vec::new() };
         if self.unevaluated.is_empty() || evaluation.reason == Reason::Hairpin {
@@ -150,9 +157,9 @@ impl OfflineCluster {
         may_change.map(|(index, _)| index).collect()
     }
 
-    /// Returns the ports at which a pod's policies allow connections with an address. The address must not be that of a
-    /// Service. The first set has the ports that are certainly allowed. The second set also has those that may be
-    /// allowed.
+    /// Returns the ports at which a pod's policies allow connections with the address `remote`, which must not be the
+    /// address of a Service. The first set has the ports that are certainly allowed. The second set also has the ports
+    /// that may be allowed.
     pub fn ports(&self, pod: &Pod, direction: Direction, remote: IpAddr) -> [PortSet; 2] {
         if pod.addresses.contains(&remote) {
             return [PortSet::all(), PortSet::all()];
@@ -183,7 +190,9 @@ impl OfflineCluster {
         at_most.is_some_and(|at_most| at_most.reason.allows()) || !self.may_change(packet, evaluation).is_empty()
     }
 
-    /// Returns why the verdict on a packet is unknown, one sentence for each cause. Empty if the verdict is known.
+    /// Returns why the verdict on a packet is unknown, one sentence for each cause. Empty if the verdict is known. With
+    /// [`Mode::Shadow`], policies in shadow mode (not enforced) are evaluated, too; `evaluation` is the result in the
+    /// same mode.
     pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Vec<String> {
         let mut causes = Vec::new();
         let at_most = self.evaluate_at_most_in(packet, evaluation, mode);
@@ -208,8 +217,12 @@ impl OfflineCluster {
         causes
     }
 
-    /// A rule can contain a block of placeholders that is not in the input. If `peer` is such a block, returns the
-    /// `ipBlock` of the input for which it was added: the first of `peers` that contains all possible pod addresses.
+    /// Returns the `ipBlock` of the input for which the block of placeholders `peer` was added; `None` if `peer` is not
+    /// such a block.
+    ///
+    /// If an `ipBlock` of a rule contains all possible pod addresses, [`OfflineCluster::new`] adds a block with all
+    /// placeholders to the peers of this rule (`peers`). So this returns the first of `peers` that contains all
+    /// possible pod addresses.
     pub(crate) fn written<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
         let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
         let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;
@@ -219,8 +232,8 @@ impl OfflineCluster {
         })
     }
 
-    /// Returns a sentence about the first `ipBlock` that may contain the unknown address of the other end, in a rule
-    /// that matches the packet's port.
+    /// Returns a sentence about the first `ipBlock` that may contain the unknown address of the packet's remote end.
+    /// Considers only rules that match the packet's port.
     fn undecided_block(&self, packet: &Packet, mode: Mode) -> Option<String> {
         let pod = self.state.pods.get(&packet.pod)?;
         let remote = self.state.peer_at(packet.remote)?;

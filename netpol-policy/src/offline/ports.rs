@@ -138,8 +138,8 @@ impl fmt::Display for PortSet {
     }
 }
 
-/// Returns the ports at which the policies of a pod allow connections with an address, in one direction. The address is
-/// not that of a Service, and not the pod's own.
+/// Returns the ports at which the policies of a pod allow connections with an address, in one direction. `remote` must
+/// not be an address of a Service or of the pod itself.
 pub(super) fn allowed(state: &ClusterState, pod: &Pod, direction: Direction, remote: IpAddr) -> PortSet {
     let (mut ranges, mut is_isolated) = (Vec::new(), false);
     let remote = Remote::of(state, remote);
@@ -185,8 +185,8 @@ mod tests {
     fn sets_of_many_ports_are_computed_without_delay() {
         // With one merge for each inserted port, this would take minutes.
         let every = |step: u16| PortSet::of((1..u16::MAX).step_by(step.into()).map(|port| (Protocol::Tcp, port)));
-        let [even, third] = [every(2), every(3)];
-        assert_eq!(even.intersection(&third), every(6));
-        assert_eq!(even.difference(&third).intersection(&third), PortSet::default());
+        let [every_second, every_third] = [every(2), every(3)];
+        assert_eq!(every_second.intersection(&every_third), every(6));
+        assert_eq!(every_second.difference(&every_third).intersection(&every_third), PortSet::default());
     }
 }

@@ -9,7 +9,7 @@ use crate::reference::End;
 
 impl OfflineCluster {
     /// Returns the backends of a Service's port, each with its target port. A backend is a pod, or an address that no
-    /// pod has. Empty for a Service without a cluster IP.
+    /// pod has. A Service without an address (such as a cluster IP) has no backends here.
     pub fn backends(&self, service: &Service, port: &ServicePort) -> BTreeSet<(End, u16)> {
         let frontends = service.addresses.iter().map(|address| Frontend {
             address: FrontendAddress::Address(*address),
@@ -17,7 +17,7 @@ impl OfflineCluster {
             protocol: port.protocol.number(),
         });
         let found = frontends.flat_map(|frontend| self.state.backends(&frontend));
-        found.filter_map(|backend| Some((self.end_of_endpoint(backend.address)?, backend.port))).collect()
+        found.filter_map(|backend| Some((self.destination_of_endpoint(backend.address)?, backend.port))).collect()
     }
 
     /// Returns the endpoints of a headless Service: the pods that the Service selects, and the endpoints in its
@@ -27,12 +27,12 @@ impl OfflineCluster {
         let selected = pods.map(|pod| End::Pod(pod.key.clone()));
         let slices = self.state.slices.values().filter(|slice| slice.service_key().as_ref() == Some(&service.key));
         let endpoints = slices.flat_map(|slice| &slice.endpoints);
-        selected.chain(endpoints.filter_map(|endpoint| self.end_of_endpoint(endpoint.address))).collect()
+        selected.chain(endpoints.filter_map(|endpoint| self.destination_of_endpoint(endpoint.address))).collect()
     }
 
-    /// Returns the pod with the address of a Service's endpoint, or the address if no pod has it. `None` for a
-    /// placeholder without a pod.
-    fn end_of_endpoint(&self, address: IpAddr) -> Option<End> {
+    /// Returns the destination of connections to an endpoint of a Service: the pod with the endpoint's address, or the
+    /// address if no pod has it. `None` for a placeholder (which stands for an unknown address) that no pod has.
+    fn destination_of_endpoint(&self, address: IpAddr) -> Option<End> {
         match self.state.peer_at(address) {
             Some(pod) => Some(End::Pod(pod.key.clone())),
             None => (!is_placeholder(address)).then_some(End::Address(address)),

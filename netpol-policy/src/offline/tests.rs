@@ -1,5 +1,6 @@
 //! Compares verdicts on unknown addresses with the verdicts at each possible address, and with those of the compiled
-//! tables.
+//! tables. A pod with an unknown address has a placeholder (an address that no real pod has) as its address. Other
+//! tests check the assumed pods of workloads.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -19,7 +20,7 @@ use crate::reference::{End, Packet, evaluate};
 use crate::testing::{pod, policy};
 
 /// Addresses inside and outside of the blocks of random policies, and at their boundaries.
-const POSSIBLE: [&str; 9] = [
+const POSSIBLE_ADDRESSES: [&str; 9] = [
     "10.0.0.0",
     "10.0.0.2",
     "10.0.0.3",
@@ -30,6 +31,7 @@ const POSSIBLE: [&str; 9] = [
     "10.1.2.3",
     "10.255.255.255",
 ];
+/// Values of `--pod-cidr`: the ranges that contain the unknown addresses.
 const POD_CIDRS: [&str; 4] = ["10.0.0.0/8", "10.0.0.0/24", "10.0.0.0/30", "10.0.1.0/24"];
 
 fn parsed(objects: impl IntoIterator<Item = Object>) -> Parsed {
@@ -49,7 +51,7 @@ fn running_pod(pod: Pod, name: &str, addresses: Vec<IpAddr>) -> Pod {
     Pod { key, addresses, host_network: false, finished: false, host_ports: None, ..pod }
 }
 
-/// Returns packets between a pod and a remote address, in both directions, as evaluated at this pod.
+/// Returns packets between a pod and a remote address, in both directions. They are evaluated at this pod.
 fn packets(pod: &PodKey, remote: IpAddr) -> Vec<Packet> {
     let packet = |direction, protocol, port| Packet {
         pod: pod.clone(),
@@ -89,9 +91,11 @@ proptest! {
         let cluster = OfflineCluster::new(&parsed(objects(unknown.clone())), &[range]);
         let placeholder = cluster.state().pods[&unknown.key].addresses[0];
         prop_assert!(is_placeholder(placeholder));
+        // `state` allows what every possible address allows, `at_most` what at least one possible address allows.
         let at_most = cluster.at_most().unwrap_or(cluster.state());
         let tables = [cluster.state(), at_most].map(|state| (state, engine(state)));
-        let possible = POSSIBLE.iter().map(|text| text.parse::<IpAddr>().expect("an address"));
+        let possible = POSSIBLE_ADDRESSES.iter().map(|text| text.parse::<IpAddr>().expect("an address"));
+        // For each possible address, the cluster in which the pod has this address.
         let states: Vec<(IpAddr, ClusterState)> = possible
             .filter(|address| range.contains(address))
             .map(|address| (address, ClusterState::from_objects(objects(Pod { addresses: vec![address], ..unknown.clone() }))))
@@ -138,13 +142,13 @@ fn s40_the_family_of_a_service_is_that_of_the_pods_it_selects() {
 
 #[test]
 fn s39_the_pods_of_all_stateful_sets_are_limited() {
-    let set = |index: u32| {
+    let stateful_set = |index: u32| {
         format!(
             "---\n{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: s{index}}}, spec: {{replicas: 1000, template: \
              {{spec: {{containers: [{{name: c}}]}}}}}}}}\n"
         )
     };
-    let parsed = parse_offline(&(0..50).map(set).collect::<String>(), "f");
+    let parsed = parse_offline(&(0..50).map(stateful_set).collect::<String>(), "f");
     let cluster = OfflineCluster::new(&parsed, &[]);
     // 10 StatefulSets have 1,000 pods each. Each of the other 40 has one pod, which stands for all of its pods.
     assert_eq!(cluster.state().pods.len(), 10 * 1000 + 40);
@@ -153,12 +157,12 @@ fn s39_the_pods_of_all_stateful_sets_are_limited() {
     let warnings = crate::manifest::report(&parsed);
     assert_eq!(warnings.iter().map(|warning| warning.count).sum::<usize>(), 40);
     let expected = "f:22: warning: StatefulSet default/s10: the StatefulSets of the input have more than 10000 pods; one pod \
-                    stands for all pods of this one";
+                    stands for all pods of this StatefulSet";
     assert_eq!(warnings[0].to_string(), expected);
 }
 
 #[test]
-fn s40_a_peer_for_placeholders_is_described_as_the_block_of_the_input() {
+fn s40_a_peer_that_matches_a_placeholder_is_described_as_the_block_of_the_input() {
     let text = "
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {template: {metadata: {labels: {app: web}}}}}
 ---
@@ -171,11 +175,13 @@ fn s40_a_peer_for_placeholders_is_described_as_the_block_of_the_input() {
     let mut cluster = OfflineCluster::new(&parse_offline(text, "f"), &["10.1.0.0/16".parse().expect("a range")]);
     let [web, db] =
         ["web", "db"].map(|name| PodKey::of_workload(&WorkloadKey::new(WorkloadKind::Deployment, "default", name)));
+    // 10.0.0.0/8 contains all possible addresses of `db`.
     let found =
         explain_offline(&cluster, &End::Pod(web), &End::Pod(db.clone()), Protocol::Tcp, 80).expect("an address");
     let rule = found.path.egress.rule.expect("an allowing rule");
     assert_eq!(rule.peer, "addresses in 10.0.0.0/8");
-    // Two pods of a workload cannot have the same hostPort of a node.
+    // The second pod is for connections from the workload to itself. It has no hostPort: two pods cannot have the same
+    // hostPort of a node.
     let second = cluster.second_pod(&db);
     let pods = &cluster.state().pods;
     assert!(pods[&db].host_ports.is_some() && pods[&second].host_ports.is_none());
@@ -183,6 +189,7 @@ fn s40_a_peer_for_placeholders_is_described_as_the_block_of_the_input() {
 
 #[test]
 fn s39_the_pods_of_workloads_are_added_once() {
+    // `owner`: the name of the Deployment that controls the workload.
     let workload = |kind: &str, name: &str, spec: &str, owner: &str| {
         let owner = if owner.is_empty() {
             String::new()
@@ -209,6 +216,7 @@ fn s39_the_pods_of_workloads_are_added_once() {
     .concat();
     let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
     let names: Vec<String> = cluster.state().pods.keys().map(ToString::to_string).collect();
+    // `web` has the pods of its ReplicaSet `web-1`, too. The owner of `old` is not in the input.
     let small: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains("huge")).collect();
     let expected =
         ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];

@@ -7,19 +7,22 @@ use crate::cluster_state::ClusterState;
 use crate::manifest::{Parsed, beyond_pod_limit};
 use crate::model::{Pod, PodKey, Workload, WorkloadKey, WorkloadKind};
 
-/// Workloads and their pods. A pod is in the input, or was created from the template of its workload.
+/// Workloads and their pods. A pod is in the input, or is an assumed pod: netpol created it from the template of its
+/// workload.
 #[derive(Clone, Debug, Default)]
 pub struct Workloads {
     pods: BTreeMap<WorkloadKey, Vec<PodKey>>,
-    of_pods: BTreeMap<PodKey, WorkloadKey>,
-    /// The pods that are not in the input.
-    added: Vec<Pod>,
+    workload_by_pod: BTreeMap<PodKey, WorkloadKey>,
+    /// The assumed pods.
+    assumed: Vec<Pod>,
 }
 
 impl Workloads {
     pub(super) fn new(parsed: &Parsed, state: &ClusterState) -> Self {
         let objects: BTreeMap<&WorkloadKey, &Workload> =
             parsed.workloads.iter().map(|located| (&located.object.key, &located.object)).collect();
+        // The StatefulSets for which one assumed pod stands for all pods, because all StatefulSets together have too
+        // many replicas.
         let beyond_limit: BTreeSet<&WorkloadKey> =
             beyond_pod_limit(&parsed.workloads).map(|located| &located.object.key).collect();
         let mut result = Self::default();
@@ -37,11 +40,11 @@ impl Workloads {
                 continue;
             }
             let ordinals = workload.ordinals.clone().filter(|_| !beyond_limit.contains(&workload.key));
-            for pod in pods(workload, ordinals) {
+            for pod in assumed_pods(workload, ordinals) {
                 // The input can contain a pod with this name that was not found above, because the pod has no owner
                 // reference or has finished.
                 if !state.pods.contains_key(&pod.key) {
-                    result.added.push(pod.clone());
+                    result.assumed.push(pod.clone());
                 }
                 result.add(workload.key.clone(), pod.key);
             }
@@ -54,24 +57,25 @@ impl Workloads {
     }
 
     fn add(&mut self, workload: WorkloadKey, pod: PodKey) {
-        self.of_pods.insert(pod.clone(), workload.clone());
+        self.workload_by_pod.insert(pod.clone(), workload.clone());
         self.pods.entry(workload).or_default().push(pod);
     }
 
-    /// Returns the pods that are not in the input. They have no addresses.
+    /// Returns the assumed pods, which the caller adds to the cluster state. They have no addresses.
     pub(super) fn pods_to_add(&self) -> &[Pod] {
-        &self.added
+        &self.assumed
     }
 
     /// Returns the pods of a workload: the pods in the input, the named pods of a `StatefulSet`, or the pod that stands
-    /// for all pods of the workload. Empty if the workload is not in the input.
+    /// for all pods of the workload. Empty if neither the workload nor any of its pods is in the input, or if another
+    /// workload of the input controls it.
     pub fn pods(&self, workload: &WorkloadKey) -> &[PodKey] {
         self.pods.get(workload).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Returns the workload of a pod; `None` if no workload controls the pod.
     pub fn of_pod(&self, pod: &PodKey) -> Option<&WorkloadKey> {
-        self.of_pods.get(pod)
+        self.workload_by_pod.get(pod)
     }
 }
 
@@ -83,8 +87,9 @@ fn top_controller(objects: &BTreeMap<&WorkloadKey, &Workload>, key: &WorkloadKey
     controller.unwrap_or(key).clone()
 }
 
-/// Returns a pod for each ordinal, or the pod that stands for all pods.
-fn pods(workload: &Workload, ordinals: Option<Range<u32>>) -> Vec<Pod> {
+/// Returns an assumed pod for each ordinal of a `StatefulSet`. Without ordinals, returns the pod that stands for all
+/// pods of the workload.
+fn assumed_pods(workload: &Workload, ordinals: Option<Range<u32>>) -> Vec<Pod> {
     let Some(ordinals) = ordinals else { return vec![workload.pod.clone()] };
     let pod = |ordinal: u32| {
         let name = format!("{}-{ordinal}", workload.key.name);

@@ -1,4 +1,5 @@
-//! Checks the written policies: the reference evaluator must allow every observed flow.
+//! Checks the policies that were written for observed flows: the reference evaluator (a second implementation of
+//! `NetworkPolicy`, without the compiler) must allow every observed flow.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::model::{Labels, Mode, Object, ObjectKey, Pod, PodKey};
 use crate::offline::OfflineCluster;
 use crate::reference::{self, Packet};
 
-/// Parses the policies as they are written, and evaluates the observed flows with them.
+/// Parses the YAML text of the recorded policies, and evaluates the observed flows by these policies.
 pub(super) fn check(
     recording: &Recording,
     edges: &Edges,
@@ -61,6 +62,7 @@ fn is_allowed(state: &mut ClusterState, checked: &CheckedFlow, mode: Mode) -> bo
         post_dnat: true,
     };
     let reason = reference::evaluate_in(state, &packet, mode).reason;
+    // The reverse order is needed if both ends are the same pod.
     for (key, pod) in before.into_iter().rev() {
         state.apply(match pod {
             Some(pod) => Event::Apply(Object::Pod(pod)),

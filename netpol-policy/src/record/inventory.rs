@@ -44,7 +44,7 @@ impl Group {
         !self.labels.is_empty()
     }
 
-    /// Returns the labels of one of its pods.
+    /// Returns the labels of one of its pods; `None` if no labels are known.
     pub(super) fn any_labels(&self) -> Option<Labels> {
         self.labels.first().cloned()
     }
@@ -54,11 +54,13 @@ impl Group {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inventory {
     groups: BTreeMap<GroupKey, Group>,
-    of_pods: BTreeMap<PodKey, GroupKey>,
+    /// The group of each pod.
+    by_pod: BTreeMap<PodKey, GroupKey>,
     host_network: BTreeSet<PodKey>,
 }
 
 impl Inventory {
+    /// Groups the pods of the cluster, and the pods that are ends of recorded flows. Such a pod may have been deleted.
     pub(super) fn new(cluster: &OfflineCluster, recorder: &Recorder) -> Self {
         let mut inventory = Self::default();
         for pod in cluster.state().pods.values() {
@@ -72,8 +74,8 @@ impl Inventory {
         for (observation, _) in recorder.observations() {
             for end in [&observation.from, &observation.to] {
                 if let Some(pod) = &end.pod {
-                    let known = inventory.of_pods.get(pod).cloned();
-                    let group = known.unwrap_or_else(|| group_of_end(pod, end));
+                    let existing = inventory.by_pod.get(pod).cloned();
+                    let group = existing.unwrap_or_else(|| group_of_end(pod, end));
                     inventory.add(pod.clone(), group, end.labels.as_ref());
                 }
             }
@@ -85,9 +87,10 @@ impl Inventory {
     fn add(&mut self, pod: PodKey, key: GroupKey, labels: Option<&Labels>) {
         let group = self.groups.entry(key.clone()).or_default();
         group.labels.extend(labels.cloned());
-        self.of_pods.insert(pod, key);
+        self.by_pod.insert(pod, key);
     }
 
+    /// Chooses the selector of each group: labels of its pods that, if possible, no other pods of the namespace have.
     fn choose_selectors(&mut self) {
         let mut by_namespace: BTreeMap<&Arc<str>, Vec<(&GroupKey, &Labels)>> = BTreeMap::new();
         for (key, group) in &self.groups {
@@ -96,8 +99,8 @@ impl Inventory {
         let mut chosen = Vec::new();
         for (key, group) in &self.groups {
             let others = by_namespace.get(&key.namespace).into_iter().flatten().filter(|(other, _)| *other != key);
-            let labels: Vec<&Labels> = others.clone().map(|(_, labels)| *labels).collect();
-            let selector = selector::choose(&labels_in_common(&group.labels), &labels);
+            let other_labels: Vec<&Labels> = others.clone().map(|(_, labels)| *labels).collect();
+            let selector = selector::choose(&labels_in_common(&group.labels), &other_labels);
             let selected = others.filter(|(_, labels)| selector::selects(&selector, labels));
             let also_selects: BTreeSet<GroupKey> = selected.map(|(other, _)| (*other).clone()).collect();
             chosen.push((key.clone(), selector, also_selects));
@@ -119,7 +122,7 @@ impl Inventory {
 
     /// Returns the group of a pod; `None` for a host-network pod.
     pub(super) fn of_pod(&self, pod: &PodKey) -> Option<&GroupKey> {
-        self.of_pods.get(pod)
+        self.by_pod.get(pod)
     }
 
     pub(super) fn is_host_network(&self, pod: &PodKey) -> bool {
@@ -127,6 +130,8 @@ impl Inventory {
     }
 }
 
+/// Returns the group of a pod of the cluster. The workload is that of the pod's object. If the object has none, the pod
+/// may be an assumed pod, created from a template: then its key or `cluster.workloads()` contains the workload.
 fn group_of(pod: &Pod, cluster: &OfflineCluster) -> GroupKey {
     let namespace = pod.key.namespace.clone();
     if let Some(workload) = &pod.workload {
@@ -138,6 +143,7 @@ fn group_of(pod: &Pod, cluster: &OfflineCluster) -> GroupKey {
     }
 }
 
+/// Returns the group of a pod that is the end of a flow, but is not in the cluster.
 fn group_of_end(pod: &PodKey, end: &ObservedEnd) -> GroupKey {
     let namespace = pod.namespace.clone();
     match &end.workload {

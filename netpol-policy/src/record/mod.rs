@@ -1,8 +1,8 @@
 //! Writes policies from observed flows. The policies allow the flows, and deny everything else.
 //!
 //! ```text
-//! Observation, … ─► Recorder: equal flows are counted ─► Inventory: pods by workload, labels that distinguish them
-//!                                                     ─► edges: workload, peer, ports ─► RecordedPolicy ─► YAML, JSON
+//! Observation, … ─► Recorder: equal flows are counted ─► Inventory: pods by workload, labels that select them
+//!                                                     ─► Edges: workload, peer, ports ─► RecordedPolicy ─► YAML, JSON
 //! ```
 //!
 //! Then the result is checked: the policies are parsed again, and the reference evaluator must allow every observed
@@ -42,7 +42,8 @@ pub struct RecordOptions {
     /// Write policies only for these namespaces. `None`: for all namespaces with flows, except those with the prefix
     /// `kube-`.
     pub namespaces: Option<BTreeSet<Arc<str>>>,
-    /// Ignore flows of protocols without ports. A rule that allows such a flow allows all protocols and ports.
+    /// Ignore flows of protocols without ports, such as ICMP. A rule that allows such a flow allows all protocols and
+    /// ports.
     pub skip_portless: bool,
     /// Put the policies into shadow mode.
     pub shadow: bool,
@@ -51,27 +52,27 @@ pub struct RecordOptions {
 /// The recorded policies, with notes about them.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// The policies, by namespace. The first policy of each namespace denies everything.
+    /// The policies, sorted by namespace. The first policy of each namespace denies everything; the others allow flows.
     pub policies: Vec<RecordedPolicy>,
-    /// The time of the first and of the last flow.
+    /// The times of the first and of the last observed flow.
     pub range: Option<(Timestamp, Timestamp)>,
     /// The nodes that reported flows.
     pub nodes: BTreeSet<Arc<str>>,
-    /// The number of flows.
+    /// The number of observed flows.
     pub flows: u64,
-    /// Workloads without flows, in the namespaces of the policies.
+    /// Workloads without observed flows (and pods that no workload controls), in the namespaces of the policies.
     pub unseen: Vec<GroupKey>,
     /// What the policies do not cover, one text for each cause: flows with an unknown end, and requested namespaces
     /// without flows.
     pub unresolved: Vec<String>,
-    /// Notes for the reader.
+    /// Notes for the reader of the policies.
     pub notes: Vec<String>,
 }
 
-/// An error in the result.
+/// An error in the written policies.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// Parsing the written policies failed, or did not return one object for each of them.
+    /// Parsing the written policies failed, or did not return one object for each policy.
     #[error("the recorded policies are not valid: {0}. This is a bug in netpol; please report it with these flows")]
     Invalid(String),
     /// An observed flow is denied.
@@ -104,8 +105,8 @@ pub fn record(
         None => with_flows.iter().filter(|name| !name.starts_with(SYSTEM_PREFIX)).cloned().collect(),
     };
     let mut unresolved = edges.unresolved();
-    // A requested namespace without flows gets no policy, because this policy would deny everything. Most likely, the
-    // name of the namespace is misspelled.
+    // A requested namespace without flows gets no policy, because this policy would deny everything. Probably, the name
+    // of the namespace is misspelled.
     let without_flows = options.namespaces.iter().flatten().filter(|name| !with_flows.contains(*name));
     unresolved.extend(without_flows.map(|name| format!("namespace {name} has no flow: it gets no policy")));
     let recording = Recording {
@@ -129,7 +130,7 @@ pub fn record(
 /// The labels of a selector: names and values, sorted by name.
 pub(crate) type SelectorLabels = Vec<(Arc<str>, Arc<str>)>;
 
-/// Returns the labels that all these sets of labels have in common.
+/// Returns the labels (names with values) that all these sets of labels have in common.
 fn labels_in_common<'l>(labels: impl IntoIterator<Item = &'l Labels>) -> Labels {
     let mut labels = labels.into_iter();
     let Some(first) = labels.next() else { return Labels::new() };

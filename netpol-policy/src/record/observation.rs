@@ -1,4 +1,5 @@
-//! The input of a recording: flows, as agents report them. Equal flows are stored once, with their number.
+//! The input of `netpol record`, which writes policies from observed flows: the flows that agents report. Equal flows
+//! are stored once, with their number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,9 +18,9 @@ const MAX_CONNECTIONS: usize = 200_000;
 /// One end of a flow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObservedEnd {
-    /// The pod.
+    /// The pod; `None` if the end is not a pod.
     pub pod: Option<PodKey>,
-    /// The object that controls the pod.
+    /// The object that controls the pod, such as a Deployment.
     pub workload: Option<PodWorkload>,
     /// The pod's labels, if they are known.
     pub labels: Option<Labels>,
@@ -42,21 +43,22 @@ pub struct Observation {
     pub direction: Direction,
     /// The source.
     pub from: ObservedEnd,
-    /// The destination before address translation, which can be a Service.
+    /// The destination. At `Egress`, it is the destination before address translation, which can be a Service.
     pub to: ObservedEnd,
     /// The IP protocol number.
     pub protocol: u8,
     /// The destination port; `None` for protocols without ports.
     pub port: Option<u16>,
-    /// Whether the source address is that of the node, but the node only forwarded the packet.
+    /// Whether the source address is that of a node, but the node only forwarded the packet (masquerading).
     pub masqueraded: bool,
-    /// Whether the flow is allowed without a rule, such as hairpin traffic and traffic with the local node.
+    /// Whether the flow is independent of rules: it is allowed without a rule, such as hairpin traffic and traffic with
+    /// the local node.
     pub independent: bool,
     /// Whether the other end's policies deny the flow.
     pub denied_elsewhere: bool,
 }
 
-/// How often equal flows were observed.
+/// How often equal flows were observed, and when they were observed the last time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) flows: u64,
@@ -73,8 +75,11 @@ pub(super) type FrontendKey = (IpAddr, u8, u16);
 #[derive(Clone, Debug, Default)]
 pub struct Recorder {
     counts: BTreeMap<Observation, Count>,
+    /// The times of the first and the last flow.
     range: Option<(Timestamp, Timestamp)>,
+    /// The nodes that reported flows.
     nodes: BTreeSet<Arc<str>>,
+    /// The number of flows, including equal ones.
     flows: u64,
     /// The destinations of connections to Services, before address translation.
     to_services: BTreeMap<Connection, FrontendKey>,
@@ -89,8 +94,9 @@ impl Recorder {
         self.nodes.insert(observation.node.clone());
         self.flows = self.flows.saturating_add(flows);
         self.add_connection(&observation);
-        // The source port is needed only to find replies: the source port of a reply is the port of a server. The ports
-        // of clients are removed, so that flows of different connections are equal and are counted together.
+        // The source port is stored only to find replies: a reply is from the port of a server to the port of a client.
+        // Source ports of clients are removed, so that flows of different connections are equal and are counted
+        // together.
         let is_server = |port: &u16| *port < EPHEMERAL;
         let may_be_reply = observation.port.is_some_and(|port| port >= EPHEMERAL);
         observation.from.port = observation.from.port.filter(|port| may_be_reply && is_server(port));
@@ -121,8 +127,8 @@ impl Recorder {
         }
     }
 
-    /// Returns the backends of Services. A backend is found if the nodes of both ends of a connection reported it: the
-    /// sender's node with the Service's address, the receiver's node with the backend.
+    /// Returns the backends of each frontend of a Service. A backend is found if the nodes of both ends of a connection
+    /// reported the connection: the sender's node with the Service's address, and the receiver's node with the backend.
     pub(super) fn backends(&self) -> BTreeMap<FrontendKey, BTreeSet<(ObservedEnd, u16)>> {
         let mut backends: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (connection, frontend) in &self.to_services {
@@ -146,14 +152,17 @@ impl Recorder {
         self.counts.len() - self.observations().count()
     }
 
+    /// Returns the times of the first and the last flow.
     pub(super) const fn range(&self) -> Option<(Timestamp, Timestamp)> {
         self.range
     }
 
+    /// Returns the nodes that reported flows.
     pub(super) const fn nodes(&self) -> &BTreeSet<Arc<str>> {
         &self.nodes
     }
 
+    /// Returns the number of flows, including equal ones and replies.
     pub(super) const fn flows(&self) -> u64 {
         self.flows
     }

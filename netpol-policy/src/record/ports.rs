@@ -1,10 +1,10 @@
-//! The ports of a rule. Adjacent ports become a range.
+//! The ports of a rule that `netpol record` writes. Adjacent ports become a range.
 
 use std::collections::BTreeSet;
 
 use crate::model::Protocol;
 
-/// A protocol and a destination port; `None` for protocols without ports.
+/// The number of a protocol, and a destination port of flows; `None` for protocols without ports.
 pub(super) type PortKey = (u8, Option<u16>);
 
 /// A port or a range of ports.

@@ -49,7 +49,8 @@ fn rank(name: &str) -> usize {
 }
 
 /// Returns the labels of a selector for a workload. `shared`: the labels that all pods of the workload have. `others`:
-/// the labels of each other pod of the namespace. If such a pod has all labels that can be chosen, it is selected, too.
+/// the labels of each other pod of the namespace. If another pod has all labels that can be chosen, the selector
+/// selects this pod, too.
 pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
     let mut candidates: Vec<(Arc<str>, Arc<str>)> = shared
         .iter()
@@ -61,8 +62,10 @@ pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
         candidates.extend(shared.get(JOB_NAME).map(|value| (Arc::from(JOB_NAME), value.clone())));
     }
     let mut chosen = SelectorLabels::new();
+    // The other pods that the chosen labels still select.
     let mut rest: Vec<&Labels> = others.to_vec();
     while !candidates.is_empty() && !rest.is_empty() {
+        // The number of other pods that a label excludes.
         let excluded = |(name, value): &(Arc<str>, Arc<str>)| -> usize {
             rest.iter().filter(|labels| labels.get(name) != Some(value)).count()
         };
@@ -77,8 +80,8 @@ pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
         rest.retain(|labels| labels.get(&name) == Some(&value));
         chosen.push((name, value));
     }
-    // If there are no other pods, one label is still chosen: an empty selector would also select pods that are created
-    // later.
+    // If no label excludes another pod, or there is no other pod, one label is still chosen: an empty selector would
+    // also select pods that are created later.
     if chosen.is_empty() {
         chosen.extend(candidates.into_iter().next());
     }

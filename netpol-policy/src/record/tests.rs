@@ -15,7 +15,9 @@ use crate::manifest;
 use crate::model::{Object, PodKey, PodWorkload, Protocol, ServiceKey};
 use crate::reference::{self, End};
 
-/// A web shop, a monitor in another namespace, and DNS.
+/// A web shop, a monitor in another namespace, and DNS. Pod `ops/monitor` has the labels of the web pods, pod
+/// `shop/idle` has no flows in any test, and pod `kube-system/proxy` is in the host network. The policy `shop/open`
+/// must not change the recorded policies.
 const SHOP: &str = r#"
 {apiVersion: v1, kind: Pod, metadata: {name: web-0, namespace: shop, labels: {app: web, pod-template-hash: "1"}, ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: web, controller: true, uid: u}]}, status: {podIP: 10.1.0.1}}
 ---
@@ -44,8 +46,8 @@ fn cluster(text: &str) -> OfflineCluster {
     OfflineCluster::new(&parsed, &[])
 }
 
-/// Parses an end: `namespace/pod@address`, `node:name@address`, or an address. `#namespace/service` after it is the
-/// Service with this address.
+/// Parses an end of a flow: `namespace/pod@address`, `node:name@address`, or an address. If `#namespace/service`
+/// follows, this Service has the address.
 fn end(text: &str) -> ObservedEnd {
     let (text, service) = text.split_once('#').map_or((text, None), |(text, service)| (text, Some(service)));
     let key = |name: &str| name.split_once('/').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
@@ -59,11 +61,12 @@ fn end(text: &str) -> ObservedEnd {
     }
 }
 
-/// Parses a flow: `> FROM TO 80/TCP` if the sender's node reports it, `< FROM TO 80/TCP` if the receiver's node does.
-/// After it, a source port can follow.
+/// Parses a flow that node `n1` reports: `> FROM TO 80/TCP` if the sender runs on `n1`, or `< FROM TO 80/TCP` if the
+/// receiver runs on `n1`. [`end`] parses `FROM` and `TO`. A source port can follow. `-/1` is protocol number 1, without
+/// a port.
 fn flow(line: &str) -> Observation {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let (number, protocol) = words[3].split_once('/').expect("a port");
+    let (port, protocol) = words[3].split_once('/').expect("a port");
     let protocol = Protocol::from_name(protocol).map_or_else(|| protocol.parse().expect("a number"), Protocol::number);
     let mut from = end(words[1]);
     from.port = words.get(4).map(|port| port.parse().expect("a port"));
@@ -73,13 +76,14 @@ fn flow(line: &str) -> Observation {
         from,
         to: end(words[2]),
         protocol,
-        port: number.parse().ok(),
+        port: port.parse().ok(),
         masqueraded: false,
         independent: false,
         denied_elsewhere: false,
     }
 }
 
+/// Adds the flows to a recorder, one flow per second.
 fn recorder(flows: &[&str]) -> Recorder {
     let mut recorder = Recorder::default();
     let start: Timestamp = "2026-11-29T12:00:00Z".parse().expect("a time");
@@ -89,6 +93,7 @@ fn recorder(flows: &[&str]) -> Recorder {
     recorder
 }
 
+/// Records policies for the flows in the cluster [`SHOP`].
 fn recorded(flows: &[&str], options: &RecordOptions) -> Recording {
     record(&recorder(flows), &cluster(SHOP), options).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -97,12 +102,12 @@ fn in_namespace(name: &str) -> RecordOptions {
     RecordOptions { namespaces: Some(BTreeSet::from([name.into()])), ..RecordOptions::default() }
 }
 
-/// Returns the rules of a policy in one direction (`list`: `ingress` or `egress`), each as JSON.
-fn rules(recording: &Recording, name: &str, list: &str) -> Vec<String> {
-    let list_of = json(recording);
-    let items = list_of["items"].as_array().expect("items");
-    let policy = items.iter().find(|item| item["metadata"]["name"] == name).unwrap_or_else(|| panic!("{list_of:#}"));
-    policy["spec"][list].as_array().into_iter().flatten().map(ToString::to_string).collect()
+/// Returns the rules of the policy with this name in one direction, `ingress` or `egress`. Each rule is JSON text.
+fn rules(recording: &Recording, name: &str, direction: &str) -> Vec<String> {
+    let written = json(recording);
+    let items = written["items"].as_array().expect("items");
+    let policy = items.iter().find(|item| item["metadata"]["name"] == name).unwrap_or_else(|| panic!("{written:#}"));
+    policy["spec"][direction].as_array().into_iter().flatten().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -226,22 +231,22 @@ fn policies_have_comments_with_the_flows_of_each_rule() {
                   endPort: 5433
     "##]]
     .assert_eq(&yaml(&recording, &["A remark".to_owned()]));
-    let parsed = manifest::parse(&yaml(&recording, &[]), "yaml");
-    let of_json = manifest::parse(&json(&recording).to_string(), "json");
+    let from_yaml = manifest::parse(&yaml(&recording, &[]), "yaml");
+    let from_json = manifest::parse(&json(&recording).to_string(), "json");
     let objects = |parsed: &manifest::Parsed| -> Vec<Object> {
         parsed.objects.iter().map(|located| located.object.clone()).collect()
     };
-    assert_eq!(objects(&parsed), objects(&of_json));
+    assert_eq!(objects(&from_yaml), objects(&from_json));
 }
 
 #[test]
-fn dns_servers_get_both_protocols_at_both_ends() {
+fn rules_for_dns_allow_udp_and_tcp_at_both_ends() {
     let recording =
         recorded(&["> shop/web-1@10.1.0.2 10.96.0.10#kube-system/dns 53/UDP"], &in_namespace("kube-system"));
     let ports = r#""ports":[{"port":5353,"protocol":"TCP"},{"port":5353,"protocol":"UDP"}]}"#;
     let [rule] = &rules(&recording, "recorded-dns-0", "ingress")[..] else { panic!("{recording:?}") };
     assert!(rule.ends_with(ports), "{rule}");
-    assert_eq!(recording.unseen, [], "a host-network pod needs no policy, so it is not listed here");
+    assert_eq!(recording.unseen, [], "pod proxy is in the host network, so no policy can deny its traffic");
     // A server outside the cluster.
     let outside = recorded(&["> shop/db-0@10.1.0.3 198.51.100.53 53/UDP"], &RecordOptions::default());
     let [rule] = &rules(&outside, "recorded-db-0", "egress")[..] else { panic!("{outside:?}") };
@@ -250,6 +255,8 @@ fn dns_servers_get_both_protocols_at_both_ends() {
 
 #[test]
 fn backends_are_found_by_objects_or_by_connections_seen_at_both_ends() {
+    // The input has no Service shop/db. With the same source port, the two lines report the same connection, before and
+    // after address translation.
     let at_backend = "< shop/web-1@10.1.0.2 shop/db-0@10.1.0.3 5432/TCP 40000";
     let to_service = "> shop/web-1@10.1.0.2 10.96.0.77#shop/db 80/TCP 40000";
     let seen_at_both = recorded(&[to_service, at_backend], &RecordOptions::default());
@@ -260,7 +267,7 @@ fn backends_are_found_by_objects_or_by_connections_seen_at_both_ends() {
     let seen_at_sender = recorded(&flows, &RecordOptions::default());
     assert_eq!(seen_at_sender.unresolved.len(), 1, "{seen_at_sender:?}");
     assert!(seen_at_sender.unresolved[0].contains("Service shop/db at 10.96.0.77"), "{:?}", seen_at_sender.unresolved);
-    // A flow to a Service with two backends is counted once.
+    // The input has Service shop/web with two backends. A flow to this Service is counted once.
     let with_object = recorded(&["> shop/db-0@10.1.0.3 10.96.0.80#shop/web 80/TCP"], &RecordOptions::default());
     let text = yaml(&with_object, &[]);
     assert!(text.contains("# db-0 -> web 8080/TCP, 1 flow, last"), "{text}");
@@ -294,11 +301,13 @@ fn traffic_of_a_node_needs_a_rule_if_it_is_masqueraded_or_from_another_node() {
     assert_eq!(rules_of(Observation { masqueraded: true, ..flow(local) }), 1);
     assert_eq!(rules_of(flow(&local.replace("n1@", "n2@"))), 1);
     assert_eq!(rules_of(flow("< kube-system/proxy@192.0.2.2 shop/web-0@10.1.0.1 80/TCP")), 1);
+    // `independent`: the agent reports that the flow is allowed without a rule.
     assert_eq!(rules_of(Observation { independent: true, ..flow("< 192.0.2.9 shop/web-0@10.1.0.1 80/TCP") }), 0);
 }
 
 #[test]
-fn replies_of_old_connections_have_no_rule_and_a_flow_denied_at_the_other_end_has_none_there() {
+fn replies_have_no_rule_and_a_flow_denied_at_one_end_has_a_rule_only_at_the_other_end() {
+    // The second flow counts as a reply: its source port is the destination port of the first flow.
     let flows = [
         "< shop/web-0@10.1.0.1 shop/db-0@10.1.0.3 5432/TCP 40000",
         "> shop/db-0@10.1.0.3 shop/web-0@10.1.0.1 40001/TCP 5432",
@@ -306,6 +315,7 @@ fn replies_of_old_connections_have_no_rule_and_a_flow_denied_at_the_other_end_ha
     let recording = recorded(&flows, &RecordOptions::default());
     assert_eq!(rules(&recording, "recorded-db-0", "egress"), [""; 0]);
     assert!(recording.notes[0].starts_with("1 flow without a rule: replies"), "{:?}", recording.notes);
+    // The node of web reports the flow. The policies of db deny it.
     let mut recorder = Recorder::default();
     let denied = Observation { denied_elsewhere: true, ..flow(&flows[0].replacen('<', ">", 1)) };
     recorder.add(denied, 1, Timestamp::UNIX_EPOCH);
@@ -317,11 +327,12 @@ fn replies_of_old_connections_have_no_rule_and_a_flow_denied_at_the_other_end_ha
 #[test]
 fn icmp_needs_a_rule_without_ports() {
     let flows = ["> shop/web-0@10.1.0.1 shop/db-0@10.1.0.3 -/1", "> shop/web-0@10.1.0.1 shop/db-0@10.1.0.3 5432/TCP"];
-    let with = recorded(&flows, &RecordOptions::default());
-    assert_eq!(rules(&with, "recorded-web", "egress"), [r#"{"to":[{"podSelector":{"matchLabels":{"app":"db"}}}]}"#]);
-    assert!(with.notes[0].contains("--skip-icmp"), "{:?}", with.notes);
-    let without = recorded(&flows, &RecordOptions { skip_portless: true, ..RecordOptions::default() });
-    assert!(rules(&without, "recorded-web", "egress")[0].contains("5432"));
+    let all_flows = recorded(&flows, &RecordOptions::default());
+    let rule = r#"{"to":[{"podSelector":{"matchLabels":{"app":"db"}}}]}"#;
+    assert_eq!(rules(&all_flows, "recorded-web", "egress"), [rule]);
+    assert!(all_flows.notes[0].contains("--skip-icmp"), "{:?}", all_flows.notes);
+    let without_icmp = recorded(&flows, &RecordOptions { skip_portless: true, ..RecordOptions::default() });
+    assert!(rules(&without_icmp, "recorded-web", "egress")[0].contains("5432"));
 }
 
 #[test]
@@ -338,10 +349,11 @@ fn system_namespaces_get_policies_only_by_name_and_shadow_mode_is_an_annotation(
 }
 
 #[test]
-fn names_of_any_content_are_escaped_in_comments_and_quoted_in_values() {
+fn untrusted_names_are_escaped_in_comments_and_quoted_in_values() {
     let evil = "x\n---\nkind: Evil";
     let mut observation = flow("> shop/a@10.1.0.9 shop/db-0@10.1.0.3 5432/TCP");
     observation.from.workload = Some(PodWorkload { kind: "Deployment".into(), name: evil.into() });
+    // In YAML, 0x1F without quotes is a number.
     observation.from.labels = Some(Labels::from([("app".into(), "0x1F".into())]));
     let mut recorder = Recorder::default();
     recorder.add(observation, 1, Timestamp::UNIX_EPOCH);
@@ -352,7 +364,7 @@ fn names_of_any_content_are_escaped_in_comments_and_quoted_in_values() {
 }
 
 #[test]
-fn a_pod_without_known_labels_has_no_rule() {
+fn a_flow_from_a_pod_with_unknown_labels_has_no_rule() {
     let recording = recorded(
         &["> shop/gone@10.1.0.8 shop/db-0@10.1.0.3 1/TCP", "> shop/db-0@10.1.0.3 shop/web-0@10.1.0.1 1/TCP"],
         &RecordOptions::default(),
@@ -361,7 +373,7 @@ fn a_pod_without_known_labels_has_no_rule() {
     assert_eq!(recording.unresolved, [format!("{cause}: no rule for 1 flow")]);
 }
 
-/// Random pods. Their labels have few different values, so that labels sometimes do not distinguish two pods.
+/// Random pods, each with `namespace/name` and labels. There are few different labels, so some pods have equal labels.
 fn pods() -> impl Strategy<Value = Vec<(String, Labels)>> {
     let labels = prop::collection::vec((0..3_usize, 0..3_usize), 0..3).prop_map(|pairs| {
         let pair =
@@ -376,12 +388,13 @@ fn pods() -> impl Strategy<Value = Vec<(String, Labels)>> {
     })
 }
 
+/// Returns the address of the pod with this index.
 fn address(index: usize) -> IpAddr {
     IpAddr::from([10, 1, 0, u8::try_from(index + 1).expect("few pods")])
 }
 
-/// Evaluates the policies on all connections between pods. Returns source, destination, port, and whether the
-/// connection is allowed.
+/// Evaluates all connections between different pods by the recorded policies. Returns the indexes of source and
+/// destination, the port, and whether the connection is allowed.
 fn evaluated(recording: &Recording, pods: &[(String, Labels)], state: &ClusterState) -> Vec<(usize, usize, u16, bool)> {
     let parsed = manifest::parse(&yaml(recording, &[]), "recorded");
     let mut state = state.clone();
@@ -425,6 +438,7 @@ proptest! {
         unique in any::<bool>(),
         flows in prop::collection::vec((0..5_usize, 0..5_usize, 80..82_u16, any::<bool>()), 1..12),
     ) {
+        // With `unique`, each pod has a label that no other pod has.
         let pods: Vec<(String, Labels)> = pods
             .into_iter()
             .enumerate()
@@ -451,14 +465,16 @@ proptest! {
         prop_assume!(!observed.is_empty());
         let state = cluster(&manifests(&pods));
         let recording = record(&recorder, &state, &RecordOptions::default()).expect("policies");
-        let covered: BTreeSet<&str> = recording.policies.iter().map(|policy| &*policy.namespace).collect();
+        let isolated_namespaces: BTreeSet<&str> =
+            recording.policies.iter().map(|policy| &*policy.namespace).collect();
         for (from, to, port, is_allowed) in evaluated(&recording, &pods, state.state()) {
             let is_observed = observed.contains(&(from, to, port));
             if is_observed {
                 prop_assert!(is_allowed, "{} -> {} {port}\n{}", pods[from].0, pods[to].0, yaml(&recording, &[]));
             }
-            let has_policies = |index: usize| covered.contains(pods[index].0.split('/').next().unwrap_or_default());
-            if !is_observed && unique && (has_policies(from) || has_policies(to)) {
+            let is_isolated =
+                |index: usize| isolated_namespaces.contains(pods[index].0.split('/').next().unwrap_or_default());
+            if !is_observed && unique && (is_isolated(from) || is_isolated(to)) {
                 prop_assert!(!is_allowed, "{} -> {} {port}\n{}", pods[from].0, pods[to].0, yaml(&recording, &[]));
             }
         }

@@ -1,7 +1,8 @@
-//! Writes the policies as YAML with comments, and as JSON.
+//! Writes recorded policies as YAML with comments, and as JSON.
 
 use std::fmt::Write as _;
 
+// The macro gets another name, because this module has a function `json`.
 use serde_json::{Value, json as value};
 
 use super::edges::counted;
@@ -12,7 +13,7 @@ use crate::text::{self, wrap};
 /// The number of columns after which comments are wrapped.
 const WIDTH: usize = 110;
 
-/// Writes the policies as YAML. `remarks`: more lines for the comment at the top.
+/// Returns the policies as YAML. `remarks`: more lines for the comment at the top.
 pub fn yaml(recording: &Recording, remarks: &[String]) -> String {
     let mut out = Yaml::default();
     for line in header(recording).iter().chain(remarks) {
@@ -24,12 +25,13 @@ pub fn yaml(recording: &Recording, remarks: &[String]) -> String {
     out.0
 }
 
-/// Writes the policies as a JSON list, without comments.
+/// Returns the policies as a Kubernetes `List` in JSON, without comments.
 pub fn json(recording: &Recording) -> Value {
     let items: Vec<Value> = recording.policies.iter().map(policy_json).collect();
     value!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
+/// Returns the lines of the comment at the top.
 fn header(recording: &Recording) -> Vec<String> {
     let range = match recording.range {
         Some((first, last)) => format!(", from {first:.0} to {last:.0}"),
@@ -50,8 +52,8 @@ fn header(recording: &Recording) -> Vec<String> {
     lines
 }
 
-/// A YAML text. Names come from objects and files that anyone may have written, so values are quoted and comments are
-/// escaped.
+/// A YAML text that is being written. It contains names from objects and files that anyone may have written, so values
+/// are quoted and comments are escaped.
 #[derive(Default)]
 struct Yaml(String);
 
@@ -88,13 +90,14 @@ impl Yaml {
         self.rules("egress", "to", &policy.egress);
     }
 
+    /// Writes the field `name` with a selector. If the field is the first one of a list item, `name` starts with `- `.
     fn selector(&mut self, indent: usize, name: &str, labels: &SelectorLabels) {
         if labels.is_empty() {
             self.line(indent, &format!("{name}: {{}}"));
             return;
         }
         self.line(indent, &format!("{name}:"));
-        // The `- ` of a list item takes two more columns.
+        // After the `- ` of a list item, fields start two columns further to the right.
         let indent = indent + if name.starts_with("- ") { 4 } else { 2 };
         self.line(indent, "matchLabels:");
         for (name, value) in labels {
@@ -102,6 +105,7 @@ impl Yaml {
         }
     }
 
+    /// Writes the field `name` (`ingress` or `egress`) with rules. `peers` is `from` or `to`.
     fn rules(&mut self, name: &str, peers: &str, rules: &[RecordedRule]) {
         if rules.is_empty() {
             return;
@@ -150,13 +154,14 @@ impl Yaml {
 fn scalar(text: &str) -> String {
     const OTHER_TYPES: [&str; 8] = ["true", "false", "yes", "no", "on", "off", "null", "nan"];
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./".contains(character);
+    // Text of one character is quoted, because some parsers read `y` and `n` as Booleans.
     let is_name =
         text.len() > 1 && text.starts_with(|first: char| first.is_ascii_alphabetic()) && text.chars().all(is_plain);
     let is_other_type = OTHER_TYPES.iter().any(|other| text.eq_ignore_ascii_case(other));
     if is_name && !is_other_type { text.to_owned() } else { quoted(text) }
 }
 
-/// Returns a string in double quotes, in JSON syntax, which is also valid YAML.
+/// Returns a string in double quotes, in JSON syntax, which is also valid YAML. Invisible characters are escaped.
 fn quoted(text: &str) -> String {
     let quoted = Value::from(text).to_string();
     text::json(&quoted).into_owned()
@@ -185,7 +190,7 @@ fn policy_json(policy: &RecordedPolicy) -> Value {
     value!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec})
 }
 
-/// `peers`: the name of the field with the peers, `from` or `to`.
+/// Returns a rule as JSON. `peers` is the name of the field with the peers: `from` or `to`.
 fn rule_json(rule: &RecordedRule, peers: &str) -> Value {
     let peer = |peer: &RecordedPeer| match peer {
         RecordedPeer::Block(block) => value!({"ipBlock": {"cidr": block.to_string()}}),

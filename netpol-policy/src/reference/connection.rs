@@ -53,7 +53,7 @@ pub enum ConnectionError {
          addresses, or a pod"
     )]
     NoServiceAddress(ServiceKey),
-    /// The Service has other ports.
+    /// The Service does not have this port; the last field lists its ports.
     #[error("Service {0} has no port {1}; it has {2}")]
     NoServicePort(ServiceKey, String, String),
     /// A Service is not a source of connections.
@@ -146,6 +146,7 @@ pub fn connections(
     if let End::Service(key) = to {
         require_port(cluster_state, key, protocol, port)?;
     }
+    // One pair of a source and a destination for each common address family.
     let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
     for destination in destinations {
         let Some(source) = sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4()) else { continue };
@@ -187,7 +188,8 @@ fn connection_between(
             .peer_at(backend.address)
             .map(|pod| evaluated_at(pod, Direction::Ingress, source, backend.port, false)),
     });
-    // 22: a packet to the address of another node leaves this node pre-DNAT.
+    // 22: a packet to an address of another node, such as a NodePort, leaves the pod's node before it is translated. At
+    // the device through which it leaves, it is evaluated again: all backends must be allowed.
     let leaves_node = |pod: &Pod| cluster_state.is_node(destination) && !is_pods_node(cluster_state, pod, destination);
     let egress = |pod: &Pod| {
         let leaving = leaves_node(pod).then(|| evaluated_at(pod, Direction::Egress, destination, port, true));
@@ -236,6 +238,7 @@ fn is_pods_node(cluster_state: &ClusterState, pod: &Pod, address: IpAddr) -> boo
     node.is_some_and(|node| node.addresses.contains(&address))
 }
 
+/// Returns an error if a Service does not have a port.
 fn require_port(
     cluster_state: &ClusterState,
     key: &ServiceKey,
@@ -246,9 +249,9 @@ fn require_port(
     if ports.iter().any(|item| item.protocol.number() == protocol && item.port == port) {
         return Ok(());
     }
-    let text = |port: u16, protocol: Protocol| format!("{port}/{}", protocol.name());
-    let wanted = Protocol::from_number(protocol).map_or_else(|| port.to_string(), |protocol| text(port, protocol));
-    let ports: Vec<_> = ports.iter().map(|item| text(item.port, item.protocol)).collect();
+    let port_name = |port: u16, protocol: Protocol| format!("{port}/{}", protocol.name());
+    let wanted = Protocol::from_number(protocol).map_or_else(|| port.to_string(), |protocol| port_name(port, protocol));
+    let ports: Vec<_> = ports.iter().map(|item| port_name(item.port, item.protocol)).collect();
     let ports = if ports.is_empty() { "none".into() } else { ports.join(", ") };
     Err(ConnectionError::NoServicePort(key.clone(), wanted, ports))
 }

@@ -12,8 +12,8 @@ use crate::model::{Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports};
 pub struct Remote<'w> {
     /// The address of this end, as in the packet.
     pub address: IpAddr,
-    /// The pod that selectors match at this address. `None` if the address belongs to a node, or only to host-network
-    /// or finished pods. If several pods list the address, only one of them is matched (5, 6, 15).
+    /// The pod at this address that selectors can match. If several pods list the address, only one of them counts (6).
+    /// `None` if the address belongs to a node (30), to no pod, or only to host-network or finished pods (5, 6).
     pub pod: Option<&'w Pod>,
 }
 
@@ -24,7 +24,8 @@ impl<'w> Remote<'w> {
     }
 }
 
-/// Returns whether `from` or `to` matches the remote. An absent or empty list matches every address (3).
+/// Returns whether the list `from` or `to` of a rule (`peers`) matches the remote. An absent or empty list matches
+/// every address (3).
 pub fn allows_peer(cluster_state: &ClusterState, policy: &Policy, peers: &Peers, remote: &Remote<'_>) -> bool {
     match peers {
         Peers::Any => true,
@@ -35,7 +36,7 @@ pub fn allows_peer(cluster_state: &ClusterState, policy: &Policy, peers: &Peers,
 /// Returns whether one peer matches the remote.
 pub fn peer_matches(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> bool {
     match peer {
-        // 4: both selectors must match; without a namespaceSelector, the policy's own namespace is used.
+        // 4: both selectors must match. Without a namespaceSelector, the pod must be in the policy's own namespace.
         Peer::Pods { namespaces, pods } => remote.pod.is_some_and(|pod| {
             let namespace_matches = match namespaces {
                 Some(selector) => selector.matches(&cluster_state.namespace_labels(&pod.key.namespace)),
@@ -48,8 +49,8 @@ pub fn peer_matches(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, 
     }
 }
 
-/// Returns whether `ports` matches a protocol and port at the destination. An absent or empty list matches everything
-/// (3, 17).
+/// Returns whether the list `ports` of a rule matches a protocol and port at the destination. An absent or empty list
+/// matches everything (3, 17). `destination`: the pod in which named ports are looked up.
 pub fn allows_port(ports: &Ports, protocol: u8, port: u16, destination: Option<&Pod>) -> bool {
     match ports {
         Ports::Any => true,

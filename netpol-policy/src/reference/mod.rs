@@ -32,7 +32,7 @@ pub struct Packet {
     pub protocol: u8,
     /// The destination port; 0 for protocols without ports.
     pub port: u16,
-    /// For ingress: whether the node itself sent the packet. Such a packet has no ingress interface.
+    /// For ingress: whether the node itself sent the packet. The kernel has received such a packet from no interface.
     pub from_node: bool,
     /// For ingress: whether the pod itself sent the packet.
     pub is_hairpin: bool,
@@ -52,7 +52,7 @@ pub struct Evaluation {
     pub rule: Option<RuleRef>,
     /// Whether the packet is evaluated again post-DNAT.
     pub recheck: bool,
-    /// If the packet is for a Service: its backends.
+    /// The backends of the Service, if the packet is for a Service.
     pub candidates: Vec<Candidate>,
 }
 
@@ -108,8 +108,8 @@ pub fn evaluate_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) ->
     let keys = isolating.iter().map(|policy| policy.key.clone()).collect();
     let with_reason_and_policies = |reason| Evaluation { isolating: keys, ..with_reason(reason) };
 
-    // 15: hairpin traffic and traffic with the local node are allowed. A packet that the node forwards is evaluated
-    // again (23).
+    // 15: hairpin traffic and traffic with the local node are allowed. A packet to the local node may be for a NodePort
+    // or a hostPort. So it is evaluated again post-DNAT, by the address of the backend (23).
     let initiates = packet.direction == Direction::Egress;
     if pod.addresses.contains(&packet.remote) && (initiates || packet.is_hairpin) {
         return with_reason_and_policies(Reason::Hairpin);
@@ -140,7 +140,7 @@ pub fn evaluate_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) ->
     }
 }
 
-/// 1: policies are additive; one rule of one policy is enough.
+/// Returns the first rule that allows the packet. 1: policies are additive, so one rule of one policy is enough.
 fn first_rule(cluster_state: &ClusterState, isolating: &[&Policy], pod: &Pod, packet: &Packet) -> Option<RuleRef> {
     isolating.iter().find_map(|policy| {
         let mut rules = rules(policy, packet.direction).iter();

@@ -1,4 +1,5 @@
-//! Tests of those items of `docs/semantics.md` that depend only on API objects. sNN in the name of a test is the item.
+//! Tests of the reference evaluator: those items of `docs/semantics.md` that depend only on API objects. sNN in the
+//! name of a test is the number of an item.
 
 use netpol_common::{Direction, Reason, protocol};
 
@@ -11,7 +12,9 @@ use crate::manifest;
 use crate::model::{Node, Object, ObjectKey};
 
 /// Namespaces `shop` (team=a) and `ops` (team=b), and `bare`, which has no Namespace object. Port `http` is 8080 on
-/// `shop/web` and 9090 on `shop/api`. The sidecar of `web` has `metrics` 9100, and its init container `setup` 7000.
+/// `shop/web` and 9090 on `shop/api`. Pod `web` also has port `metrics` (9100) in a sidecar, and port `setup` (7000) in
+/// an init container that ends before the pod runs. `shop/host` is a host-network pod with the address of node `n1`,
+/// and `shop/done` has finished.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
 ---
@@ -56,10 +59,12 @@ fn cluster(specs: &[&str]) -> ClusterState {
         text.push_str(&policy);
     }
     let parsed = manifest::parse(&text, "cluster.yaml");
+    // `CLUSTER` has 9 objects.
     assert_eq!(parsed.objects.len(), 9 + specs.len(), "{:?}", parsed.errors);
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
+/// Parses `namespace/pod` or an address.
 fn end(text: &str) -> End {
     match text.split_once('/') {
         Some((namespace, name)) => End::Pod(PodKey::new(namespace, name)),
@@ -113,10 +118,11 @@ fn s1_isolation_is_per_direction_and_policies_are_additive() {
 }
 
 #[test]
-fn s14_each_address_family_of_two_pods_is_evaluated() {
-    let v4 =
+fn s14_a_connection_of_two_pods_is_evaluated_in_each_common_address_family() {
+    let to_every_ipv4_address =
         "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]";
-    let cluster_state = cluster(&[v4]);
+    let cluster_state = cluster(&[to_every_ipv4_address]);
+    // One result for each common address family: IPv4, then IPv6.
     let allowed = |from: &str, to: &str| -> Vec<bool> {
         let all = connections(&cluster_state, &end(from), &end(to), protocol::TCP, 80).expect("ends with addresses");
         all.iter().map(Connection::allowed).collect()
@@ -235,7 +241,7 @@ fn s6_finished_pods_and_pods_whose_address_belongs_to_another_pod_are_not_peers(
         )
     };
     let cases = [
-        // `api` has the same address. It has no creation time, so it counts as older.
+        // `shop/api` has the same address, 10.0.0.2. It has no creation time, so it counts as older.
         ("younger", pod_with_address("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
         (
             "younger, but being deleted",
@@ -282,8 +288,8 @@ fn s7_an_invalid_part_matches_nothing_and_the_policy_still_isolates() {
         let cluster_state = cluster(&[spec]);
         assert!(!reaches(&cluster_state, "shop/api", "shop/web:80"), "{spec} allows the connection");
         assert!(cluster_state.policies.values().any(|policy| !policy.diagnostics.is_empty()), "{spec} is not reported");
-        let valid = "podSelector: {}, ingress: [{ports: [{port: 80}]}]";
-        assert!(reaches(&cluster(&[spec, valid]), "ops/probe", "shop/web:80"), "{spec} affects another policy");
+        let valid_policy = "podSelector: {}, ingress: [{ports: [{port: 80}]}]";
+        assert!(reaches(&cluster(&[spec, valid_policy]), "ops/probe", "shop/web:80"), "{spec} affects another policy");
     }
 }
 
@@ -362,7 +368,7 @@ fn s11_and_s12_an_except_subtracts_from_its_own_block_only() {
 }
 
 #[test]
-fn s13_host_bits_are_ignored_and_mapped_blocks_match_nothing() {
+fn s13_host_bits_are_ignored_and_invalid_blocks_match_nothing() {
     let block = |block: &str| format!("podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{{block}}}}}]}}]");
     let cases = [
         ("cidr: 10.1.2.3/16", "10.1.9.9", true),
@@ -397,6 +403,7 @@ fn s14_blocks_apply_to_pod_and_node_addresses() {
 fn s15_hairpin_and_local_node_traffic_is_allowed_and_forwarded_traffic_needs_a_rule() {
     let mut cluster_state = cluster(&["podSelector: {}, policyTypes: [Ingress, Egress]"]);
     cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap(), "10.0.0.254".parse().unwrap()]));
+    // 10.0.0.1 and fd00::1 are the addresses of `shop/web` itself.
     let packet = |direction, remote: &str, from_node, is_hairpin| Packet {
         pod: PodKey::new("shop", "web"),
         direction,
@@ -476,7 +483,7 @@ fn s17_a_rule_with_ports_allows_no_other_protocol() {
 }
 
 #[test]
-fn the_allowing_rule_is_the_first_by_policy_and_index() {
+fn the_reported_rule_is_the_first_allowing_rule_by_policy_and_index() {
     let cluster_state =
         cluster(&["podSelector: {}, ingress: [{ports: [{port: 1}]}, {}, {}]", "podSelector: {}, ingress: [{}]"]);
     let connection = connection(&cluster_state, &end("shop/api"), &end("shop/web"), protocol::TCP, 80).unwrap();

@@ -1,4 +1,4 @@
-//! The expected content of the BPF maps, in memory.
+//! The expected content of the BPF maps, in memory. ARCHITECTURE.md ("BPF maps") describes the maps.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -17,7 +17,9 @@ pub struct Tables {
     addresses: BTreeMap<IpAddr, AddressEntry>,
     prefixes: Prefixes,
     allow: HashMap<AllowKey, AllowEntry>,
+    /// By key and prefix length.
     ports: BTreeMap<(PortKey, u32), PortEntry>,
+    /// The class that stands for the backends of each frontend.
     frontends: HashMap<Frontend, ClassId>,
     endpoints: BTreeMap<PodKey, EndpointPolicy>,
 }
@@ -103,7 +105,7 @@ impl Tables {
         self.addresses.get(&address).copied()
     }
 
-    /// Returns the addresses with their own entry in a range.
+    /// Returns the addresses in a range that have their own entry.
     pub fn addresses_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
         self.addresses.range(first..=last).map(|(address, _)| *address)
     }
@@ -130,6 +132,7 @@ impl Tables {
     }
 }
 
+// `netpol_common::evaluate()`, which the eBPF programs run on the maps, can also run on these tables.
 impl netpol_common::Tables<[u8; 4]> for Tables {
     fn address(&self, address: &[u8; 4]) -> Option<AddressEntry> {
         self.address(IpAddr::from(*address))
@@ -166,7 +169,7 @@ impl netpol_common::Tables<[u8; 16]> for Tables {
     }
 }
 
-/// Returns the keys that may match a port, each with its prefix length. The longest prefix comes first.
+/// Returns the keys of `PORTS` that may match a port, each with its prefix length. The longest prefix comes first.
 pub fn prefixes_of(key: PortKey) -> impl Iterator<Item = (PortKey, u32)> {
     let port = u32::from(u16::from_be_bytes(key.port));
     (0..=u16::BITS).map(move |dropped| {
@@ -176,7 +179,8 @@ pub fn prefixes_of(key: PortKey) -> impl Iterator<Item = (PortKey, u32)> {
     })
 }
 
-/// Finds a class by the longest prefix. A lookup tries only the prefix lengths that are in use.
+/// The classes of prefixes. Finds the class of the longest prefix that contains an address. A lookup tries only the
+/// prefix lengths that are in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Prefixes {
     by_net: BTreeMap<IpNet, ClassId>,

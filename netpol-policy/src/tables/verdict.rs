@@ -1,4 +1,4 @@
-//! Evaluates packets on tables in memory, with the same code as the eBPF programs.
+//! Evaluates packets with compiled tables in memory. The evaluation is the same code as in the eBPF programs.
 
 use std::net::IpAddr;
 
@@ -7,13 +7,13 @@ use netpol_common::{Attempt, Direction, Endpoint, Evaluation, IfIndex, SourceChe
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
 
-/// The pod's interface, and any other interface. The numbers are arbitrary, but must differ.
+/// Indexes of the pod's interface, and of any other interface. The numbers are arbitrary, but must differ.
 const POD_INTERFACE: IfIndex = IfIndex(1);
 const OTHER_INTERFACE: u32 = 2;
 
 impl Tables {
-    /// Evaluates a packet as if the policies in shadow mode were enforced. Returns `None` if no such policy isolates
-    /// the pod in this direction.
+    /// Evaluates a packet as if the policies in shadow mode were enforced. Returns `None` if no policy in shadow mode
+    /// isolates the pod in this direction.
     pub fn evaluate_shadow(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Option<Evaluation> {
         let (ingress, egress) = (policy.shadow_ingress, policy.shadow_egress);
         let is_isolated = match packet.direction {
@@ -23,7 +23,7 @@ impl Tables {
         is_isolated.then(|| self.evaluate(EndpointPolicy { ingress, egress, ..policy }, addresses, packet))
     }
 
-    /// Evaluates a packet at a pod with this policy and these addresses.
+    /// Evaluates a packet at a pod with this compiled policy and these addresses.
     pub fn evaluate(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Evaluation {
         let EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, .. } = policy;
         let mut endpoint = Endpoint { ifindex: POD_INTERFACE, ingress, egress, ..Endpoint::default() };
@@ -34,6 +34,7 @@ impl Tables {
                 IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
             }
         }
+        // 0: the node itself sent the packet.
         let ingress_ifindex = match (packet.from_node, packet.is_hairpin) {
             (true, _) => 0,
             (false, true) => POD_INTERFACE.0,
@@ -46,6 +47,7 @@ impl Tables {
     }
 }
 
+/// Returns the input for [`evaluate`].
 fn attempt<A>(packet: &Packet, remote: A, ingress_ifindex: u32) -> Attempt<A> {
     let (direction, protocol, port) = (packet.direction, packet.protocol, packet.port.to_be_bytes());
     Attempt {

@@ -11,9 +11,9 @@ use crate::tables::Tables;
 /// Returns the expected verdict of the tables on a packet, and whether the packet is rechecked (evaluated again)
 /// post-DNAT.
 ///
-/// This is the verdict of [`crate::reference`], with one exception: pods with the same rules share table entries. If
-/// one of these pods is a backend of a Service, it may reach itself (hairpin). Then packets of the other pods to this
-/// Service are not dropped pre-DNAT, but rechecked post-DNAT.
+/// This is the verdict of [`crate::reference`], with one exception. Pods with the same rules share table entries. If
+/// one of these pods is a backend of a Service, this pod may reach itself through the Service (hairpin). So packets of
+/// all these pods to the Service are not dropped pre-DNAT, but rechecked post-DNAT.
 pub fn expected(cluster_state: &ClusterState, tables: &Tables, packet: &Packet) -> (Reason, bool) {
     let rule_set_of = |pod: &PodKey| tables.endpoint(pod).map(|policy| policy.egress.rule_set);
     with_shared_entries(cluster_state, packet, &evaluate(cluster_state, packet), rule_set_of)
@@ -27,8 +27,8 @@ pub fn expected_shadow(cluster_state: &ClusterState, tables: &Tables, packet: &P
     Some(with_shared_entries(cluster_state, packet, &evaluation, rule_set_of))
 }
 
-/// Returns the expected verdict of the tables if the reference returns this evaluation. `rule_set_of` returns the
-/// egress rule set (compiled egress rules) of a pod.
+/// Returns the expected verdict of the tables, from the evaluation by the reference. `rule_set_of` returns the egress
+/// rule set (compiled egress rules) of a pod.
 fn with_shared_entries(
     cluster_state: &ClusterState,
     packet: &Packet,
@@ -39,14 +39,14 @@ fn with_shared_entries(
     if evaluation.reason != Reason::NoAllowedBackend || !is_among_backends(cluster_state, packet, has_same_rules) {
         (evaluation.reason, evaluation.recheck)
     } else if packet.post_dnat {
+        // The packet leaves the node for a frontend, so another node selects the backend (docs/semantics.md, item 22).
         (Reason::NotAllBackendsAllowed, false)
     } else {
         (Reason::Service, true)
     }
 }
 
-/// Returns whether a packet goes to a Service, and one of its backends is a pod of this node for which `accepts`
-/// returns true.
+/// Returns whether a packet goes to a Service that has a backend on this node for which `accepts` returns true.
 pub fn is_among_backends(cluster_state: &ClusterState, packet: &Packet, accepts: impl Fn(&Pod) -> bool) -> bool {
     let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
     let Some(frontend) = frontend.filter(|_| packet.direction == Direction::Egress) else { return false };

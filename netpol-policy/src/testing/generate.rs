@@ -1,4 +1,5 @@
-//! Strategies that generate objects and events.
+//! Strategies of `proptest` that generate random objects of a cluster, and random events (changes of objects, of the
+//! local node's addresses and of the time).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ const SERVICE_NAMES: [&str; 2] = ["s", "t"];
 
 /// The local node. Only pods of this node have endpoints (interfaces under enforcement).
 pub(super) const LOCAL_NODE: &str = "node-1";
-/// Addresses of pods, nodes, Services and outside hosts.
+/// Addresses of pods, nodes, Services and outside hosts. Pods have only the first six IPv4 addresses and the first four
+/// IPv6 addresses.
 pub(super) const ADDRESSES: [&str; 14] = [
     "10.0.0.1",
     "10.0.0.2",
@@ -204,7 +206,7 @@ pub fn service() -> impl Strategy<Value = Service> {
     )
 }
 
-/// Generates an `EndpointSlice`, in most cases of a Service.
+/// Generates an `EndpointSlice`. Most of them name a Service.
 pub fn slice() -> impl Strategy<Value = EndpointSlice> {
     let port = (name(&PORT_NAMES), protocol(), select(&PORTS[..])).prop_map(|(name, protocol, port)| SlicePort {
         name,
@@ -232,11 +234,12 @@ fn mode() -> impl Strategy<Value = Option<Mode>> {
     prop_oneof![3 => Just(None), 2 => Just(Some(Mode::Shadow)), 1 => Just(Some(Mode::Enforce))]
 }
 
-/// Generates the time of an event, or the end of a suspension.
+/// Generates the current time (for [`Event::Clock`]), or the end of a suspension.
 fn time() -> impl Strategy<Value = Timestamp> {
     (1_i64..6).prop_map(Timestamp)
 }
 
+/// Generates the mode and the suspensions in the annotations of a namespace.
 fn modes() -> impl Strategy<Value = NamespaceModes> {
     let suspension_end = || option::weighted(0.2, time());
     (mode(), suspension_end(), suspension_end()).prop_map(|(mode, suspended_until, cluster_suspended_until)| {

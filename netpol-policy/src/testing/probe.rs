@@ -24,21 +24,22 @@ pub struct Probe {
     pub port: u16,
     /// Whether the node itself sent the packet.
     pub from_node: bool,
-    /// Whether the packet came to the node through the pod's own interface.
+    /// Whether the packet came to the node through the pod's own interface (hairpin traffic).
     pub is_hairpin: bool,
     /// Whether the packet is evaluated post-DNAT.
     pub post_dnat: bool,
 }
 
 impl Probe {
-    /// Returns the probe as a packet at one pod, for the reference.
+    /// Returns the probe as a packet at one pod, for the reference evaluator.
     pub fn at(&self, pod: &PodKey) -> Packet {
         let Self { direction, remote, protocol, port, from_node, is_hairpin, post_dnat } = *self;
         Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, is_hairpin, post_dnat }
     }
 }
 
-/// Returns all probes: every combination of remote address, direction, protocol and port.
+/// Returns all probes: every combination of remote address, direction, protocol and port. Each egress probe is added a
+/// second time as post-DNAT. For ingress, each address also has a probe from the node itself, and a hairpin probe.
 pub fn probes() -> Vec<Probe> {
     let mut probes = Vec::new();
     for remote in ADDRESSES.map(|text| text.parse::<IpAddr>().expect("invalid address in the list")) {
@@ -50,6 +51,7 @@ pub fn probes() -> Vec<Probe> {
                 }
             };
             for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+                // Generated rules name only `PORTS`. 54 and 9999 can be inside the range of a rule.
                 for port in PORTS.into_iter().chain([54, 9999]) {
                     add_probe(protocol, port, false, false);
                 }

@@ -10,12 +10,12 @@ use crate::model::{
 };
 
 /// Returns a [`cluster`] with `pods` pods and `services` Services. Each Service has an equal share of the pods as
-/// backends. Each namespace has an egress policy for one app, which allows a named port of another app in the
-/// namespace, and DNS at any address.
+/// backends, and is in the namespace of its first backend. Each namespace has an egress policy for one app. The policy
+/// allows a named port of another app in the namespace, and DNS at any address.
 pub fn cluster_with_services(pods: usize, services: usize) -> Vec<Object> {
     let mut objects = cluster(pods, 0);
     let pods: Vec<Pod> = objects.iter().filter_map(as_pod).cloned().collect();
-    let namespaces: Vec<Arc<str>> = objects.iter().filter_map(as_namespace).cloned().collect();
+    let namespaces: Vec<Arc<str>> = objects.iter().filter_map(namespace_name).cloned().collect();
     objects.extend(namespaces.into_iter().map(|namespace| Object::Policy(egress_policy(namespace))));
     let pods_per_service = pods.len().div_ceil(services.max(1)).max(1);
     for (index, backends) in pods.chunks(pods_per_service).enumerate() {
@@ -32,7 +32,7 @@ fn as_pod(object: &Object) -> Option<&Pod> {
     }
 }
 
-fn as_namespace(object: &Object) -> Option<&Arc<str>> {
+fn namespace_name(object: &Object) -> Option<&Arc<str>> {
     match object {
         Object::Namespace(namespace) => Some(&namespace.name),
         _ => None,
@@ -79,11 +79,11 @@ fn service(index: usize, backends: &[Pod]) -> Service {
 }
 
 fn slice(index: usize, backends: &[Pod]) -> EndpointSlice {
-    let at = |address: &IpAddr| SliceEndpoint { address: *address, ready: true, draining: false };
+    let endpoint = |address: &IpAddr| SliceEndpoint { address: *address, ready: true, draining: false };
     EndpointSlice {
         key: SliceKey::new(backends[0].key.namespace.clone(), service_name(index)),
         service: Some(service_name(index)),
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-        endpoints: backends.iter().flat_map(|pod| pod.addresses.iter().map(at)).collect(),
+        endpoints: backends.iter().flat_map(|pod| pod.addresses.iter().map(endpoint)).collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! `dir:PATH`: a directory tree of manifests. The objects in the files are the cluster state.
+//! The source `dir:PATH`: a directory tree of manifests. The objects in the files are the cluster state.
 //!
 //! Inotify events trigger a scan; a burst of events triggers only one. A scan reads the files that have a changed stamp
 //! (inode, times and size). A directory or file that cannot be read keeps its last objects and is read again later. Its
@@ -31,8 +31,9 @@ const QUIET: Duration = Duration::from_millis(20);
 const MAX_BURST: Duration = Duration::from_millis(200);
 /// Interval of scans if there are no events.
 const RESCAN: Duration = Duration::from_secs(15);
-/// Interval of scans while a file is being written.
-const RESCAN_WHILE_WRITING: Duration = Duration::from_millis(250);
+/// Interval of scans while a file is being written, directly after a file was written, and while the root directory
+/// cannot be listed.
+const RESCAN_SOON: Duration = Duration::from_millis(250);
 /// Maximum number of diagnostics that one scan logs; the others are counted.
 const MAX_LOGGED: usize = 500;
 
@@ -48,7 +49,7 @@ pub fn start(root: &Path, limits: Limits) -> Result<Feed, SourceError> {
     Ok(Feed { batches, queries, state: SourceState::default() })
 }
 
-/// Numbers batches and sends them.
+/// Numbers batches and sends them. A generation is the number of a batch.
 struct BatchSender {
     sender: mpsc::Sender<Batch>,
     generation: Generation,
@@ -63,6 +64,7 @@ impl BatchSender {
     }
 }
 
+/// The directory tree, with what was read from its files.
 #[derive(Debug)]
 struct Tree {
     root: PathBuf,
@@ -104,13 +106,15 @@ impl Tree {
         scanned.await.inspect_err(|error| tracing::error!(%error, "cannot read the manifests")).ok()
     }
 
+    /// Sends all objects, and then a batch after each scan that finds changes. A query is answered after a scan, so the
+    /// answer includes all changes before the query. Ends when the receiver of the batches was dropped.
     async fn run(self, mut sender: BatchSender, mut queries: mpsc::Receiver<SourceQuery>) {
         let Some((mut tree, _)) = self.scan_blocking().await else { return };
         if !sender.send(vec![Event::Reset(tree.store.objects())], Instant::now()).await {
             return;
         }
         loop {
-            let wait = if tree.rescan_soon { RESCAN_WHILE_WRITING } else { RESCAN };
+            let wait = if tree.rescan_soon { RESCAN_SOON } else { RESCAN };
             let mut query = None;
             tokio::select! {
                 Some(received) = queries.recv() => query = Some(received),
@@ -144,6 +148,7 @@ impl Tree {
         }
     }
 
+    /// Waits until the burst of writes is over, but at most [`MAX_BURST`].
     async fn wait_for_quiet(&mut self) {
         let start = Instant::now();
         while start.elapsed() < MAX_BURST && matches!(timeout(QUIET, self.watch.changed()).await, Ok(Ok(()))) {}
@@ -251,7 +256,7 @@ impl Tree {
 }
 
 /// Parses a file. A policy with diagnostics is used as parsed, and isolates its pods. If a document yields no object at
-/// all, the file is incomplete.
+/// all, the file is incomplete: previous objects of the file stay in effect.
 fn parse_file(text: &str, path: &Path) -> FileContent {
     let parsed = manifest::parse(text, &path.to_string_lossy());
     let objects: Vec<Object> = parsed.objects.into_iter().map(|located| located.object).collect();
@@ -259,7 +264,7 @@ fn parse_file(text: &str, path: &Path) -> FileContent {
     if parsed.skipped == Some(SkipReason::NotKubernetes) {
         errors.push(format!("{}: the file has no Kubernetes object; skipped", path.display()));
     }
-    // A file that had objects and now has none is probably a mistake. So its objects are not deleted.
+    // If a file that had objects now has none, this is probably a mistake. So its previous objects stay.
     let incomplete = parsed.left_out > 0 || parsed.skipped.is_some();
     FileContent { objects, errors, incomplete }
 }
@@ -289,6 +294,7 @@ mod tests {
         format!("{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}}}")
     }
 
+    /// Returns `+OBJECT` for each added or changed object, and `-OBJECT` for each deleted object.
     fn names(events: &[Event]) -> Vec<String> {
         let name = |event: &Event| match event {
             Event::Apply(object) => format!("+{}", object.key()),
@@ -298,6 +304,7 @@ mod tests {
         events.iter().map(name).collect()
     }
 
+    /// Returns a tree that was scanned once. Each file, given as its name and the name of a node, has one Node object.
     fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Tree) {
         let directory = tempfile::tempdir().expect("cannot create a temporary directory");
         let root = directory.path().join("manifests");
@@ -394,6 +401,7 @@ mod tests {
         let mut store = Store::default();
         let changes = store.set_file(Path::new("a.yaml"), parse_file(&text, Path::new("a.yaml")));
         assert_eq!(names(&changes.events), ["+Node n1"]);
+        // 10 errors, the number of further errors, and the second definition of the node.
         assert_eq!(changes.warnings.len(), 12, "{:?}", changes.warnings);
         assert!(changes.warnings[10].contains("99990 more errors like this one in the file"), "{:?}", changes.warnings);
     }

@@ -1,4 +1,4 @@
-//! Tracks the objects in each file, and turns changed files into events. Does no I/O.
+//! Tracks the objects in each file of a directory, and turns changed files into events. Does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ pub(super) struct FileChanges {
     pub(super) warnings: Vec<String>,
 }
 
-/// The objects of all files. If several files contain the same object, the one with the path that sorts last is used,
-/// as everywhere in netpol where an object is defined more than once.
+/// The objects of all files. If several files define the same object, the definition in the file with the path that
+/// sorts last is used. Everywhere in netpol, the last definition of an object is used.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
@@ -85,12 +85,12 @@ impl Store {
         changes
     }
 
-    /// Returns the known files.
+    /// Returns the paths of the known files.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.keys().map(PathBuf::as_path)
     }
 
-    /// Returns every object, as defined by the file that is used, and the objects that are derived from them.
+    /// Returns every object, by the definition that is used, and the derived objects.
     pub(super) fn objects(&self) -> Vec<Object> {
         self.defined_objects().chain(self.derived.values()).cloned().collect()
     }
@@ -99,8 +99,8 @@ impl Store {
         self.files_with.keys().filter_map(|key| self.effective(key))
     }
 
-    /// Derives `EndpointSlice` objects for Services that have none in any file. Must be called after objects of files
-    /// changed. Returns the changes of derived objects.
+    /// Derives `EndpointSlice` objects for Services that have none in any file (docs/semantics.md, item 37). Must be
+    /// called each time after the objects of files have changed. Returns the changes of derived objects.
     pub(super) fn derive(&mut self) -> Vec<Event> {
         let slices = derived::endpoint_slices(self.defined_objects()).into_iter().map(Object::Slice);
         let now: BTreeMap<ObjectKey, Object> = slices.map(|slice| (slice.key(), slice)).collect();
@@ -112,17 +112,17 @@ impl Store {
         events
     }
 
-    /// Returns whether a file contains this object.
+    /// Returns whether any file contains this object.
     pub(super) fn contains(&self, key: &ObjectKey) -> bool {
         self.files_with.contains_key(key)
     }
 
-    /// Returns an object as defined in the file that is used.
+    /// Returns the definition of an object that is used.
     fn effective(&self, key: &ObjectKey) -> Option<&Object> {
         self.files.get(self.files_with.get(key)?.last()?)?.get(key)
     }
 
-    /// Replaces the objects of a file.
+    /// Replaces the objects of a file. Adds the resulting events and warnings to `changes`.
     fn replace(&mut self, path: &Path, objects: BTreeMap<ObjectKey, Object>, changes: &mut FileChanges) {
         let old_keys = self.files.get(path).into_iter().flat_map(BTreeMap::keys);
         let keys: BTreeSet<ObjectKey> = old_keys.chain(objects.keys()).cloned().collect();
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(store.derive(), []);
         store.set_file(pods, valid_content(&objects(&[pod("a", "10.0.0.1"), pod("b", "10.0.0.2")].concat())));
         assert_eq!(endpoints(&store.derive()), 2);
-        assert_eq!(store.objects().len(), 4);
+        assert_eq!(store.objects().len(), 4, "two pods, the Service, and the derived EndpointSlice");
         store.set_file(slices, valid_content(&objects(slice)));
         assert!(matches!(store.derive()[..], [Event::Delete(ObjectKey::Slice(_))]));
         store.remove(slices);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::io::unix::AsyncFd;
 
-/// A modified file that is not closed within this time is read anyway.
+/// A file that was modified but not closed is read anyway this long after the last write.
 const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
 
 /// Watches directories, and tracks the files that are being written.
@@ -16,6 +16,7 @@ const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
 pub struct Watch {
     inotify: AsyncFd<Inotify>,
     directories: HashMap<WatchDescriptor, PathBuf>,
+    /// The files that are being written, with the time of the last write.
     writing: HashMap<PathBuf, Instant>,
 }
 
@@ -51,7 +52,7 @@ impl Watch {
 
     /// Returns whether a process is writing the file.
     pub fn is_being_written(&mut self, path: &Path) -> bool {
-        self.writing.retain(|_, since| since.elapsed() < MAX_WRITE_TIME);
+        self.writing.retain(|_, last_write| last_write.elapsed() < MAX_WRITE_TIME);
         self.writing.contains_key(path)
     }
 
@@ -92,13 +93,15 @@ impl Watch {
 
 /// Returns whether an event requires a scan. A file that is being written is scanned when it is closed.
 fn needs_scan(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Option<PathBuf>) -> bool {
+    // Without a path, the event is about the directory itself, or the kernel has lost events.
     let Some(path) = path else { return true };
     if mask.contains(EventMask::MODIFY) {
         writing.insert(path, Instant::now());
         return false;
     }
     if mask.contains(EventMask::CREATE) && !mask.contains(EventMask::ISDIR) {
-        // A new file that is still empty is scanned when it is closed. A new link is complete.
+        // A new file that is still empty is scanned when it is closed. A new symbolic link, or a new hard link to a
+        // file with content, is complete.
         return path.is_symlink() || std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
     }
     writing.remove(&path);

@@ -22,13 +22,13 @@ const RENEW_INTERVAL: Duration = Duration::from_millis(500);
 /// too often if the server alternates between responses and failures.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Access to the API server; see the module.
+/// A client for the API server, which the watchers of all resources share.
 pub(super) struct Access {
     kubeconfig: Option<PathBuf>,
     /// The client, and when its credentials were last read.
     client: Mutex<(Client, Instant)>,
     response_limit: Duration,
-    /// When the last notification was sent that the API server responds again.
+    /// Notifies watchers that the API server responds again. The value is the time of the last notification.
     recoveries: watch::Sender<Option<Instant>>,
 }
 
@@ -40,7 +40,8 @@ impl Access {
         Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), response_limit, recoveries })
     }
 
-    /// Notifies all waiting watchers that the API server responds again.
+    /// Notifies all waiting watchers that the API server responds again. Does nothing within [`NOTIFY_INTERVAL`] after
+    /// the last notification.
     pub(super) fn notify_recovered(&self) {
         self.recoveries.send_if_modified(|last| {
             let is_recent = last.is_some_and(|last| last.elapsed() < NOTIFY_INTERVAL);
@@ -60,7 +61,8 @@ impl Access {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Reads the credentials again, after a token was rejected or a certificate was replaced.
+    /// Reads the credentials again, after a token was rejected or a certificate was replaced. Does nothing within
+    /// [`RENEW_INTERVAL`] after the last attempt.
     pub(super) fn renew(&self) {
         let mut current = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if current.1.elapsed() < RENEW_INTERVAL {
@@ -78,7 +80,7 @@ impl Access {
         self.get_as(url, "application/json").await
     }
 
-    /// Sends a GET request with another `Accept` header.
+    /// Like [`Self::get`], with this `Accept` header.
     pub(super) async fn get_as(&self, url: &str, accept: &'static str) -> Result<Response<Body>, Failure> {
         let request = Request::get(url)
             .header(ACCEPT, accept)
@@ -93,9 +95,9 @@ impl Access {
             return Ok(response);
         }
         let code = response.status().as_u16();
-        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let body = timeout(self.response_limit, response.into_body().collect_bytes()).await;
         let body = body.map(Result::unwrap_or_default).unwrap_or_default();
-        Err(Failure::status(code, &String::from_utf8_lossy(&body), seconds.map(Duration::from_secs)))
+        Err(Failure::status(code, &String::from_utf8_lossy(&body), retry_after.map(Duration::from_secs)))
     }
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Annotations {
+    /// The kubelet adds it to the mirror pod of a static pod.
     #[serde(rename = "kubernetes.io/config.mirror")]
     mirror: Option<String>,
     #[serde(rename = "netpol.io/mode")]

@@ -1,4 +1,4 @@
-//! Computes the delay before the next attempt.
+//! Computes the delay before the next attempt to list or watch objects.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -30,18 +30,19 @@ impl Backoff {
 
     /// Returns the next delay. If the server requested a longer delay, returns that one, up to twice the limit.
     pub(super) fn next(&mut self, requested: Option<Duration>) -> Duration {
-        let full = self.first.saturating_mul(1 << self.failures.min(16)).min(self.limit);
+        let without_jitter = self.first.saturating_mul(1 << self.failures.min(16)).min(self.limit);
         self.failures = self.failures.saturating_add(1);
-        let jittered = full / 2 + jitter(full / 2);
+        let jittered = without_jitter / 2 + jitter(without_jitter / 2);
         // The requested delay is limited, too: a server that requests a delay of an hour may recover much earlier.
         requested.map_or(jittered, |requested| requested.min(self.limit * 2).max(jittered))
     }
 
+    /// Restarts with the first delay, after a success.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// Restarts with short delays, because other watchers have connected although this one failed.
+    /// Restarts with short delays: another watcher has recovered, so the API server is available again.
     pub(super) fn shorten(&mut self) {
         self.failures = self.failures.min(1);
     }

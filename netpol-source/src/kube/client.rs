@@ -1,4 +1,5 @@
-//! Creates the client of the API server, with current credentials, and with connections that detect a dead server.
+//! Creates the client of the API server. The client renews credentials that expire, and its connections detect a dead
+//! server.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,19 +19,20 @@ use netpol_policy::text::error_chain;
 
 /// Timeout for a new TCP connection, including its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval of HTTP/2 pings, also on idle connections.
+/// Interval of HTTP/2 pings, also on idle connections. `client-go` uses 30 seconds (`ReadIdleTimeout`). Source:
+/// `k8s.io/apimachinery/pkg/util/net/http.go`.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// Time after which a connection without a reply to a ping is dead. `client-go` uses 30 and 15 seconds. Source:
-/// `ReadIdleTimeout` and `PingTimeout`, `k8s.io/apimachinery/pkg/util/net/http.go`.
+/// Time after which a connection without a reply to a ping is dead. It is the same as `PingTimeout` of `client-go`, in
+/// the same file.
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
-/// Idle time after which a TCP connection is probed.
+/// Idle time after which the kernel sends the first keepalive probe on a TCP connection.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
-/// Interval of further probes.
+/// Interval of further keepalive probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// A TCP connection is dead if a probe or a request is not acknowledged within this time.
+/// A TCP connection is dead if a keepalive probe or data is not acknowledged within this time.
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 
-/// Reads the credentials and creates a client for the current runtime. Does not connect yet.
+/// Reads the credentials and creates a client for the current Tokio runtime. Does not connect yet.
 ///
 /// # Errors
 /// If the credentials cannot be read, or use an unsupported feature.
@@ -48,6 +50,8 @@ pub(crate) fn client(kubeconfig: Option<&Path>) -> Result<Client, String> {
     assemble(&config).map_err(|error| error_chain(&error))
 }
 
+/// Reads the given kubeconfig. Without one, uses the service account of the pod, or outside of a cluster the default
+/// kubeconfig.
 fn config(kubeconfig: Option<&Path>) -> Result<Config, String> {
     let from_file = |kubeconfig: Kubeconfig| Config::try_from(kubeconfig).map_err(|error| error_chain(&error));
     match kubeconfig {
@@ -59,8 +63,8 @@ fn config(kubeconfig: Option<&Path>) -> Result<Config, String> {
     }
 }
 
-/// Like `ClientBuilder::try_from`, but without retries, and with the TCP and HTTP/2 options above. The watcher must
-/// receive all failures, since it decides whether to continue or to list again.
+/// Does the same as `ClientBuilder::try_from`, but with the TCP and HTTP/2 options above, and without retries: after
+/// each failure, the watcher decides whether to continue the watch or to list again.
 fn assemble(config: &Config) -> kube::Result<Client> {
     let mut connector = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
     if let Some(name) = &config.tls_server_name {
@@ -92,6 +96,7 @@ fn assemble(config: &Config) -> kube::Result<Client> {
 /// detect this, also over HTTP/1.1, which has no pings.
 fn tcp_connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
+    // Also accepts URIs with `https`: the TLS connector wraps this connector.
     connector.enforce_http(false);
     connector.set_keepalive(Some(PROBE_AFTER));
     connector.set_keepalive_interval(Some(PROBE_INTERVAL));

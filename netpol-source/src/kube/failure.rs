@@ -35,19 +35,20 @@ pub(super) struct Status {
 }
 
 impl Failure {
-    /// Creates a failure from a status and a body, which may come from a proxy.
+    /// Creates a failure from the HTTP status and the body of a response. A proxy may have sent the response instead of
+    /// the API server: then the body is no `Status` object.
     pub(super) fn status(code: u16, body: &str, retry_after: Option<Duration>) -> Self {
         let status = serde_json::from_str::<Status>(body).unwrap_or_default();
         let message = if status.message.is_empty() { body.trim().chars().take(200).collect() } else { status.message };
         Self::Status { code, message, retry_after }
     }
 
-    /// Returns whether the requested version is no longer available.
+    /// Returns whether the requested `resourceVersion` is no longer available.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Self::Status { code: 410, .. })
     }
 
-    /// Returns the metric label.
+    /// Returns the value of the metric label `reason`.
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Status { code, .. } => code.to_string(),
@@ -65,7 +66,7 @@ impl Failure {
         }
     }
 
-    /// Returns a message with the operation, the object and the next step.
+    /// Returns a message with the failed operation, the resource and the next step.
     pub(super) fn report(&self, verb: &str, resource: Resource) -> String {
         let failed_request = format!("cannot {verb} {resource}");
         match self {

@@ -1,4 +1,5 @@
-//! Combines the events of all watchers into batches. Does no I/O; the time is an argument.
+//! Combines the events of all watchers (one for each resource) into batches. Does no I/O; the time is an argument. A
+//! *version* is a `resourceVersion` of the API server.
 //!
 //! When a resource is in sync again after an outage, its events are the differences since the outage started. If
 //! several resources were out of sync, their differences are sent in one batch. The batch is delayed until all of them
@@ -27,22 +28,24 @@ pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
 pub(super) enum WatchEvent {
     /// A full list starts.
     Began,
-    /// An object of the list. [`WatchEvent::Listed`] follows the last object, unless the list stays incomplete.
+    /// An object of the list, and when it was received. [`WatchEvent::Listed`] follows the last object, unless the list
+    /// stays incomplete.
     Item(ReceivedObject, Instant),
-    /// The list has an object without a name. It may be any object, so objects that are missing from the list do not
-    /// count as deleted.
+    /// The list has an object without a name. This may be any known object. So objects that are missing from the list
+    /// do not count as deleted.
     Nameless,
     /// The list is complete, at this version.
     Listed(u64),
-    /// An object is new or changed.
+    /// An object is new or changed, and when this was received.
     Changed(ReceivedObject, Instant),
-    /// An object was deleted.
+    /// An object was deleted, and when this was received.
     Deleted(ReceivedObject, Instant),
-    /// All changes up to this version were sent.
+    /// The API server has sent all changes up to this version.
     Position(u64),
     /// The watch is lost: the resource is out of sync from now on.
     Lost,
-    /// The watch failed. No change is missed if it resumes at the same version.
+    /// The watch failed, and the watcher tries to resume it. If it resumes at the same version, no change is missed,
+    /// and the resource stays in sync.
     Broken,
     /// The watch resumed at the version at which it failed.
     Resumed,
@@ -54,14 +57,14 @@ enum SyncState {
     /// Not listed yet.
     Unlisted,
     InSync,
-    /// Out of sync.
+    /// Out of sync. Recovered resources wait for this one, at most for [`MAX_DELAY`].
     Lost,
-    /// Out of sync, and other resources have waited for it for [`MAX_DELAY`]. They do not wait again before it has
+    /// Out of sync. Other resources have waited for this one for [`MAX_DELAY`], and do not wait again before it has
     /// recovered.
     Skipped,
-    /// Recovered, but the differences are not sent yet.
+    /// Recovered, but the differences since the outage started are not sent yet.
     Recovered {
-        /// When it recovered.
+        /// When the resource recovered.
         since: Instant,
         /// From this time on, the differences count as complete.
         complete: Instant,
@@ -78,11 +81,13 @@ struct ResourceState {
     position: u64,
 }
 
-/// Events that are sent in one batch.
+/// The events of one batch. The caller adds the number of the batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bundle {
     pub(super) events: Vec<Event>,
+    /// Whether the events are the differences since an outage started.
     pub(super) after_resync: bool,
+    /// When the first event was received.
     pub(super) received: Instant,
 }
 
@@ -91,11 +96,11 @@ pub(super) struct Bundle {
 pub(super) struct Gatherer {
     resources: BTreeMap<Resource, ResourceState>,
     interner: Interner,
-    /// All known objects before the first bundle; `None` after it.
+    /// All known objects, until the first bundle is created; then `None`.
     initial: Option<HashMap<ObjectKey, Object>>,
-    /// Changes of resources that are in sync.
+    /// Changes of resources that are in sync, for the next bundle.
     in_sync_events: Vec<Event>,
-    /// The differences after an outage: the last event of each object.
+    /// The differences since an outage started: the last event of each object.
     resync: BTreeMap<ObjectKey, Event>,
     /// When the first of `initial` or `in_sync_events` was received.
     received: Option<Instant>,
@@ -215,6 +220,7 @@ impl Gatherer {
         bundles
     }
 
+    /// Stops waiting for the resources that are still out of sync.
     fn skip_lost(&mut self) {
         let mut lost = Vec::new();
         for (resource, state) in self.resources.iter_mut().filter(|(_, state)| state.sync == SyncState::Lost) {
@@ -234,7 +240,7 @@ impl Gatherer {
         }
     }
 
-    /// Returns when to call [`Self::due`] even without further events.
+    /// Returns when to call [`Self::due`] if no further event is received; `None` if no differences wait to be sent.
     pub(super) fn resync_at(&self) -> Option<Instant> {
         let recovered = || {
             self.resources.values().filter_map(|state| match state.sync {
@@ -243,14 +249,14 @@ impl Gatherer {
             })
         };
         let complete = recovered().map(|(_, complete)| complete).max()?;
-        let lost = self.resources.values().any(|state| state.sync == SyncState::Lost || state.broken);
+        let must_wait = self.resources.values().any(|state| state.sync == SyncState::Lost || state.broken);
         let latest = recovered().map(|(since, _)| since + MAX_DELAY).min()?;
-        Some(if lost { latest.max(complete) } else { complete })
+        Some(if must_wait { latest.max(complete) } else { complete })
     }
 
-    /// Returns whether an object exists, but only after `version` of the object or a later version was sent in a batch.
-    /// Before that, returns `None`. `version` is the version at the API server, or `None` if the API server has no such
-    /// object.
+    /// Returns whether an object exists, but only after its state at the API server was sent in a batch. Before that,
+    /// returns `None`. `version` is the object's version at the API server, or `None` if the API server has no such
+    /// object. A later version is sufficient, too.
     pub(super) fn exists_if_sent(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
         if self.initial.is_some() || !self.in_sync_events.is_empty() || self.resync.contains_key(key) {
             return None;
@@ -271,7 +277,7 @@ impl Gatherer {
         self.resources.get(&resource).into_iter().flat_map(move |state| state.store.older(version))
     }
 
-    /// Returns whether a resource is in sync, and the number of known objects.
+    /// Returns whether a resource is in sync, and the number of its known objects.
     pub(super) fn sync_and_size(&self, resource: Resource) -> (bool, usize) {
         self.resources.get(&resource).map_or((false, 0), |state| (state.sync == SyncState::InSync, state.store.len()))
     }

@@ -1,22 +1,25 @@
-//! Stores equal strings once: thousands of pods have the same namespace, node, labels and port names, and each
-//! `EndpointSlice` contains the name of its Service.
+//! Stores equal strings of objects only once in memory (interning): thousands of pods have the same namespace, node,
+//! labels and port names, and each `EndpointSlice` contains the name of its Service.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use netpol_policy::model::{Labels, Object, ObjectKey, PodWorkload};
 
-/// Unused strings are removed when the set is larger than twice its size after the last removal, plus this margin.
+/// Unused strings are removed when the set has more strings than this number plus twice the number of strings after the
+/// last removal.
 const SLACK: usize = 1024;
 
-/// A set of shared strings; see the module.
+/// The set of shared strings.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
     texts: HashSet<Arc<str>>,
+    /// When the set is larger, unused strings are removed.
     limit: usize,
 }
 
 impl Interner {
+    /// Replaces a string by the equal string in the set, or adds the string to the set.
     fn share(&mut self, text: &mut Arc<str>) {
         if let Some(known) = self.texts.get(text) {
             *text = known.clone();
@@ -24,6 +27,7 @@ impl Interner {
         }
         self.texts.insert(text.clone());
         if self.texts.len() > self.limit {
+            // The set itself has one reference to each string.
             self.texts.retain(|text| Arc::strong_count(text) > 1);
             self.limit = self.texts.len() * 2 + SLACK;
         }
@@ -39,7 +43,7 @@ impl Interner {
         *labels = labels.iter().map(shared).collect();
     }
 
-    /// Replaces an object's strings by shared ones, and its name by the name in `key`.
+    /// Replaces an object's strings by shared ones, and its key by a clone of `key`, so that both share their strings.
     pub(super) fn share_object(&mut self, object: &mut Object, key: &ObjectKey) {
         match (object, key) {
             (Object::Pod(pod), ObjectKey::Pod(key)) => {
@@ -93,7 +97,7 @@ impl Interner {
             ObjectKey::Namespace(name) | ObjectKey::Node(name) => self.share(name),
             ObjectKey::Pod(key) => self.share(&mut key.namespace),
             ObjectKey::Policy(key) => self.share(&mut key.namespace),
-            // The Service's slices contain its name, too.
+            // The name is shared, too, because the Service's slices contain it.
             ObjectKey::Service(key) => {
                 self.share(&mut key.namespace);
                 self.share(&mut key.name);

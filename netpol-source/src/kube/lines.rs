@@ -8,7 +8,7 @@ use kube::client::Body;
 use super::failure::Failure;
 use netpol_policy::text::error_chain;
 
-/// Reads lines; see the module.
+/// The lines of a response body.
 pub(super) struct Lines {
     body: Body,
     buffer: Vec<u8>,
@@ -34,6 +34,7 @@ impl Lines {
             if let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let (start, end) = (self.start, self.searched + length);
                 (self.start, self.searched) = (end + 1, end + 1);
+                // The next line begins in the chunk in which this line ends.
                 let line_arrived = std::mem::replace(&mut self.line_arrived, self.chunk_arrived);
                 let line = std::str::from_utf8(&self.buffer[start..end]);
                 return line
@@ -48,6 +49,7 @@ impl Lines {
                     self.chunk_arrived = Instant::now();
                     if self.buffer.is_empty() {
                         self.line_arrived = self.chunk_arrived;
+                        // A long line does not keep its memory.
                         self.buffer.shrink_to(1 << 16);
                     }
                     if let Some(data) = frame.data_ref() {

@@ -1,17 +1,16 @@
 //! `kube`: reads the objects of a cluster from its API server.
 //!
-//! ```text
-//! watch (one per resource) ─► trim ─► gather: store, differences, grouping ─► batches
-//!    access, client ─► API server ◄─ query
-//! ```
+//! `watch` has one task for each resource. The task requests the objects through `access` and `client`, and parses them
+//! with `trim`. `gather` combines the events of all tasks into batches. `query` requests the current versions of
+//! objects, and waits until the watches have delivered them.
 //!
 //! `kube_runtime::watcher` (version 5.0) is not used, for these reasons:
 //!
 //! * It consumes bookmarks and does not report that a watch was resumed. So a source without changes cannot distinguish
 //!   "in sync" from "no data since the connection was lost", which `status`, readiness and metrics report.
 //! * It does not fall back to paginated lists if the API server has no streaming lists.
-//! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads it, but retries inside of a request, so
-//!   the source could not report that the API server is unavailable.
+//! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads this header, but it retries inside of a
+//!   request. So the source could not report that the API server is unavailable.
 //! * It deserializes complete objects. `trim` reads only the fields that policies need from the JSON text.
 //!
 //! Invalid objects are not among the reasons: with `DeserializeGuard`, a list with an invalid object does not fail. But
@@ -49,7 +48,7 @@ pub use resource::Resource;
 use watch::Watcher;
 
 /// Maximum number of watch events processed at a time.
-const MAX_BATCH: usize = 4096;
+const MAX_EVENTS: usize = 4096;
 
 /// Time limits and page size of the source.
 #[derive(Clone, Copy, Debug)]
@@ -96,8 +95,9 @@ impl Default for Options {
 pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, SourceError> {
     let access = Arc::new(Access::open(kubeconfig, options.response_timeout)?);
     let state = SourceState::default();
-    let (event_sender, events) = mpsc::channel(MAX_BATCH);
+    let (event_sender, events) = mpsc::channel(MAX_EVENTS);
     for resource in Resource::ALL {
+        // Adds the resource to the state, as not listed.
         state.update(resource.plural(), |_| {});
         let watcher = Watcher::new(resource, access.clone(), event_sender.clone(), options, state.clone());
         tokio::spawn(watcher.run());
@@ -117,9 +117,12 @@ pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, Sour
     Ok(Feed { batches, queries, state })
 }
 
+/// What the task of the source receives.
 struct Inputs {
     events: mpsc::Receiver<(Resource, WatchEvent)>,
+    /// Queries of the agent for the state of objects.
     queries: mpsc::Receiver<SourceQuery>,
+    /// The responses of the API server to these queries.
     query_results: mpsc::Receiver<QueryResult>,
 }
 
@@ -127,9 +130,10 @@ struct Source {
     gatherer: Gatherer,
     access: Arc<Access>,
     state: SourceState,
+    /// The number of the last batch.
     generation: Generation,
     query_results: mpsc::Sender<QueryResult>,
-    /// Queries that get a result when the watch reaches their version.
+    /// Queries that are answered when the watches have delivered the versions of their objects.
     pending: Vec<PendingQuery>,
 }
 
@@ -139,7 +143,7 @@ impl Source {
         loop {
             let wake = self.gatherer.resync_at();
             tokio::select! {
-                count = inputs.events.recv_many(&mut received, MAX_BATCH) => {
+                count = inputs.events.recv_many(&mut received, MAX_EVENTS) => {
                     if count == 0 {
                         return;
                     }

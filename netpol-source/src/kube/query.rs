@@ -1,5 +1,6 @@
-//! Answers [`SourceQuery`]s: gets the current versions of objects from the API server, and waits until the watch has
-//! delivered these versions.
+//! Answers [`SourceQuery`]s: gets the current versions of objects from the API server, waits until the watch has
+//! delivered these versions, and returns the number (generation) of a batch that includes them. A *version* is a
+//! `resourceVersion`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=met
 /// Number of objects in a page.
 const PAGE: u32 = 1000;
 
-/// The API server's response to a query.
+/// The API server's response to a query, and the channel for the answer.
 pub(super) struct QueryResult {
     answer: oneshot::Sender<Result<SubjectState, String>>,
     result: Result<QueriedVersions, String>,
@@ -37,6 +38,7 @@ enum QueriedVersions {
     Everything(Vec<(Resource, ListedVersions)>),
 }
 
+/// The versions of all objects of a resource, and the version of the list.
 #[derive(Default)]
 struct ListedVersions {
     versions: HashMap<ObjectKey, u64>,
@@ -48,6 +50,7 @@ pub(super) struct PendingQuery {
     /// Objects that the watch has not delivered yet, each with the required version, or with `None` if the object did
     /// not exist.
     missing: Vec<(Resource, ObjectKey, Option<u64>)>,
+    /// Whether the queried object exists. If all objects were queried, the requester ignores this value.
     exists: bool,
     answer: Option<oneshot::Sender<Result<SubjectState, String>>>,
 }
@@ -67,7 +70,7 @@ struct ListMeta {
     next: String,
 }
 
-/// Starts a task that queries the API server.
+/// Starts a task that queries the API server, and sends the response to `results`.
 pub(super) fn start(query: SourceQuery, access: Arc<Access>, results: mpsc::Sender<QueryResult>) {
     let SourceQuery { subject, answer } = query;
     tokio::spawn(async move {
@@ -75,7 +78,7 @@ pub(super) fn start(query: SourceQuery, access: Arc<Access>, results: mpsc::Send
             Subject::Object(key) => query_object(&access, key).await,
             Subject::Everything => query_everything(&access).await,
         };
-        // If the receiver was dropped, the source has ended. Dropping the answer notifies the requester.
+        // If the receiver was dropped, the source has ended. Then `answer` is dropped, which notifies the requester.
         let _ = results.send(QueryResult { answer, result }).await;
     });
 }
@@ -143,7 +146,7 @@ async fn get_text(access: &Access, url: &str, accept: &'static str) -> Result<St
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Returns a message about a failure. If the token was rejected, reads it again for the next request.
+/// Returns a message about a failure. If the server rejected the token, reads the token again for the next request.
 fn report_failure(access: &Access, failure: &Failure, verb: &str, resource: Resource) -> String {
     if matches!(failure, Failure::Status { code: 401, .. }) {
         access.renew();
@@ -152,7 +155,8 @@ fn report_failure(access: &Access, failure: &Failure, verb: &str, resource: Reso
 }
 
 impl QueryResult {
-    /// Returns the query with the objects to wait for. If the result is an error, sends it immediately.
+    /// Returns the query with the objects to wait for. If the result is an error, sends it to the requester
+    /// immediately, and returns `None`.
     pub(super) fn into_pending(self, gatherer: &Gatherer) -> Option<PendingQuery> {
         let missing = match self.result {
             Ok(QueriedVersions::Object(resource, key, version)) => vec![(resource, key, version)],
@@ -170,7 +174,8 @@ impl QueryResult {
 }
 
 impl ListedVersions {
-    /// Returns what to wait for: all listed objects, and the deletion of known objects that are not listed.
+    /// Returns what to wait for: all listed objects, and the deletion of known objects that are not listed. Known
+    /// objects that are newer than the list are ignored.
     fn requirements(self, resource: Resource, gatherer: &Gatherer) -> Vec<(Resource, ObjectKey, Option<u64>)> {
         let known = gatherer.older(resource, self.version);
         let gone: Vec<_> = known.filter(|key| !self.versions.contains_key(*key)).cloned().collect();
@@ -180,7 +185,8 @@ impl ListedVersions {
 }
 
 impl PendingQuery {
-    /// Answers the query if possible. Returns whether it is done.
+    /// Answers the query if the watch has delivered all objects. `generation`: the number of the last batch. Returns
+    /// whether the query is done: it was answered, or the requester no longer waits.
     pub(super) fn try_answer(&mut self, gatherer: &Gatherer, generation: Generation) -> bool {
         if self.answer.as_ref().is_none_or(oneshot::Sender::is_closed) {
             return true;

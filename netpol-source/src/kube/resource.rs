@@ -1,8 +1,8 @@
-//! The watched resources.
+//! The resources of the API server that the source watches.
 
 use std::fmt;
 
-/// A resource of the API server that is watched in all namespaces.
+/// A watched resource. The source watches its objects in all namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// Namespaces.
@@ -51,7 +51,7 @@ impl Resource {
         self.names().2
     }
 
-    /// Returns the URL path of the collection.
+    /// Returns the URL path of the collection of all namespaces.
     pub(super) fn path(self) -> String {
         format!("{}/{}", self.base(), self.plural())
     }
@@ -64,11 +64,12 @@ impl Resource {
         }
     }
 
+    /// Returns the URL path of the API group and version.
     fn base(self) -> String {
         if self.group().is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/v1", self.group()) }
     }
 
-    /// Returns the lines that a `ClusterRole` needs for the resource.
+    /// Returns the rule that a `ClusterRole` needs for the resource, as YAML.
     pub(super) fn rule(self) -> String {
         let group = if self.group().is_empty() { "\"\"" } else { self.group() };
         format!("- apiGroups: [{group}]\n  resources: [{}]\n  verbs: [get, list, watch]", self.plural())

@@ -1,4 +1,5 @@
-//! Tracks the known objects of one resource. Stores only a hash of each object, to detect changes.
+//! Tracks the known objects of one resource, for example of all pods. Stores only the resource version and a hash of
+//! each object, to detect changes.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -15,6 +16,7 @@ use super::trim::ReceivedObject;
 struct KnownState {
     /// Hash of all fields that policies need, with a random key, so that collisions cannot be constructed.
     hash: u64,
+    /// `metadata.resourceVersion`.
     version: u64,
 }
 
@@ -23,17 +25,17 @@ struct KnownState {
 pub(super) struct Store {
     known: HashMap<ObjectKey, KnownState>,
     hasher: RandomState,
-    listing: Option<PartialList>,
+    listing: Option<UnfinishedList>,
 }
 
-/// A full list that is not complete yet.
+/// A full list (of all objects of the resource) that has not been received completely yet.
 #[derive(Debug, Default)]
-struct PartialList {
+struct UnfinishedList {
     /// All listed objects, changed or not.
     listed: HashSet<ObjectKey>,
     /// Listed objects that are new, or have changed fields that policies need.
     changed: HashMap<ObjectKey, (KnownState, Object)>,
-    /// New versions of objects that have not changed otherwise.
+    /// New resource versions of objects of which no field that policies need has changed.
     versions: Vec<(ObjectKey, u64)>,
     /// Whether an object without a name was listed.
     has_nameless: bool,
@@ -42,12 +44,12 @@ struct PartialList {
 }
 
 impl Store {
-    /// Starts a full list. Discards an incomplete list.
+    /// Starts a full list. Discards an unfinished list.
     pub(super) fn begin(&mut self) {
-        self.listing = Some(PartialList::default());
+        self.listing = Some(UnfinishedList::default());
     }
 
-    /// Discards the incomplete list.
+    /// Discards the unfinished list.
     pub(super) fn abandon(&mut self) {
         self.listing = None;
     }
@@ -72,6 +74,7 @@ impl Store {
         if let Some((key, known)) = self.known.get_key_value(&item.key) {
             listing.listed.insert(key.clone());
             if known.hash == hash {
+                // If the object is in the list twice, its last state counts.
                 listing.changed.remove(key);
                 if known.version != item.version {
                     listing.versions.push((key.clone(), item.version));
@@ -88,10 +91,12 @@ impl Store {
         listing.changed.insert(item.key, (KnownState { hash, version: item.version }, object));
     }
 
-    /// Completes the full list, and returns the differences from the objects that were known before.
+    /// Completes the full list. Returns the differences from the objects that were known before, and when the first
+    /// object of the list was received.
     pub(super) fn complete(&mut self) -> (Vec<Event>, Option<Instant>) {
         let Some(listing) = self.listing.take() else { return (Vec::new(), None) };
         let mut events = Vec::new();
+        // An object without a name may be any known object. So if the list has one, no known object counts as deleted.
         if !listing.has_nameless {
             self.known.retain(|key, _| {
                 let stays = listing.listed.contains(key);
@@ -140,12 +145,12 @@ impl Store {
         self.known.remove_entry(key).map(|(key, _)| key)
     }
 
-    /// Returns the known version of an object.
+    /// Returns the known resource version of an object.
     pub(super) fn version(&self, key: &ObjectKey) -> Option<u64> {
         self.known.get(key).map(|known| known.version)
     }
 
-    /// Returns the objects that have this version or an older one.
+    /// Returns the objects that have this resource version or an older one.
     pub(super) fn older(&self, version: u64) -> impl Iterator<Item = &ObjectKey> {
         self.known.iter().filter(move |(_, known)| known.version <= version).map(|(key, _)| key)
     }
@@ -168,12 +173,15 @@ mod tests {
 
     use super::*;
 
+    /// Returns a received Node with the address 10.0.0.`address`. `None`: the object could not be parsed.
     fn received_object(name: &str, address: Option<u8>, version: u64) -> ReceivedObject {
         let addresses = address.into_iter().map(|last| std::net::IpAddr::from([10, 0, 0, last])).collect();
         let object = address.map(|_| Object::Node(Node { name: name.into(), addresses }));
         ReceivedObject { key: ObjectKey::Node(name.into()), version, object, diagnostics: Vec::new() }
     }
 
+    /// Receives a full list with these objects. Returns the differences, each with `+` (new or changed object) or `-`
+    /// (deleted object).
     fn complete_list(store: &mut Store, all: Vec<ReceivedObject>) -> Vec<String> {
         store.begin();
         for item in all {
@@ -193,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_yields_the_differences_even_if_its_versions_are_older() {
+    fn a_list_yields_the_differences_even_if_its_resource_versions_are_older() {
         let mut store = Store::default();
         complete_list(
             &mut store,

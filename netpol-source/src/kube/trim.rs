@@ -29,6 +29,8 @@ pub(super) struct ReceivedObject {
     pub(super) diagnostics: Vec<String>,
 }
 
+/// The metadata that identifies an object and its version. It is parsed first, because it is used even if the rest of
+/// the object is invalid.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Metadata {
@@ -43,6 +45,7 @@ struct WithMetadata {
     metadata: Metadata,
 }
 
+/// The other metadata that policies need.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct SlimMetadata {
@@ -72,6 +75,7 @@ struct Slim<Spec, Status> {
     status: Status,
 }
 
+/// A spec or status of which no field is needed.
 #[derive(Debug, Default, Deserialize)]
 struct Unused {}
 
@@ -147,6 +151,7 @@ struct NodeStatus {
     addresses: Option<Vec<core::NodeAddress>>,
 }
 
+/// A `NetworkPolicy`. Its complete spec is kept, see [`policy`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct RawSpec {
@@ -169,7 +174,7 @@ pub(super) fn parse_object(resource: Resource, text: &str) -> Result<ReceivedObj
     Ok(ReceivedObject { key, version, object, diagnostics })
 }
 
-/// Returns the key and the version of an object. Only its metadata is required.
+/// Returns the key and the version of an object. Only its metadata must be valid.
 pub(super) fn key_and_version(resource: Resource, text: &str) -> Result<(ObjectKey, u64), String> {
     let metadata = parse_metadata(text)?;
     Ok((key(resource, &metadata), version(&metadata.resource_version)))
@@ -237,7 +242,8 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
     })
 }
 
-/// Parses a policy in the same way as a policy in a file. So a policy of invalid shape also isolates its pods.
+/// Parses a policy in the same way as a policy in a file. So even a policy with a spec of invalid shape isolates the
+/// pods that it selects.
 fn policy(metadata: &Metadata, RawSpec { metadata: slim, spec }: RawSpec) -> ParsedObject {
     let annotations = slim.annotations.and_then(Annotations::into_map);
     let value = json!({
@@ -340,13 +346,14 @@ mod tests {
 
     use super::*;
 
-    /// Returns the items of a recorded list.
+    /// Returns the items of a list that was recorded from an API server.
     fn items(text: &str) -> Vec<Value> {
         let list: Value = serde_json::from_str(text).expect("the recorded list is valid JSON");
         list["items"].as_array().expect("the recorded list has items").clone()
     }
 
-    /// Checks that each trimmed object is parsed like the complete object.
+    /// Checks each object of a list: if only the needed fields are deserialized, the result must be the same as that of
+    /// parsing the complete object.
     fn check_trimmed(resource: Resource, text: &str) {
         for mut item in items(text) {
             let received = parse_object(resource, &item.to_string()).expect("the object has a name");

@@ -1,4 +1,4 @@
-//! A cluster with an API server that fails on demand, and the kube source that reads it.
+//! A fake API server that fails on demand, and the source `kube`, which reads the server's objects.
 
 #![allow(dead_code, reason = "each test binary uses a part of this module")]
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// Timeout of all waits, longer than the recovery from any fault.
+/// Timeout of all waits. The source recovers from each fault of the tests in less time.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The resources that the agent watches.
@@ -33,11 +33,12 @@ pub(crate) struct Cluster {
     pub(crate) feed: Feed,
     /// The cluster state after the batches received so far.
     pub(crate) state: ClusterState,
+    /// All batches received so far.
     pub(crate) batches: Vec<Batch>,
     _credentials: tempfile::TempDir,
 }
 
-/// Returns options of the source with short timeouts.
+/// Returns options of the source with short timeouts and small pages.
 pub(crate) fn short_times() -> kube::Options {
     kube::Options {
         start_jitter: Duration::ZERO,
@@ -115,7 +116,7 @@ pub(crate) fn policy_key(name: &str) -> ObjectKey {
 }
 
 impl Cluster {
-    /// Starts a source without waiting.
+    /// Starts a source that reads the server's objects. Does not wait until the source has them.
     pub(crate) fn watch(server: ApiServer, options: kube::Options) -> Self {
         let credentials = tempfile::tempdir().expect("cannot create a directory");
         let kubeconfig = server.write_credentials(credentials.path()).expect("cannot write the credentials");
@@ -123,7 +124,7 @@ impl Cluster {
         Self { server, feed, state: ClusterState::default(), batches: Vec::new(), _credentials: credentials }
     }
 
-    /// Starts a source and waits until it has all objects.
+    /// Starts a server with the objects of [`server()`] and a source, and waits until the source has all objects.
     pub(crate) async fn start(options: Options, fill: impl FnOnce(&ApiServer)) -> Self {
         let mut cluster = Self::watch(server(options, fill), short_times());
         cluster.wait_in_sync().await;
@@ -149,8 +150,8 @@ impl Cluster {
         }
     }
 
-    /// Returns the cluster state on the server, parsed as if a file had the same objects. Fields of Services that are
-    /// only used for files are removed: with an API server, backends come only from `EndpointSlice` objects
+    /// Returns the cluster state on the server. The parser for manifest files parses the objects, so fields of Services
+    /// that are only used for files are removed: with an API server, backends come only from `EndpointSlice` objects
     /// (docs/semantics.md, item 37).
     pub(crate) fn server_state(&self) -> ClusterState {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
@@ -171,7 +172,7 @@ impl Cluster {
         while self.batches.is_empty() || self.state != self.server_state() {
             assert!(
                 started.elapsed() < WAIT_TIMEOUT,
-                "the agent has {:?}\nthe server has {:?}",
+                "the source has sent {:?}\nthe server has {:?}",
                 self.state,
                 self.server_state()
             );
@@ -179,12 +180,12 @@ impl Cluster {
         }
     }
 
-    /// Sends a query about an object, and receives batches up to the one that the answer refers to.
+    /// Sends a query for the state of an object to the source, and receives all batches that include this state.
     pub(crate) async fn query(&mut self, object: ObjectKey) -> Result<SubjectState, String> {
         self.query_subject(Subject::Object(object)).await
     }
 
-    /// Sends a query about any subject.
+    /// The same for any subject: an object, or all objects.
     pub(crate) async fn query_subject(&mut self, subject: Subject) -> Result<SubjectState, String> {
         let (answer, mut receiver) = oneshot::channel();
         self.feed.queries.send(SourceQuery { subject, answer }).await.expect("the source has ended");
@@ -233,7 +234,8 @@ impl Cluster {
     }
 }
 
-/// Returns the sorted keys of the objects that the events of a batch apply (+) or delete (-).
+/// Returns a text for each event of a batch, sorted: `+` and the key of an applied object, `-` and the key of a deleted
+/// object, or `=` and the number of objects of a reset.
 pub(crate) fn keys(batch: &Batch) -> Vec<String> {
     let mut keys: Vec<String> = batch.events.iter().map(text).collect();
     keys.sort();

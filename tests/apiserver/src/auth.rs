@@ -1,16 +1,18 @@
-//! Permissions of the user that the tokens authenticate.
+//! Permissions of the user of the fake API server: the server has one user, and all valid tokens authenticate this
+//! user.
 
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::resource::{Resource, Verb};
 
-/// Permissions of a user: everything that at least one rule allows. As in RBAC, rules only add permissions. Unlike in
-/// RBAC, [`Rules::without`] removes a permission.
+/// Permissions of the user: everything that at least one rule allows. As in RBAC, rules only add permissions. Unlike in
+/// RBAC, [`Rules::without`] removes a permission, whatever the rules allow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     allowed: Vec<Rule>,
-    denied: Vec<(Resource, Option<Verb>)>,
+    /// The permissions that [`Rules::without`] removed.
+    removed: Vec<(Resource, Option<Verb>)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +64,7 @@ impl Rules {
     /// Removes the permission for a verb on a resource; `None` means all verbs.
     #[must_use]
     pub fn without(mut self, resource: Resource, verb: Option<Verb>) -> Self {
-        self.denied.push((resource, verb));
+        self.removed.push((resource, verb));
         self
     }
 
@@ -85,11 +87,12 @@ impl Rules {
         Self::from_value(&Value::Array(objects))
     }
 
+    /// Adds the rules of all roles in `object`. Returns whether it contains a role.
     fn add_roles(&mut self, object: &Value) -> bool {
         if let Some(objects) = object.as_array().or_else(|| object.get("items").and_then(Value::as_array)) {
             let mut found = false;
             for object in objects {
-                // The loop does not end at the first role: each role adds its rules.
+                // No early return: the objects after the first role are read, too.
                 found |= self.add_roles(object);
             }
             return found;
@@ -119,15 +122,15 @@ impl Rules {
 
     /// Returns whether a verb on a resource is allowed in a namespace. An empty text stands for all namespaces.
     pub fn allows_in(&self, verb: Verb, resource: Resource, namespace: &str) -> bool {
-        let denied = |(denied_resource, denied_verb): &(Resource, Option<Verb>)| {
-            *denied_resource == resource && denied_verb.is_none_or(|denied_verb| denied_verb == verb)
+        let removed = |(removed_resource, removed_verb): &(Resource, Option<Verb>)| {
+            *removed_resource == resource && removed_verb.is_none_or(|removed_verb| removed_verb == verb)
         };
         let allowed = |rule: &Rule| rule.allows(verb.name(), resource.group(), resource.plural(), namespace);
-        !self.denied.iter().any(denied) && self.allowed.iter().any(allowed)
+        !self.removed.iter().any(removed) && self.allowed.iter().any(allowed)
     }
 
-    /// Returns whether commands can be run in pods of a namespace. Since Kubernetes 1.35, a WebSocket for commands
-    /// needs both verbs, `get` and `create`.
+    /// Returns whether the user may run commands in pods of a namespace. Since Kubernetes 1.35, a request for this by
+    /// WebSocket needs both verbs, `get` and `create`.
     pub(crate) fn allows_exec(&self, namespace: &str) -> bool {
         ["get", "create"]
             .iter()

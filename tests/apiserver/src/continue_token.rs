@@ -4,12 +4,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
-/// A position in a list.
+/// A position in a list. Lists are sorted by key (`namespace/name`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ContinueToken {
-    /// The version of the list; `None` continues with the current objects.
+    /// The resource version of the list. `None`: the next page has the current objects.
     pub(crate) version: Option<u64>,
-    /// The first key of the next page.
+    /// The next page has the objects with this key or a greater one.
     pub(crate) start: String,
 }
 
@@ -27,6 +27,7 @@ impl ContinueToken {
 
     /// Encodes the token as kube-apiserver 1.36 does.
     pub(crate) fn encode(&self) -> String {
+        // In kube-apiserver, `start` begins with a slash only if the token has a version.
         let (version, slash) = match self.version {
             Some(version) => (version.to_string(), "/"),
             None => ("-1".to_owned(), ""),

@@ -1,4 +1,4 @@
-//! Functions with which tests control a server.
+//! Functions with which tests control a fake API server. A version is the number in an object's `resourceVersion`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,13 +27,13 @@ impl ApiServer {
         self.shared.change(|state| state.store.apply(object))
     }
 
-    /// Deletes an object immediately and returns the version of the deletion, if the object existed. The namespace of a
-    /// cluster-scoped object is empty.
+    /// Deletes an object immediately. Returns the version of this change, if the object existed. For a cluster-scoped
+    /// object, `namespace` is empty.
     pub fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Option<u64> {
         self.shared.change(|state| state.store.delete(resource, &key_of(namespace, name)))
     }
 
-    /// Returns an object as it is stored.
+    /// Returns the current object.
     pub fn get(&self, resource: Resource, namespace: &str, name: &str) -> Option<Value> {
         self.shared.lock().store.get(resource, &key_of(namespace, name)).map(|object| object.value())
     }
@@ -57,7 +57,7 @@ impl ApiServer {
         self.shared.lock().store.version()
     }
 
-    /// Mirrors a directory of manifests until the returned value is dropped.
+    /// Keeps the server's objects equal to the manifests of a directory, until the returned value is dropped.
     ///
     /// # Errors
     /// If the directory cannot be watched.
@@ -65,13 +65,13 @@ impl ApiServer {
         Mirror::start(self.shared.clone(), directory)
     }
 
-    /// Returns a copy of all objects and the current version.
+    /// Returns a copy of all objects and of the current version, for [`Self::restore`].
     pub fn backup(&self) -> Backup {
         self.shared.lock().store.backup()
     }
 
-    /// Restores a backup, including the versions, as when etcd is restored. Closes all connections, as a server restart
-    /// does.
+    /// Restores a backup: versions go back to those of the backup, as when etcd is restored. Closes all connections, as
+    /// a server restart does.
     pub fn restore(&self, backup: Backup) {
         self.shared.change(|state| {
             state.store.restore(backup);
@@ -80,8 +80,8 @@ impl ApiServer {
         self.disconnect();
     }
 
-    /// Keeps all objects, but assigns new versions to them, counting from `first_version`. A real cluster does this
-    /// when its storage is replaced. Closes all connections.
+    /// Keeps all objects, but assigns new versions to them, counting from `first_version`. In a real cluster, this
+    /// happens when its storage is replaced. Closes all connections.
     pub fn renumber(&self, first_version: u64) {
         self.shared.change(|state| {
             state.store.renumber(first_version);
@@ -96,9 +96,9 @@ impl ApiServer {
     }
 }
 
-/// Commands in pods.
+/// Commands in pods (`pods/exec`).
 impl ApiServer {
-    /// Sets what commands in pods do (`pods/exec`). Without a handler, each command fails.
+    /// Sets the function that handles commands in pods. Without a handler, each command fails.
     pub fn on_exec(&self, handler: impl Fn(&ExecRequest) -> Exec + Send + Sync + 'static) {
         self.shared.lock().exec = Some(Handler::new(handler));
     }
@@ -111,7 +111,8 @@ impl ApiServer {
         self.shared.lock().requests.clone()
     }
 
-    /// Returns when the watch event of a change was first passed to a socket. `None` if the event was not sent yet.
+    /// Returns when the watch event of the change with this version was first written to a socket. `None` if the event
+    /// was not sent yet.
     pub fn sent_at(&self, version: u64) -> Option<Instant> {
         self.shared.lock().sent.get(&version).copied()
     }
@@ -156,7 +157,7 @@ impl ApiServer {
         self.shared.lock().credentials.expire_old();
     }
 
-    /// Replaces the user's permissions. Open watches stay open, as with a real server.
+    /// Replaces the permissions of the client. Open watches stay open, as with a real server.
     pub fn set_rules(&self, rules: Rules) {
         self.shared.lock().rules = rules;
     }
@@ -198,7 +199,7 @@ impl ApiServer {
         self.shared.lock().delay = time;
     }
 
-    /// Changes how watches that request an initial list are served.
+    /// Changes how watches with `sendInitialEvents` (watches that request an initial list) are served.
     pub fn set_streaming_lists(&self, streaming: StreamingLists) {
         self.shared.lock().streaming = streaming;
     }

@@ -1,17 +1,19 @@
-//! Credentials of clients.
+//! Credentials with which clients authenticate to the fake API server.
 
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// Bearer tokens, and the directories to which they are written.
+/// Bearer tokens, and the directories to which the newest token is written.
 #[derive(Debug)]
 pub(crate) struct Credentials {
     /// Valid tokens, newest last.
     valid: Vec<String>,
+    /// Number of tokens issued, including those that are no longer valid.
     issued: usize,
     ca_certificate: String,
+    /// The URL of the API server.
     url: String,
     directories: Vec<PathBuf>,
 }
@@ -33,6 +35,7 @@ impl Credentials {
         &self.url
     }
 
+    /// Returns the newest token.
     pub(crate) fn newest(&self) -> &str {
         self.valid.last().map_or("", String::as_str)
     }
@@ -79,7 +82,7 @@ impl Credentials {
     }
 }
 
-/// Replaces a file atomically, as kubelet does.
+/// Replaces a file atomically. The kubelet also replaces mounted tokens atomically.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let partial = path.with_extension("partial");
     fs::write(&partial, text)?;

@@ -1,13 +1,14 @@
-//! Fields that a real server adds or removes.
+//! Fields that a real API server adds to an object or removes from it, such as defaults.
 
 use serde_json::{Map, Value, json};
 
 use crate::resource::Resource;
 
-/// Names of the maps that are removed if they are empty. Empty selectors and rules have a meaning and are kept.
+/// Names of fields with maps. If such a map is empty, the field is removed. Other empty maps are kept: an empty
+/// selector or rule has a meaning.
 const REMOVED_IF_EMPTY: [&str; 5] = ["matchLabels", "labels", "annotations", "nodeSelector", "status"];
 
-/// Changes an object to the form in which a server stores it.
+/// Changes an object to the form in which a real API server stores it.
 pub(crate) fn normalize(resource: Resource, object: &mut Map<String, Value>) {
     prune(object);
     match resource {
@@ -39,7 +40,8 @@ pub(crate) fn normalize(resource: Resource, object: &mut Map<String, Value>) {
     }
 }
 
-/// Returns whether a server counts changes of the spec in `metadata.generation`.
+/// Returns whether the fake API server counts changes of the spec in `metadata.generation`. A real API server does so
+/// for workloads, too, but netpol does not read this field of workloads.
 pub(crate) const fn has_generation(resource: Resource) -> bool {
     match resource {
         Resource::Pods | Resource::NetworkPolicies | Resource::EndpointSlices => true,
@@ -59,7 +61,7 @@ pub(crate) const fn has_generation(resource: Resource) -> bool {
     }
 }
 
-/// Removes null values, empty lists, and the maps in [`REMOVED_IF_EMPTY`] if they are empty.
+/// Removes null values, empty lists, and empty maps with a name in [`REMOVED_IF_EMPTY`], also in nested objects.
 fn prune(object: &mut Map<String, Value>) {
     for value in object.values_mut() {
         match value {

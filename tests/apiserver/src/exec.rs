@@ -1,8 +1,10 @@
-//! Commands in pods: `pods/exec` over a WebSocket, as kubelet serves it behind the API server.
+//! Commands in pods: `pods/exec` over a WebSocket, as kubelet serves it behind the API server. No process is started: a
+//! test decides with [`Exec`] how the command behaves. The main command is `netpol-agent connect`, which connects its
+//! standard input and output to the API socket of the agent.
 //!
 //! Source of the protocol: `k8s.io/apimachinery/pkg/util/remotecommand/constants.go`. Each message starts with the
-//! number of its channel. Since version 5, the message `255, CHANNEL` closes one channel. In earlier versions, only
-//! the whole connection can be closed.
+//! number of its channel, such as standard input. Since version 5, the message `255, CHANNEL` closes one channel. In
+//! earlier versions, only the whole connection can be closed.
 
 use std::fmt;
 use std::io;
@@ -37,11 +39,12 @@ const STDERR: u8 = 2;
 const STATUS: u8 = 3;
 /// First byte of a message that closes the channel in its second byte.
 const CLOSE: u8 = 255;
+/// The WebSocket subprotocol of version 5.
 const V5: &str = "v5.channel.k8s.io";
 /// The maximum number of bytes that are read from the agent's socket at a time.
 const BUFFER: usize = 16 << 10;
 
-/// A command to run in a pod.
+/// A request to run a command in a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecRequest {
     /// The pod's namespace.
@@ -54,25 +57,25 @@ pub struct ExecRequest {
     pub command: Vec<String>,
 }
 
-/// What a command does.
+/// How a command behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exec {
-    /// Connects standard input and output to a Unix socket.
+    /// The command connects its standard input and output to this Unix socket.
     Socket(PathBuf),
     /// Like `Socket`, until this number of bytes was written to standard output. Then the connection is closed without
     /// a status.
     CutAfter(PathBuf, usize),
-    /// Runs, and writes nothing.
+    /// The command runs, and writes nothing.
     Silent,
-    /// Does not start, and the request gets no response, as if kubelet did not respond.
+    /// The command does not start, and the request gets no response, as if kubelet did not respond.
     Hang,
-    /// Writes a text to standard error and exits with a code.
+    /// The command writes this text to standard error, and exits with this code.
     Fails(String, i32),
     /// The request is rejected with this HTTP status.
     Reject(u16),
 }
 
-/// The function that decides what a command does.
+/// The function with which a test decides how a command behaves.
 #[derive(Clone)]
 pub(crate) struct Handler(Arc<dyn Fn(&ExecRequest) -> Exec + Send + Sync>);
 
@@ -89,7 +92,7 @@ impl fmt::Debug for Handler {
 }
 
 impl ExecRequest {
-    /// Parses the path and query; `None` for another path.
+    /// Parses the path and query of a request; `None` if the path is not that of `pods/exec`.
     pub(crate) fn parse(uri: &Uri) -> Option<Self> {
         let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
         let ["api", "v1", "namespaces", namespace, "pods", pod, "exec"] = parts[..] else { return None };
@@ -105,7 +108,7 @@ impl ExecRequest {
     }
 }
 
-/// Responds to a permitted request.
+/// Responds to a request that the user is permitted to send.
 pub(crate) async fn respond(
     shared: &Arc<Shared>,
     command: &ExecRequest,
@@ -134,7 +137,8 @@ pub(crate) async fn respond(
             serve_command(socket, exec, protocol == V5).await
         };
         let mut run = pin!(run);
-        // An error means that the client has disconnected, or that the agent has closed its socket.
+        // An error means that the client has disconnected, or that the agent has closed its socket. `cuts` changes when
+        // a test closes all connections of the server.
         tokio::select! {
             _ = &mut run => {}
             _ = cuts.changed() => {}
@@ -167,21 +171,22 @@ fn switch_protocols(
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Does what the handler decided, until the connection ends.
-async fn serve_command(mut socket: Socket, exec: Exec, closes_channels: bool) -> io::Result<()> {
+/// Behaves as the handler decided, until the connection ends. `has_close_message`: whether a message of the protocol
+/// can close one channel.
+async fn serve_command(mut socket: Socket, exec: Exec, has_close_message: bool) -> io::Result<()> {
     match exec {
         Exec::Silent => {
             while let Some(Ok(_)) = socket.next().await {}
             Ok(())
         }
         Exec::Fails(text, code) => fail(&mut socket, &text, code).await,
-        Exec::Socket(path) => bridge(socket, path, None, closes_channels).await,
-        Exec::CutAfter(path, bytes) => bridge(socket, path, Some(bytes), closes_channels).await,
+        Exec::Socket(path) => connect_to_agent(socket, path, None, has_close_message).await,
+        Exec::CutAfter(path, bytes) => connect_to_agent(socket, path, Some(bytes), has_close_message).await,
         Exec::Hang | Exec::Reject(_) => Ok(()),
     }
 }
 
-/// Writes a text to standard error, and the exit code.
+/// Sends a text as standard error, and the exit code as status.
 async fn fail(socket: &mut Socket, text: &str, code: i32) -> io::Result<()> {
     send(socket, STDERR, text.as_bytes()).await?;
     let status = json!({
@@ -195,7 +200,12 @@ async fn fail(socket: &mut Socket, text: &str, code: i32) -> io::Result<()> {
 
 /// Copies data between the client and the agent's socket, until the agent closes its side or `limit` bytes were sent to
 /// the client.
-async fn bridge(mut socket: Socket, path: PathBuf, limit: Option<usize>, closes_channels: bool) -> io::Result<()> {
+async fn connect_to_agent(
+    mut socket: Socket,
+    path: PathBuf,
+    limit: Option<usize>,
+    has_close_message: bool,
+) -> io::Result<()> {
     let stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
         Err(error) => {
@@ -209,7 +219,7 @@ async fn bridge(mut socket: Socket, path: PathBuf, limit: Option<usize>, closes_
     loop {
         tokio::select! {
             message = socket.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => handle_message(&mut to_agent, &bytes, closes_channels).await?,
+                Some(Ok(Message::Binary(bytes))) => handle_message(&mut to_agent, &bytes, has_close_message).await?,
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(()),
                 Some(Ok(_)) => {}
             },
@@ -231,14 +241,18 @@ async fn bridge(mut socket: Socket, path: PathBuf, limit: Option<usize>, closes_
     }
 }
 
-/// Handles a message of the client.
-async fn handle_message(to_agent: &mut Option<OwnedWriteHalf>, bytes: &[u8], closes_channels: bool) -> io::Result<()> {
+/// Handles a message of the client: passes standard input to the agent, or closes it. Ignores other messages.
+async fn handle_message(
+    to_agent: &mut Option<OwnedWriteHalf>,
+    bytes: &[u8],
+    has_close_message: bool,
+) -> io::Result<()> {
     match bytes {
         [STDIN, data @ ..] => match to_agent {
             Some(to_agent) => to_agent.write_all(data).await,
             None => Ok(()),
         },
-        [CLOSE, STDIN] if closes_channels => {
+        [CLOSE, STDIN] if has_close_message => {
             *to_agent = None;
             Ok(())
         }

@@ -26,7 +26,7 @@ impl Effect {
         Self(EffectKind::Status { code, retry_after: None })
     }
 
-    /// Adds `Retry-After`, in seconds, to a status.
+    /// Adds the header `Retry-After`, in seconds, to a response with a status. Other effects do not change.
     #[must_use]
     pub const fn retry_after(self, seconds: u32) -> Self {
         match self.0 {
@@ -55,7 +55,7 @@ impl Effect {
         Self(EffectKind::CutInTheMiddle)
     }
 
-    /// Sends only the headers of a response with status 200.
+    /// Sends only the headers of a response with status 200. The connection stays open, but no body follows.
     pub const fn hang() -> Self {
         Self(EffectKind::Hang)
     }
@@ -123,16 +123,16 @@ impl Fault {
 /// The active faults.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
-    next: u64,
+    last_id: u64,
     /// Oldest first.
     faults: Vec<(FaultId, Fault)>,
 }
 
 impl Faults {
     pub(crate) fn inject(&mut self, fault: Fault) -> FaultId {
-        self.next += 1;
-        self.faults.push((FaultId(self.next), fault));
-        FaultId(self.next)
+        self.last_id += 1;
+        self.faults.push((FaultId(self.last_id), fault));
+        FaultId(self.last_id)
     }
 
     pub(crate) fn withdraw(&mut self, id: FaultId) {

@@ -9,6 +9,7 @@ use crate::object::Object;
 /// One change of an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
+    /// The `resourceVersion` of the change. Versions in this module are resource versions.
     pub(crate) version: u64,
     pub(crate) at: Instant,
     /// `None` if the change created the object.
@@ -24,10 +25,11 @@ pub(crate) struct TooOld {
     pub(crate) oldest: u64,
 }
 
-/// Changes by version, newest last.
+/// The last changes by version, newest last.
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     changes: VecDeque<Change>,
+    /// Maximum number of changes.
     capacity: usize,
     /// All changes after this version are in `changes`.
     floor: u64,

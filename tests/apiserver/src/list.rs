@@ -1,4 +1,4 @@
-//! Responses to list requests, for the current or an earlier version.
+//! Responses to list requests, with the objects at the current or at an earlier resource version.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use crate::route::Target;
 use crate::shared::{Shared, State};
 use crate::status::Status;
 
-/// Number of bytes after which a part of the list is sent.
+/// A list is sent in parts. A part is sent as soon as it has at least this number of bytes.
 const PART_SIZE: usize = 128 * 1024;
 
-/// The version to list.
+/// The resource version to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ListVersion {
     Current,
     Exact(u64),
 }
 
-/// A list to send.
+/// A list to send as JSON.
 struct Listing {
     /// The JSON text before the first item.
     head: String,
@@ -28,6 +28,8 @@ struct Listing {
     form: Form,
 }
 
+/// Returns the body of the response to a list request. `cut_in_the_middle` injects a fault: only half of the objects
+/// are sent, and then the connection is aborted.
 pub(crate) fn list(shared: &Arc<Shared>, target: &Target, form: Form, cut_in_the_middle: bool) -> Result<Body, Status> {
     let listing = listing(&shared.lock(), target, form)?;
     let (writer, body) = Body::parts(shared.clone());
@@ -46,6 +48,7 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
         ListVersion::Exact(version) => version,
     };
     let start = token.as_ref().map_or("", |token| token.start.as_str());
+    // The store has an error if the version was compacted.
     let found = state.store.at(target.resource, version, &target.prefix(), start).map_err(|_| match &token {
         Some(token) => Status::expired_page(&token.inconsistent().encode()),
         None => Status::expired_list(),
@@ -67,14 +70,15 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
     Ok(Listing { head: list_head(target.resource, form, &metadata), objects, form })
 }
 
-/// Returns the version to list, and the continue token if the request has one.
+/// Returns the resource version to list, and the continue token if the request has one. Or returns the error with which
+/// kube-apiserver rejects this combination of options. `requested`: the option `resourceVersion`.
 fn list_version(
     state: &State,
     target: &Target,
     requested: Option<u64>,
 ) -> Result<(ListVersion, Option<ContinueToken>), Status> {
     let current = state.store.version();
-    let matching = target.option("resourceVersionMatch");
+    let version_match = target.option("resourceVersionMatch");
     if let Some(token) = target.option("continue") {
         if requested.is_some_and(|version| version > 0) {
             let why = "specifying resource version is not allowed when using continue";
@@ -84,7 +88,7 @@ fn list_version(
         let list_version = token.version.map_or(ListVersion::Current, ListVersion::Exact);
         return Ok((list_version, Some(token)));
     }
-    match (matching, requested) {
+    match (version_match, requested) {
         (Some(_), None) => {
             let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
             Err(Status::forbidden_option("resourceVersionMatch", why))
@@ -102,6 +106,7 @@ fn list_version(
     }
 }
 
+/// Returns the JSON text before the first item of a list.
 fn list_head(resource: Resource, form: Form, metadata: &str) -> String {
     let (kind, api_version) = match form {
         Form::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1"),

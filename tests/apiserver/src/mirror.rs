@@ -23,8 +23,8 @@ use crate::store::identify;
 /// How often the thread checks whether it should stop, in milliseconds.
 const POLL_MILLISECONDS: u16 = 100;
 
-/// A file that was modified within this time is always read. If a file is written twice within the resolution of its
-/// modification time, the second write may leave inode, size and time unchanged.
+/// A file that was modified within this time before a scan is always read. If a file is written twice within the
+/// resolution of its modification time, the second write may leave inode, size and time unchanged.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// Why a directory cannot be mirrored.
@@ -47,6 +47,7 @@ pub struct Mirror {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Identifies an object: its resource, and `namespace/name`.
 type Key = (Resource, String);
 
 #[derive(Debug)]
@@ -85,8 +86,8 @@ impl Mirror {
         Ok(Self { directory, stop, thread: Some(thread) })
     }
 
-    /// Applies the current manifests of the directory and returns the errors. A file that cannot be read keeps its
-    /// previous objects.
+    /// Applies the current manifests of the directory and returns the errors. If a file cannot be read or is not valid
+    /// YAML, its previous objects are kept.
     ///
     /// # Errors
     /// If the directory cannot be listed.
@@ -119,9 +120,9 @@ fn follow(mut inotify: Inotify, directory: &Mutex<Directory>, stop: &AtomicBool)
         if poll(&mut events, PollTimeout::from(POLL_MILLISECONDS)).is_ok_and(|ready| ready == 0) {
             continue;
         }
-        // A scan finds the changes; inotify events only trigger it.
+        // The events are discarded: they only trigger a scan, which finds the changes.
         while inotify.read_events(&mut buffer).is_ok_and(|mut events| events.next().is_some()) {}
-        // If the directory was removed, all objects are kept.
+        // The scan fails if the directory was removed. Then all objects are kept.
         let _ = locked(directory).rescan();
     }
 }

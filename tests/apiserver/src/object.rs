@@ -1,4 +1,4 @@
-//! An object as the server stores it: JSON text, with the fields for selectors parsed.
+//! An object as the fake API server stores it: JSON text. The fields that label and field selectors match are parsed.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::resource::Resource;
 /// The form in which an object is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Without kind and API version, as in a list.
+    /// Without kind and API version, as the items of a list.
     Item,
     /// Complete, with kind and API version.
     Whole,
@@ -17,15 +17,17 @@ pub(crate) enum Form {
     Metadata,
 }
 
-/// One version of an object. The text of the metadata is separate and does not contain the version, because a watch
-/// event may contain the object with a newer version.
+/// One version of an object. The text of the metadata is separate and does not contain the resource version, because a
+/// watch event of type DELETED contains the earlier object with the resource version of the change.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) resource: Resource,
     /// `namespace/name`, or only the name; sorts in the order of etcd's keys.
     pub(crate) key: Box<str>,
+    /// The resource version.
     pub(crate) version: u64,
     pub(crate) labels: BTreeMap<Box<str>, Box<str>>,
+    /// `spec.nodeName`.
     pub(crate) node: Option<Box<str>>,
     /// The members of `metadata`, as JSON text without braces.
     metadata: Box<str>,
@@ -75,12 +77,12 @@ impl Object {
         self.key.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Returns whether the objects are equal, apart from the version.
+    /// Returns whether the objects are equal, except for the resource version.
     pub(crate) fn has_same_content(&self, other: &Self) -> bool {
         self.metadata == other.metadata && self.rest == other.rest
     }
 
-    /// Appends the JSON, with the given version.
+    /// Appends the JSON, with this resource version.
     pub(crate) fn write(&self, out: &mut Vec<u8>, version: u64, form: Form) {
         match form {
             Form::Item => out.push(b'{'),
@@ -101,7 +103,7 @@ impl Object {
         out.push(b'}');
     }
 
-    /// Returns the JSON with the object's own version.
+    /// Returns the JSON with the object's own resource version.
     pub(crate) fn bytes(&self, form: Form) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.metadata.len() + self.rest.len() + 100);
         self.write(&mut out, self.version, form);

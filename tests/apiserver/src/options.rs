@@ -1,29 +1,31 @@
-//! Options of a server.
+//! Options of a fake API server.
 
 use std::time::Duration;
 
 use crate::auth::Rules;
 
-/// The configuration of a server. Settings that can change at runtime have functions on `ApiServer`.
+/// The configuration with which a fake API server starts. Functions of `ApiServer` change some of these settings at
+/// runtime.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Number of changes that the history keeps for each resource. A watch that starts from an older version gets
-    /// status 410.
+    /// Number of changes that the history keeps for each resource. A watch that starts from an older resource version
+    /// gets status 410.
     pub history: usize,
-    /// Interval of bookmarks on watches that requested bookmarks. A bookmark is sent only if the version has changed.
+    /// Interval of bookmarks on watches that requested bookmarks. A bookmark is sent only if the resource version has
+    /// changed since the last one.
     pub bookmark_every: Duration,
     /// Duration of a watch without `timeoutSeconds`.
     pub watch_timeout: Duration,
     /// How watches that request an initial list are served.
     pub streaming_lists: StreamingLists,
-    /// The user's permissions.
+    /// The permissions of [`Self::user`].
     pub rules: Rules,
-    /// The user that the tokens authenticate.
+    /// The name of the only user. All tokens authenticate this user.
     pub user: String,
     /// Additional names or addresses for the certificate, besides the listener's address, the loopback addresses and
     /// `kubernetes.default.svc`.
     pub names: Vec<String>,
-    /// The version before the first object.
+    /// The resource version of the empty server. The first object gets the next version.
     pub first_version: u64,
     /// Whether the server offers HTTP/2. Every API server offers it, but a proxy in front of the server may not.
     pub http2: bool,
@@ -60,11 +62,11 @@ impl Default for Options {
 pub enum StreamingLists {
     /// Sends the objects, then a bookmark that marks the end of the initial events.
     Served,
-    /// The storage does not support it: an ERROR event in a response of status 200.
+    /// The storage does not support initial events: the response has status 200 and contains an ERROR event.
     NoStorageSupport,
-    /// The feature gate is off: status 422.
+    /// The feature gate `WatchList` is off: status 422.
     Forbidden,
-    /// The server, or a proxy in front of it, ignores the option: the objects are sent as for any watch without a
-    /// version, and no bookmark marks their end.
+    /// The server, or a proxy in front of it, ignores `sendInitialEvents`: the objects are sent as for any watch
+    /// without a resource version, and no bookmark marks their end.
     Ignored,
 }

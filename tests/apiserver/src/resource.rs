@@ -1,8 +1,8 @@
-//! The resources that the server supports.
+//! The API resources and verbs that the fake API server supports.
 
 use std::fmt;
 
-/// A supported resource.
+/// A supported API resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// `v1` Pods.
@@ -131,7 +131,7 @@ impl Resource {
         self.facts().kind
     }
 
-    /// Returns the plural name, as used in paths and roles.
+    /// Returns the plural name, as used in URL paths and RBAC roles.
     pub const fn plural(self) -> &'static str {
         self.facts().plural
     }
@@ -146,7 +146,7 @@ impl Resource {
         Self::ALL.into_iter().find(|resource| resource.api_version() == api_version && resource.kind() == kind)
     }
 
-    /// Finds a resource by API version and plural name, as in a path.
+    /// Finds a resource by API version and plural name, as in a URL path.
     pub(crate) fn of_path(api_version: &str, plural: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.api_version() == api_version && resource.plural() == plural)
     }
@@ -161,7 +161,7 @@ impl fmt::Display for Resource {
 }
 
 impl Verb {
-    /// Returns the name, as used in roles.
+    /// Returns the name, as used in RBAC roles.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Get => "get",

@@ -1,4 +1,4 @@
-//! Handles requests.
+//! Responds to the requests to a fake API server.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::write::write;
 /// The user name that a real server gives to requests without credentials.
 const ANONYMOUS: &str = "system:anonymous";
 
-/// The path at which a client requests its own user name.
+/// The path at which a client requests its own user name (`SelfSubjectReview`).
 const SELF_REVIEW: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 
 /// Responds to a request. An error closes the connection.
@@ -32,7 +32,7 @@ pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> 
     let query = route::query(request.uri().query());
     let target = Target::parse(request.method(), request.uri().path(), &query);
     let parsed = target.as_ref().and_then(|target| target.as_ref().ok());
-    let index = {
+    let log_index = {
         let mut state = shared.lock();
         state.requests.push(log::Request {
             at: Instant::now(),
@@ -52,12 +52,13 @@ pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> 
     if let Some(date) = state.date {
         response.headers_mut().insert(DATE, HeaderValue::from_static(date));
     }
-    if let Some(request) = state.requests.get_mut(index) {
+    if let Some(request) = state.requests.get_mut(log_index) {
         request.status = Some(response.status().as_u16());
     }
     Ok(response)
 }
 
+/// `target`: the resource and verb of the request; `None` if the path is not the path of a resource.
 async fn handle(
     shared: &Arc<Shared>,
     request: Request<Incoming>,
@@ -77,6 +78,7 @@ async fn handle(
     if (request.method(), request.uri().path()) == (&Method::POST, SELF_REVIEW) {
         let is_served = shared.lock().self_reviews;
         if !is_served {
+            // The client gets no response.
             std::future::pending::<()>().await;
         }
         return Ok(json(StatusCode::CREATED, self_review(&user)));
@@ -99,6 +101,7 @@ async fn handle(
         }
         Some(EffectKind::Cut) => return Err(io::ErrorKind::ConnectionAborted.into()),
         Some(EffectKind::CutInTheMiddle) => cut_in_the_middle = true,
+        // The response ends only when the client disconnects.
         Some(EffectKind::Hang) => {
             let (writer, body) = Body::parts(shared.clone());
             tokio::spawn(async move { writer.disconnected().await });
@@ -139,6 +142,7 @@ async fn dispatch(
     }
 }
 
+/// Returns the name of the user that sent a request.
 fn authenticate(shared: &Shared, request: &Request<Incoming>) -> Result<String, Status> {
     let Some(header) = request.headers().get(AUTHORIZATION) else { return Ok(ANONYMOUS.to_owned()) };
     let state = shared.lock();
@@ -156,8 +160,8 @@ fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status>
     if allowed { Ok(()) } else { Err(denied()) }
 }
 
-/// Returns the effect of the fault that applies to a request, and subtracts one from the fault's remaining requests.
-/// If the request is a list, also updates the page number.
+/// Returns the effect of the injected fault that applies to a request, and subtracts one from the fault's remaining
+/// requests. If the request is a list, also updates the page number, because a fault can apply to one page only.
 fn next_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     let mut state = shared.lock();
     let page = state.pages.entry(target.resource).or_default();
@@ -168,6 +172,7 @@ fn next_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     state.faults.next_effect(target.verb, target.resource, page).map(|effect| effect.0)
 }
 
+/// Returns the `SelfSubjectReview` for a user.
 fn self_review(user: &str) -> Vec<u8> {
     let review = serde_json::json!({
         "kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "metadata": {},

@@ -10,12 +10,12 @@ use crate::selector::Selector;
 use crate::status::Status;
 use crate::store::key_of;
 
-/// A request for a resource.
+/// What a request does, and with which objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) verb: Verb,
     pub(crate) resource: Resource,
-    /// Empty for all namespaces.
+    /// Empty for a cluster-scoped resource, and for a collection in all namespaces.
     pub(crate) namespace: String,
     /// Empty for a collection.
     pub(crate) name: String,
@@ -66,35 +66,40 @@ impl Target {
         Some(Ok(Self { verb, resource, namespace, name, query }))
     }
 
+    /// Returns the key of the object in the store.
     pub(crate) fn key(&self) -> String {
         key_of(&self.namespace, &self.name)
     }
 
-    /// Returns the prefix of all keys in the collection.
+    /// Returns the prefix that the keys of all objects in the collection have.
     pub(crate) fn prefix(&self) -> String {
         if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) }
     }
 
+    /// Returns the value of a query parameter; `None` if it is missing or empty.
     pub(crate) fn option(&self, name: &str) -> Option<&str> {
         self.query.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Returns whether a query parameter is true.
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.query.get(name).is_some_and(|value| matches!(value.as_str(), "1" | "true"))
     }
 
+    /// Returns a query parameter that is a number.
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, Status> {
         let parse =
             |value: &str| value.parse().map_err(|_| Status::bad_request(&format!("{name}: {value:?} is not a number")));
         self.option(name).map(parse).transpose()
     }
 
-    /// Returns `resourceVersion`, if it is set.
+    /// Returns the query parameter `resourceVersion`, if it is set.
     pub(crate) fn version(&self) -> Result<Option<u64>, Status> {
         let parse = |value: &str| value.parse().map_err(|_| Status::bad_version(value));
         self.option("resourceVersion").map(parse).transpose()
     }
 
+    /// Parses the query parameters `labelSelector` and `fieldSelector`.
     pub(crate) fn selector(&self) -> Result<Selector, Status> {
         Selector::parse(self.option("labelSelector"), self.option("fieldSelector"))
             .map_err(|message| Status::bad_request(&message))

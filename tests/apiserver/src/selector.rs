@@ -1,8 +1,8 @@
-//! Label and field selectors in queries.
+//! Label and field selectors in requests of clients (`labelSelector` and `fieldSelector`).
 
 use crate::object::Object;
 
-/// The selectors of a query.
+/// The label and field selectors of a request. An object must meet all requirements of both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selector {
     labels: Vec<(String, Requirement)>,
@@ -61,7 +61,7 @@ impl Selector {
     }
 }
 
-/// Splits at commas outside parentheses.
+/// Splits a selector into its requirements, at commas outside parentheses.
 fn split(text: &str) -> Vec<&str> {
     let mut depth = 0_usize;
     let parts = text.split(|c| {
@@ -77,7 +77,7 @@ fn split(text: &str) -> Vec<&str> {
 
 /// Parses one requirement of a label selector.
 fn parse_requirement(text: &str) -> Result<(String, Requirement), String> {
-    let set = |values: &str| -> Result<Vec<String>, String> {
+    let parse_values = |values: &str| -> Result<Vec<String>, String> {
         let inner = values.trim().strip_prefix('(').and_then(|values| values.strip_suffix(')'));
         let inner = inner.ok_or_else(|| format!("unable to parse requirement: {text}"))?;
         Ok(inner.split(',').map(|value| value.trim().to_owned()).collect())
@@ -86,10 +86,10 @@ fn parse_requirement(text: &str) -> Result<(String, Requirement), String> {
         return Ok((key.trim().to_owned(), Requirement::DoesNotExist));
     }
     if let Some((key, values)) = text.split_once(" notin ").or_else(|| text.split_once(" notin(")) {
-        return Ok((key.trim().to_owned(), Requirement::NotIn(set(&with_opening_parenthesis(values))?)));
+        return Ok((key.trim().to_owned(), Requirement::NotIn(parse_values(&with_opening_parenthesis(values))?)));
     }
     if let Some((key, values)) = text.split_once(" in ").or_else(|| text.split_once(" in(")) {
-        return Ok((key.trim().to_owned(), Requirement::In(set(&with_opening_parenthesis(values))?)));
+        return Ok((key.trim().to_owned(), Requirement::In(parse_values(&with_opening_parenthesis(values))?)));
     }
     if let Some((key, value)) = text.split_once("!=") {
         return Ok((key.trim().to_owned(), Requirement::NotIn(vec![value.trim().to_owned()])));
@@ -100,7 +100,7 @@ fn parse_requirement(text: &str) -> Result<(String, Requirement), String> {
     Ok((text.to_owned(), Requirement::Exists))
 }
 
-/// Adds the opening parenthesis, if it was removed together with the operator.
+/// Adds the opening parenthesis of the values, if it was removed together with the operator, as in `app in(db)`.
 fn with_opening_parenthesis(values: &str) -> String {
     if values.trim_start().starts_with('(') { values.to_owned() } else { format!("({values}") }
 }

@@ -1,4 +1,4 @@
-//! The server thread.
+//! Starts and stops the thread of the fake API server, and simulates failures of its network.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -96,8 +96,8 @@ impl ApiServer {
     pub fn network(&self, network: Network) {
         let before = *self.shared.network.borrow();
         if before == Network::Refuse && network != Network::Refuse {
-            // The shutdown has unbound the port only if the kernel had selected it. Otherwise the port is still bound,
-            // and this `bind` fails.
+            // When the socket was shut down (see below), the kernel released the port only if the kernel itself had
+            // selected the port. Otherwise the port is still bound, and this `bind` fails.
             let _ = bind(self.listener.as_raw_fd(), &SockaddrStorage::from(self.address));
             listen(&self.listener, Backlog::MAXCONN).expect("cannot listen again on the API server's socket");
             assert_eq!(self.listener.local_addr().ok(), Some(self.address), "the port changed");
@@ -149,7 +149,7 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
                 accepted = socket.accept() => match accepted {
                     Ok((stream, _)) => {
                         let cuts = shared.cuts.subscribe();
-                        tokio::spawn(connection(shared.clone(), stream, acceptor.clone(), cuts));
+                        tokio::spawn(serve_connection(shared.clone(), stream, acceptor.clone(), cuts));
                     }
                     Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
                 },
@@ -158,7 +158,13 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, acceptor: TlsAcceptor, mut cuts: watch::Receiver<()>) {
+/// Serves one connection until the client closes it, or until `cuts` reports that all connections must be closed.
+async fn serve_connection(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    mut cuts: watch::Receiver<()>,
+) {
     // Events are short, and tests measure their latency.
     let _ = stream.set_nodelay(true);
     let mut network = shared.network.subscribe();
@@ -174,6 +180,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, acceptor: TlsAccepto
         }
     });
     loop {
+        // In a black hole, `serving` is not polled: the connection stays open, but nothing is read or sent.
         let black_hole = *network.borrow_and_update() == Network::BlackHole;
         tokio::select! {
             biased;

@@ -17,7 +17,8 @@ use crate::server::Network;
 use crate::store::Store;
 use crate::watch::WatchFault;
 
-/// Everything that can change while a server runs.
+/// Everything that can change while a server runs. Some fields start with the value of a field of [`Options`], which
+/// describes them.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) store: Store,
@@ -25,21 +26,24 @@ pub(crate) struct State {
     pub(crate) user: String,
     pub(crate) credentials: Credentials,
     pub(crate) faults: Faults,
+    /// The log of all requests.
     pub(crate) requests: Vec<Request>,
     /// Decides what a command in a pod does.
     pub(crate) exec: Option<Handler>,
     pub(crate) exec_protocols: &'static [&'static str],
     pub(crate) date: Option<&'static str>,
     pub(crate) self_reviews: bool,
-    /// When each watch event was first passed to a socket, by version.
+    /// When each watch event was first passed to a socket, by resource version.
     pub(crate) sent: BTreeMap<u64, Instant>,
     /// The number of the list page that was requested last, by resource.
     pub(crate) pages: BTreeMap<Resource, usize>,
-    /// All faults that tests have applied to watches, in order.
+    /// All faults that tests have applied to watches, in order. `None`: to the watches of all resources.
     pub(crate) watch_faults: Vec<(Option<Resource>, WatchFault)>,
+    /// The number of open watches, by resource.
     pub(crate) open_watches: BTreeMap<Resource, usize>,
     /// The delay of watch events after their changes.
     pub(crate) delay: Duration,
+    /// [`Options::streaming_lists`].
     pub(crate) streaming: StreamingLists,
     pub(crate) bookmark_every: Duration,
     pub(crate) watch_timeout: Duration,
@@ -51,6 +55,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Wakes the watches after a change of the state.
     pub(crate) changed: watch::Sender<()>,
+    /// The simulated state of the network.
     pub(crate) network: watch::Sender<Network>,
     /// Sending a value closes all connections.
     pub(crate) cuts: watch::Sender<()>,

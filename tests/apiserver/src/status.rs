@@ -1,4 +1,4 @@
-//! Error responses, as `Status` objects.
+//! Error responses of the fake API server, as `Status` objects of the Kubernetes API.
 
 use serde_json::{Map, Value, json};
 
@@ -95,7 +95,7 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message, None)
     }
 
-    /// Returns the error for a version that is not a number.
+    /// Returns the error for a `resourceVersion` that is not a number.
     pub(crate) fn bad_version(version: &str) -> Self {
         let message = format!(
             "resourceVersion: Invalid value: \"{version}\": strconv.ParseUint: parsing \"{version}\": invalid syntax"
@@ -104,6 +104,7 @@ impl Status {
     }
 
     /// Returns the error for an invalid query parameter, or an invalid combination of parameters.
+    /// `field`: the name of the parameter.
     pub(crate) fn forbidden_option(field: &str, why: &str) -> Self {
         let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
         let cause = json!({"reason": "FieldValueForbidden", "message": format!("Forbidden: {why}"), "field": field});
@@ -111,8 +112,8 @@ impl Status {
         Self::new(422, "Invalid", &message, Some(details))
     }
 
-    /// Returns the error for a page of a list, if the version of the list has expired. With `token`, the client can
-    /// continue with the current objects.
+    /// Returns the error for a page of a list whose resource version has expired: the history no longer has it. With
+    /// `token`, the client can continue with the current objects.
     pub(crate) fn expired_page(token: &str) -> Self {
         let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
                        without the continue parameter, or use the continue token in this response to retrieve the remainder of \
@@ -124,21 +125,24 @@ impl Status {
         status
     }
 
+    /// Returns the error for a list at an exact resource version that has expired.
     pub(crate) fn expired_list() -> Self {
         Self::new(410, "Expired", "The resourceVersion for the provided list is too old.", None)
     }
 
-    /// Returns the error for a watch that starts before the oldest version in the history.
+    /// Returns the error for a watch that starts before the oldest resource version in the history.
     pub(crate) fn expired_watch(version: u64, oldest: u64) -> Self {
         Self::new(410, "Expired", &format!("too old resource version: {version} ({oldest})"), None)
     }
 
+    /// Returns the error for a streaming list, if the server's storage does not support streaming lists.
     pub(crate) fn no_streaming_storage() -> Self {
         let message = "a watch stream was requested by the client but the required storage feature RequestWatchProgress is \
                        disabled";
         Self::new(500, "InternalError", message, None)
     }
 
+    /// Returns the error for a request for a resource version that does not exist yet.
     pub(crate) fn too_new(version: u64, current: u64) -> Self {
         let cause = json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
         let message = format!("Timeout: Too large resource version: {version}, current: {current}");

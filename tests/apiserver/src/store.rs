@@ -1,4 +1,5 @@
-//! The objects, and one version counter for all resources.
+//! The objects of the fake API server, and the counter of resource versions. As in etcd, all resources share the
+//! counter.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -20,7 +21,7 @@ pub struct Applied {
     pub version: u64,
     /// Whether the object changed. If not, no event was sent.
     pub changed: bool,
-    /// The time of the change.
+    /// When the object was applied.
     pub at: Instant,
 }
 
@@ -33,9 +34,9 @@ pub enum ApplyError {
     /// The kind is not in [`Resource`].
     #[error("the fake API server does not support {kind} of {api_version}; see Resource")]
     Unsupported {
-        /// Its `apiVersion`.
+        /// `apiVersion` of the object.
         api_version: String,
-        /// Its `kind`.
+        /// `kind` of the object.
         kind: String,
     },
 }
@@ -47,6 +48,7 @@ pub struct Backup {
     objects: BTreeMap<Resource, BTreeMap<Box<str>, Arc<Object>>>,
 }
 
+/// The objects of one resource, by key.
 #[derive(Debug)]
 struct Collection {
     objects: BTreeMap<Box<str>, Arc<Object>>,
@@ -56,9 +58,11 @@ struct Collection {
 #[derive(Debug)]
 pub(crate) struct Store {
     collections: BTreeMap<Resource, Collection>,
+    /// The last version that was assigned.
     version: u64,
+    /// The maximum number of changes in each history.
     capacity: usize,
-    /// A counter for unique UIDs. A restore does not reset the counter.
+    /// A counter for unique UIDs. [`Self::restore`] does not reset the counter.
     uid_counter: u64,
 }
 
@@ -86,7 +90,7 @@ impl Store {
         self.collection(resource).objects.get(key)
     }
 
-    /// Creates or replaces an object. If the content is the same, the version does not change.
+    /// Creates or replaces an object. If the content of the object stays the same, its version does not change.
     pub(crate) fn apply(&mut self, mut value: Value) -> Result<Applied, ApplyError> {
         let (resource, key) = identify(&value)?;
         let Some(object) = value.as_object_mut() else { return Err(ApplyError::Incomplete(value.to_string())) };
@@ -153,6 +157,7 @@ impl Store {
         start: &str,
     ) -> Result<Vec<&Arc<Object>>, TooOld> {
         let collection = self.collection(resource);
+        // The earlier states of the objects that have changed since the version.
         let undo = collection.history.undo(version)?;
         let from = Bound::Included(start.max(prefix));
         let current = collection.objects.range::<str, _>((from, Bound::Unbounded));
@@ -160,7 +165,6 @@ impl Store {
         if undo.is_empty() {
             return Ok(current.collect());
         }
-        // Objects that have changed since the version come from the history. Their current state is not returned.
         let unchanged = current.filter(|object| !undo.contains_key(&*object.key));
         let earlier = undo.range::<str, _>((from, Bound::Unbounded));
         let earlier = earlier.take_while(|(key, _)| key.starts_with(prefix)).filter_map(|(_, object)| *object);
@@ -181,9 +185,9 @@ impl Store {
         }
     }
 
-    /// Assigns new versions to all objects. The first new version is `first + 1`.
-    pub(crate) fn renumber(&mut self, first: u64) {
-        self.version = first;
+    /// Assigns new versions to all objects. Counts from `start`, so the first new version is `start + 1`.
+    pub(crate) fn renumber(&mut self, start: u64) {
+        self.version = start;
         for collection in self.collections.values_mut() {
             for object in collection.objects.values_mut() {
                 self.version += 1;
@@ -225,7 +229,7 @@ pub(crate) fn identify(value: &Value) -> Result<(Resource, String), ApplyError> 
     Ok((resource, key_of(namespace, name)))
 }
 
-/// Returns the current time as written in metadata, in whole seconds.
+/// Returns the current time in whole seconds, as it is written in metadata.
 fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

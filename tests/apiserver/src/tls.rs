@@ -1,4 +1,4 @@
-//! Certificates, created for each server.
+//! TLS certificates of the fake API server. Each server creates its own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use crate::server::StartError;
 
 /// The server's certificate, and the CA that its clients trust.
 pub(crate) struct Identity {
+    /// Accepts TLS connections with the server's certificate.
     pub(crate) acceptor: TlsAcceptor,
-    /// The CA certificate.
+    /// The CA certificate, as PEM.
     pub(crate) ca_certificate: String,
 }
 

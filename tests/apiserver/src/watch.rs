@@ -17,7 +17,7 @@ use crate::selector::Selector;
 use crate::shared::{Shared, State};
 use crate::status::Status;
 
-/// Number of bytes after which a part of the initial events is sent.
+/// Number of bytes after which a part of the initial events (the current objects) is sent.
 const PART_SIZE: usize = 64 * 1024;
 
 /// A fault that a test applies to open watches.
@@ -43,15 +43,19 @@ struct Watch {
     /// The prefix of the keys that the client watches.
     prefix: String,
     selector: Selector,
+    /// Whether objects are written whole, or only their metadata.
     form: Form,
+    /// Whether the client requested bookmarks.
     bookmarks: bool,
     /// Whether a bookmark marks the end of the initial events.
     marks_initial_end: bool,
     /// All changes up to this version were sent.
     version: u64,
-    /// Number of [`State::watch_faults`] already handled.
+    /// Number of items of [`State::watch_faults`] that this watch has handled.
     faults_handled: usize,
+    /// When the watch ends by its timeout.
     end: Instant,
+    /// Whether the next event is cut in the middle.
     cut_in_the_middle: bool,
 }
 
@@ -76,7 +80,9 @@ struct Pending {
     /// The bytes, version and time of each change.
     events: Vec<(Vec<u8>, u64, std::time::Instant)>,
     faults: Vec<WatchFault>,
+    /// The error to send if the store no longer has the changes after [`Watch::version`].
     expired: Option<Status>,
+    /// How long after its change an event is sent.
     delay: Duration,
 }
 
@@ -91,6 +97,7 @@ impl Drop for OpenWatch {
     }
 }
 
+/// Starts a watch. Returns the response body, or an error response.
 pub(crate) fn watch(
     shared: &Arc<Shared>,
     target: &Target,
@@ -177,6 +184,7 @@ impl Watch {
         let (bookmark_every, mut bookmarked) = (self.shared.lock().bookmark_every, self.version);
         let mut next_bookmark = Instant::now() + bookmark_every;
         loop {
+            // Marks earlier changes as seen. A change during `send` ends the `select!` below at once.
             changed.borrow_and_update();
             let pending = self.take_pending();
             self.send(writer, pending).await?;
@@ -257,7 +265,8 @@ impl Watch {
         pending
     }
 
-    /// Returns the event of a change, if the watch selects the object before or after the change.
+    /// Returns the bytes, version and time of the event for a change, if the watch selects the object before or after
+    /// the change.
     fn event_of(&self, change: &Change) -> Option<(Vec<u8>, u64, std::time::Instant)> {
         let is_selected = |object: &&Arc<Object>| object.key.starts_with(&self.prefix) && self.selector.matches(object);
         let (before, after) = (change.before.as_ref().filter(is_selected), change.after.as_ref().filter(is_selected));
@@ -299,7 +308,7 @@ impl Watch {
         Ok(())
     }
 
-    /// If a fault requires it, sends only half of an event and ends the watch.
+    /// If `cut_in_the_middle` is set, sends only half of an event and ends the watch.
     async fn write_half_if_injected(&self, writer: &Writer, bytes: &[u8]) -> Result<(), WatchEnd> {
         if self.cut_in_the_middle {
             writer.write(bytes[..bytes.len() / 2].to_vec(), None).await?;
@@ -315,8 +324,9 @@ impl Watch {
         out
     }
 
-    /// Returns a bookmark. If `ends_initial_events` is set, the bookmark marks the end of the initial events. Clients
-    /// use only the version in a bookmark. Its other fields are those that Go serializes for an empty object.
+    /// Returns a bookmark. If `ends_initial_events` is set, the bookmark marks the end of the initial events. Of the
+    /// object in a bookmark, clients use only the version. Its other fields are those that Go serializes for an empty
+    /// object.
     fn bookmark(&self, ends_initial_events: bool) -> Vec<u8> {
         let end = if ends_initial_events { ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}" } else { "" };
         let (kind, api_version, rest) = match self.form {
@@ -332,7 +342,7 @@ impl Watch {
     }
 }
 
-/// Returns the members that Go serializes even if they are empty.
+/// Returns the members of an object that Go serializes even if they are empty.
 const fn empty_members(resource: Resource) -> &'static str {
     match resource {
         Resource::Pods => ",\"spec\":{\"containers\":null},\"status\":{}",

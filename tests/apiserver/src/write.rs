@@ -1,4 +1,4 @@
-//! Handles create, update, patch and delete requests.
+//! Handles create, update, patch and delete requests to the fake API server.
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -18,10 +18,12 @@ pub(crate) struct WriteResponse {
     pub(crate) body: Vec<u8>,
 }
 
-/// The type of a patch.
+/// The type of a patch. Both types are applied as a JSON merge patch, so lists are replaced as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PatchType {
+    /// A JSON merge patch or a strategic merge patch.
     Merge,
+    /// Server-side apply, which also creates an object.
     Apply,
 }
 
@@ -121,10 +123,10 @@ fn delete(state: &mut State, target: &Target) -> Result<WriteResponse, Status> {
     Ok(WriteResponse { code: StatusCode::OK, body: body.to_string().into_bytes() })
 }
 
-/// Rejects a write that is based on another version than the current `version`.
+/// Rejects a write with another `resourceVersion` than the object's current `version`.
 fn check_version(target: &Target, value: &Value, version: u64) -> Result<(), Status> {
     match value.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
-        Some(wanted) if !wanted.is_empty() && wanted != version.to_string() => {
+        Some(required) if !required.is_empty() && required != version.to_string() => {
             Err(Status::conflict(target.resource, &target.name))
         }
         Some(_) | None => Ok(()),

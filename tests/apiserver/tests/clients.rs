@@ -41,7 +41,7 @@ where
     }
 }
 
-/// Waits for an event. Errors before the event are ignored.
+/// Waits for an event in the form of [`next_event`]. Errors before the event are ignored.
 async fn expect<S>(watch: &mut S, expected: &str) -> Result<()>
 where
     S: Stream<Item = watcher::Result<Event<Pod>>> + Unpin,
@@ -107,6 +107,7 @@ async fn watchers_recover_from_faults() -> Result<()> {
         wait_for_watch(&server).await?;
         server.inject_watch_fault(Some(Resource::Pods), fault);
         server.apply(pod("shop", "b", &json!({})))?;
+        // The watcher may report errors first. Then it resumes the watch, or lists again.
         let (reported, mut watch) = polled.await?;
         let reported = reported?;
         if reported.starts_with("error") {
@@ -238,7 +239,8 @@ async fn a_directory_is_mirrored() -> Result<()> {
     timeout(TIMEOUT, wait).await.context("the mirror did not delete the object of the removed file")
 }
 
-/// Starts a fake agent, which sends back what it receives, in upper case. Returns the path of its socket.
+/// Starts a fake agent, which reads until the client closes its sending direction, and then sends the text back in
+/// upper case. Returns the path of the agent's socket.
 fn start_fake_agent(directory: &TempDir) -> Result<std::path::PathBuf> {
     use std::io::{Read, Write};
     let path = directory.path().join("agent.sock");
@@ -246,7 +248,6 @@ fn start_fake_agent(directory: &TempDir) -> Result<std::path::PathBuf> {
     std::thread::spawn(move || -> std::io::Result<()> {
         let (mut stream, _) = listener.accept()?;
         let mut text = String::new();
-        // Reads to the end. The client closes only the direction in which it sends.
         stream.read_to_string(&mut text)?;
         stream.write_all(text.to_uppercase().as_bytes())
     });
@@ -275,14 +276,17 @@ async fn exec_connects_to_a_socket_and_the_client_can_close_one_direction() -> R
     let mut process = pods.exec("agent", ["other"], &parameters).await?;
     let status = process.take_status().context("a status")?;
     let mut errors = process.stderr().context("errors")?;
-    errors.read_to_string(&mut text).await?;
+    let mut error_text = String::new();
+    errors.read_to_string(&mut error_text).await?;
     let status = status.await.context("a status")?;
-    ensure!(text == "HELLOunknown command" && status.reason.as_deref() == Some("NonZeroExitCode"), "{text} {status:?}");
+    let is_expected = error_text == "unknown command" && status.reason.as_deref() == Some("NonZeroExitCode");
+    ensure!(is_expected, "{error_text} {status:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn exec_needs_a_pod_the_permission_and_a_known_protocol() -> Result<()> {
+async fn exec_without_a_pod_a_permission_or_a_known_protocol_fails() -> Result<()> {
+    // The client library does not support this protocol.
     let (server, directory) = start(Options { exec_protocols: &["v3.channel.k8s.io"], ..Options::default() })?;
     server.apply(pod("kube-system", "agent", &json!({})))?;
     server.on_exec(|_| Exec::Silent);

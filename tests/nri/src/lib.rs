@@ -1,7 +1,7 @@
 //! A container runtime's NRI (Node Resource Interface) server for tests, with faults on demand.
 //!
-//! The server behaves as containerd's server, and shares no code with netpol's NRI plugin. It uses threads with
-//! blocking I/O. All functions can be called from any thread.
+//! The server is a test double: it behaves as containerd's server, and shares no code with netpol's NRI plugin. It uses
+//! threads with blocking I/O. All functions can be called from any thread.
 //!
 //! ```no_run
 //! use netpol_nri_double::{NriServer, Options, PodSandbox, Start};

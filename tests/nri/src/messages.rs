@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-/// Values of `Event`.
+/// Values of NRI's enum `Event`: the events that tests use, and the end of the enum.
 pub mod event {
     /// The network of a sandbox is ready, and it has no containers yet.
     pub const RUN_POD_SANDBOX: i32 = 1;
@@ -16,11 +16,11 @@ pub mod event {
     pub const CREATE_CONTAINER: i32 = 4;
     /// A container is created.
     pub const POST_CREATE_CONTAINER: i32 = 5;
-    /// The first value that is not an event.
+    /// The value after the last event.
     pub const LAST: i32 = 15;
 }
 
-/// ttrpc's request.
+/// A request in ttrpc, the RPC protocol of NRI.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Request {
     #[prost(string, tag = "1")]
@@ -44,7 +44,7 @@ pub(crate) struct KeyValue {
     pub(crate) value: String,
 }
 
-/// ttrpc's response.
+/// A response in ttrpc.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Response {
     #[prost(message, optional, tag = "1")]
@@ -69,10 +69,10 @@ pub struct Empty {}
 /// The registration of a plugin.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct RegisterPluginRequest {
-    /// Its name.
+    /// Name of the plugin.
     #[prost(string, tag = "1")]
     pub plugin_name: String,
-    /// Two digits: its position in the order of plugins.
+    /// The plugin's index, two digits: the runtime calls plugins in the order of their indexes.
     #[prost(string, tag = "2")]
     pub plugin_idx: String,
     /// Version of the NRI library, if the plugin uses this library.
@@ -80,7 +80,7 @@ pub struct RegisterPluginRequest {
     pub nri_version: String,
 }
 
-/// The runtime's description of itself, and the plugin's configuration.
+/// The configuration of a plugin, with name and version of the runtime.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ConfigureRequest {
     /// The plugin's configuration, if NRI has a configuration for this plugin.
@@ -92,10 +92,10 @@ pub struct ConfigureRequest {
     /// Version of the runtime.
     #[prost(string, tag = "3")]
     pub runtime_version: String,
-    /// In milliseconds.
+    /// How long the runtime waits for the registration of a plugin, in milliseconds.
     #[prost(int64, tag = "4")]
     pub registration_timeout: i64,
-    /// In milliseconds.
+    /// How long the runtime waits for the response to a request, in milliseconds.
     #[prost(int64, tag = "5")]
     pub request_timeout: i64,
     /// Version of NRI.
@@ -111,7 +111,7 @@ pub struct ConfigureResponse {
     pub events: i32,
 }
 
-/// A part of the list of pods and containers.
+/// The list of existing pods and containers for a new plugin, or a part of this list.
 #[derive(Clone, PartialEq, Message)]
 pub struct SynchronizeRequest {
     /// Sandboxes.
@@ -128,12 +128,12 @@ pub struct SynchronizeRequest {
 /// The response to a [`SynchronizeRequest`].
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct SynchronizeResponse {
-    /// The value of `more` in the request, if the plugin supports lists in parts.
+    /// The value of `more` in the request, if the plugin supports lists that are sent in parts.
     #[prost(bool, tag = "2")]
     pub more: bool,
 }
 
-/// `RunPodSandboxRequest`, `StopPodSandboxRequest` and `RemovePodSandboxRequest`.
+/// `RunPodSandboxRequest`, `StopPodSandboxRequest` and `RemovePodSandboxRequest`, which have the same field.
 #[derive(Clone, PartialEq, Message)]
 pub struct PodSandboxRequest {
     /// The sandbox.
@@ -158,7 +158,7 @@ pub struct StateChangeEvent {
 /// The sandbox of a pod.
 #[derive(Clone, PartialEq, Message)]
 pub struct PodSandbox {
-    /// The runtime's ID.
+    /// The ID of the sandbox, from the runtime.
     #[prost(string, tag = "1")]
     pub id: String,
     /// Name of the pod.
@@ -185,7 +185,7 @@ pub struct PodSandbox {
     /// Process ID of the pause container.
     #[prost(uint32, tag = "9")]
     pub pid: u32,
-    /// Addresses.
+    /// IP addresses.
     #[prost(string, repeated, tag = "10")]
     pub ips: Vec<String>,
 }
@@ -215,7 +215,7 @@ pub struct LinuxNamespace {
     pub path: String,
 }
 
-/// A request before a container is created.
+/// The request that the runtime sends before it creates a container.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct CreateContainerRequest {
     /// The sandbox.
@@ -229,7 +229,7 @@ pub(crate) struct CreateContainerRequest {
 /// A container.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Container {
-    /// The runtime's ID.
+    /// The ID of the container, from the runtime.
     #[prost(string, tag = "1")]
     pub id: String,
     /// ID of its sandbox.
@@ -241,7 +241,8 @@ pub struct Container {
 }
 
 impl PodSandbox {
-    /// Returns a sandbox on the host network, with the other fields that containerd reports.
+    /// Returns a sandbox with the fields that containerd reports. The sandbox is in the host network: it has no network
+    /// namespace of its own until [`Self::on_network`] adds one.
     pub fn new(id: &str, namespace: &str, name: &str) -> Self {
         let namespaces = ["pid", "ipc", "mount"]
             .into_iter()
@@ -272,7 +273,7 @@ impl PodSandbox {
         self
     }
 
-    /// Sets the path of the network namespace, and the addresses.
+    /// Adds a network namespace, by the path of its file, and sets the IP addresses.
     #[must_use]
     pub fn on_network(mut self, namespace: &str, addresses: &[&str]) -> Self {
         let network = LinuxNamespace { r#type: "network".to_owned(), path: namespace.to_owned() };

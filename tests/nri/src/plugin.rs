@@ -1,4 +1,5 @@
-//! One connection with a plugin.
+//! The runtime's end of a connection with a plugin. Its socket carries two ttrpc connections, one for each direction of
+//! calls (see `wire.rs`): on one of them, the plugin is the server; on the other, the runtime is.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Write};
@@ -50,15 +51,15 @@ pub enum CallError {
     #[error("the connection is closed")]
     Closed,
     /// The request is longer than a message may be.
-    #[error("a request of {0} bytes")]
+    #[error("a request of {0} bytes is too long")]
     TooLong(usize),
     /// The response cannot be parsed.
     #[error("invalid answer: {0}")]
     Invalid(prost::DecodeError),
 }
 
-/// A connection with a plugin. It responds to the plugin's registration. Everything else is sent only when one of the
-/// functions is called.
+/// A connection with a plugin. A thread reads the plugin's messages, and responds to the plugin's registration.
+/// Everything else is sent only when one of the functions is called.
 #[derive(Debug)]
 pub struct Plugin {
     /// Used only to close the connection.
@@ -71,23 +72,24 @@ pub struct Plugin {
 #[derive(Debug)]
 struct Writer {
     socket: UnixStream,
+    /// The ID of the last ttrpc stream (call) that the runtime started; 0 if there is none. A client uses odd IDs.
     last_stream: u32,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The callers that wait for a response, by stream. `None` if the connection is closed.
+    /// The callers that wait for a response, by stream ID. `None` if the connection is closed.
     callers: Mutex<Option<HashMap<u32, Sender<Response>>>>,
     /// Why containerd would reject a message that the plugin sent.
     violation: Mutex<Option<String>>,
 }
 
 impl Plugin {
-    /// Accepts a plugin's connection.
+    /// Accepts a plugin's connection. `registration_response`: the response to the plugin's registration.
     ///
     /// # Errors
     /// If accepting fails, or no thread can be started.
-    pub fn accept(listener: &UnixListener, response: Registration) -> io::Result<Self> {
+    pub fn accept(listener: &UnixListener, registration_response: Registration) -> io::Result<Self> {
         let (socket, _) = listener.accept()?;
         let shared = Arc::new(Shared { callers: Mutex::new(Some(HashMap::new())), ..Shared::default() });
         let (registered, registration) = channel();
@@ -98,7 +100,7 @@ impl Plugin {
             let last_error = loop {
                 let served = reader.next().and_then(|message| match message.connection {
                     PLUGIN_CONNECTION => reader_shared.handle_response(&message),
-                    _ => serve_runtime(&message, &response, &registered, &response_writer),
+                    _ => serve_runtime(&message, &registration_response, &registered, &response_writer),
                 });
                 if let Err(error) = served {
                     break error;
@@ -134,7 +136,7 @@ impl Plugin {
         self.call_service(PLUGIN_SERVICE, method, request.encode_to_vec(), timeout)
     }
 
-    /// Calls a method of a service with any bytes.
+    /// Calls a method of any service, with any bytes as the payload.
     ///
     /// # Errors
     /// If the plugin responds with an error, or not in time.
@@ -231,7 +233,7 @@ impl Shared {
 /// Handles a message on the connection on which the runtime is the server.
 fn serve_runtime(
     message: &Message,
-    response: &Registration,
+    registration_response: &Registration,
     registered: &Sender<RegisterPluginRequest>,
     writer: &Mutex<Writer>,
 ) -> io::Result<()> {
@@ -246,12 +248,13 @@ fn serve_runtime(
             let plugin = RegisterPluginRequest::decode(&*request.payload)?;
             let index = plugin.plugin_idx.as_bytes();
             let is_valid = !plugin.plugin_name.is_empty() && index.len() == 2 && index.iter().all(u8::is_ascii_digit);
-            match response {
+            match registration_response {
                 Registration::Ignore => return Ok(()),
                 Registration::Refuse(reason) => error(UNKNOWN, reason),
                 Registration::Accept if !is_valid => error(UNKNOWN, "invalid plugin name or index"),
                 Registration::Accept => {
-                    // The runtime continues before the response is written.
+                    // As in containerd, the next call of the runtime can be written before this response: the runtime
+                    // receives the registration first.
                     let _ = registered.send(plugin);
                     Ok(Empty {})
                 }
@@ -275,6 +278,7 @@ fn receive_error(error: RecvTimeoutError, timeout: Duration) -> CallError {
     }
 }
 
+/// Locks a mutex. It does not matter if another thread panicked with the lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
-//! Frames and messages, as containerd writes and reads them. Two ttrpc connections share one socket. A frame contains
-//! the number of a connection and some of its bytes. A message can be longer than a frame.
+//! Frames and ttrpc messages, as containerd's NRI server writes and reads them. Two ttrpc connections share one socket.
+//! A frame contains the number of a connection and some of its bytes. A message can be longer than a frame.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// The plugin is the server on this connection.
+/// The number of the connection on which the plugin is the server.
 pub(crate) const PLUGIN_CONNECTION: u32 = 1;
-/// The runtime is the server on this connection.
+/// The number of the connection on which the runtime is the server.
 pub(crate) const RUNTIME_CONNECTION: u32 = 2;
 
 /// Type of a message that starts a call.
@@ -17,6 +17,7 @@ pub(crate) const RESPONSE: u8 = 2;
 pub(crate) const MAX_MESSAGE: usize = 4 << 20;
 /// Size of Go's `bufio.Reader` and `bufio.Writer`, through which ttrpc reads and writes a connection.
 const BUFFER: usize = 4096;
+/// Size of the header of a message: length of the payload (4 bytes), stream ID (4), type (1) and flags (1).
 const MESSAGE_HEADER: usize = 10;
 
 /// A message on one of the connections.
@@ -25,6 +26,7 @@ pub(crate) struct Message {
     pub(crate) connection: u32,
     /// The ID of the ttrpc stream. A response has the ID of its request.
     pub(crate) stream: u32,
+    /// [`REQUEST`] or [`RESPONSE`].
     pub(crate) kind: u8,
     pub(crate) payload: Vec<u8>,
 }
@@ -61,7 +63,7 @@ fn length(bytes: usize) -> [u8; 4] {
 #[derive(Debug)]
 pub(crate) struct Reader<S> {
     socket: S,
-    /// Unread bytes of each connection; the first element is connection 1.
+    /// The bytes of each connection that do not form a complete message yet; the first element is for connection 1.
     unread: [Vec<u8>; 2],
 }
 
@@ -70,7 +72,7 @@ impl<S: Read> Reader<S> {
         Self { socket, unread: [Vec::new(), Vec::new()] }
     }
 
-    /// Returns the next message.
+    /// Waits for the next message of any connection, and returns it.
     ///
     /// # Errors
     /// If the socket is closed, or if the plugin sent invalid bytes, for which containerd closes the connection.
@@ -84,7 +86,7 @@ impl<S: Read> Reader<S> {
             let mut header = [0; 8];
             self.socket.read_exact(&mut header)?;
             let [connection, length] = [0, 4].map(|start| number(&header[start..]));
-            // `conn.Read` of the multiplexer fails with ENOMEM if a frame does not fit the reader's buffer.
+            // `conn.Read` in `mux.go` fails with ENOMEM if a payload does not fit into the buffer of `bufio.Reader`.
             if length > BUFFER {
                 return Err(invalid(&format!("a frame of {length} bytes; containerd can read {BUFFER}")));
             }

@@ -31,15 +31,16 @@ impl Denied {
         self.pod_or_address("to")
     }
 
-    /// Returns whether the event contains this Service (`namespace/name`) as the destination, or as a Service that may
-    /// have selected the destination as a backend.
+    /// Returns whether the event contains this Service (`namespace/name`): as the destination, or as a Service through
+    /// which the packet may have been sent to the destination (a backend).
     pub fn names_service(&self, service: &str) -> bool {
         let lists = ["/to/services", "/to/viaServices"].map(|list| self.0.pointer(list).and_then(Value::as_array));
         lists.into_iter().flatten().flatten().any(|name| name == service)
     }
 
-    fn pod_or_address(&self, which: &str) -> String {
-        let text = |field| self.text(&format!("/{which}/{field}"));
+    /// `end` is `from` or `to`.
+    fn pod_or_address(&self, end: &str) -> String {
+        let text = |field| self.text(&format!("/{end}/{field}"));
         if text("pod").is_empty() {
             text("address").to_owned()
         } else {
@@ -47,12 +48,12 @@ impl Denied {
         }
     }
 
-    /// Returns the pod at which the packet was denied: `namespace/name`, or its address.
+    /// Returns the pod at which the packet was denied: `namespace/name`, or the pod's address if the name is unknown.
     pub fn pod(&self) -> String {
         self.pod_or_address(if self.direction() == "egress" { "from" } else { "to" })
     }
 
-    /// Returns a field of the evaluation at the pod that denied the packet, such as `nearest`.
+    /// Returns a field of the evaluation that denied the packet, such as `nearest` (the nearest rule).
     pub fn evaluation_field(&self, field: &str) -> Option<&Value> {
         self.0.get(self.direction())?.get(field)
     }

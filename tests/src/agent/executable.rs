@@ -48,12 +48,15 @@ pub fn netpol_cni() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Creates a directory with a script that starts the agent with exactly the capabilities of the container in `deploy/`.
-/// Returns the path of the script. The script limits the bounding set, because a program that root executes gets all
+/// Creates a directory with a script that starts the agent with exactly the capabilities that the `DaemonSet` in
+/// `deploy/` adds to the agent's container. Returns the path of the script.
+///
+/// The script limits the bounding set of capabilities. It has to do so, because a program that root executes gets all
 /// capabilities of the bounding set: capabilities(7).
 ///
 /// # Errors
-/// Returns an error if there is no agent, the `DaemonSet` adds no capabilities, or the script cannot be written.
+/// Returns an error if the agent's executable does not exist, the `DaemonSet` adds no capabilities, or the script
+/// cannot be written.
 pub fn with_deployed_capabilities(directory: &Path) -> Result<PathBuf> {
     let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
     let added: Vec<_> =

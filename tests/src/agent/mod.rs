@@ -1,4 +1,4 @@
-//! Runs the agent on a node as a process.
+//! Runs `netpol-agent` as a process, in the network namespace of a node of the test cluster.
 
 mod denied;
 mod executable;
@@ -49,12 +49,14 @@ pub struct CommandOutput {
 #[derive(Debug)]
 pub struct Agent {
     options: AgentOptions,
+    /// The directory of the pinned BPF objects.
     pins: PathGuard,
-    ready: PathGuard,
+    /// The directory of the ready file and of the API socket.
+    run_directory: PathGuard,
     child: Option<Child>,
     output: Arc<Mutex<Output>>,
     settings: ProcessSettings,
-    // Dropped last, when no process uses the server.
+    /// The fake API server, if the agent uses one. Dropped last, after the process that uses the server has ended.
     upstream: Option<Upstream>,
 }
 
@@ -62,6 +64,7 @@ pub struct Agent {
 #[derive(Debug)]
 struct ProcessSettings {
     netns: crate::netns::Netns,
+    /// The value of `--source`, unless the options select in-cluster configuration.
     source: String,
     binary: PathBuf,
 }
@@ -91,12 +94,12 @@ impl Agent {
     /// Returns an error if there is no executable, or its fake API server cannot be started.
     pub fn prepare(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
         let (netns, manifests) = (cluster.host(&node_name(options.node)).netns().clone(), cluster.manifests().path());
-        let server =
-            options.api_server.clone().map_or_else(upstream::options_from_environment, |server| Ok(Some(server)))?;
-        let upstream = server.map(|server| Upstream::start(&netns, manifests, server)).transpose()?;
+        let server_options =
+            options.api_server.clone().map_or_else(upstream::options_from_environment, |options| Ok(Some(options)))?;
+        let upstream = server_options.map(|options| Upstream::start(&netns, manifests, options)).transpose()?;
         Ok(Self {
             pins: PathGuard::new(Path::new(BPFFS).join(unique("pins"))),
-            ready: PathGuard::new(temporary_root().join(unique("ready"))),
+            run_directory: PathGuard::new(temporary_root().join(unique("ready"))),
             child: None,
             output: Arc::default(),
             settings: ProcessSettings {
@@ -145,7 +148,7 @@ impl Agent {
     /// Returns an error if the process cannot be started.
     pub fn launch(&mut self) -> Result<()> {
         self.terminate(Signal::SIGKILL)?;
-        fs::create_dir_all(self.ready.path()).context("creating a directory for the agent's ready file")?;
+        fs::create_dir_all(self.run_directory.path()).context("creating a directory for the agent's ready file")?;
         // Removes the ready file of the previous process.
         let _ = fs::remove_file(self.ready_file());
         let ProcessSettings { netns, binary, source } = &self.settings;
@@ -184,7 +187,7 @@ impl Agent {
     }
 
     fn ready_file(&self) -> PathBuf {
-        self.ready.path().join("ready")
+        self.run_directory.path().join("ready")
     }
 
     /// Returns the fake API server, if the agent uses one.
@@ -203,7 +206,7 @@ impl Agent {
 
     /// Returns the path of the agent's API socket.
     pub fn socket(&self) -> PathBuf {
-        self.ready.path().join("agent.sock")
+        self.run_directory.path().join("agent.sock")
     }
 
     /// Runs `netpol wait` on the agent's socket and waits until the command ends.
@@ -289,7 +292,8 @@ impl Agent {
         Ok((result.code == Some(0), result.stdout + &result.stderr))
     }
 
-    /// Runs another subcommand of `netpol-agent` on the node, with the same `--pin-path`.
+    /// Runs a subcommand of `netpol-agent`, such as `status`, on the node. The command gets the same `--pin-path` as
+    /// the agent.
     ///
     /// # Errors
     /// Returns an error if the command cannot be started.
@@ -299,12 +303,12 @@ impl Agent {
         command_result(command.output().with_context(|| format!("starting netpol-agent {subcommand}"))?)
     }
 
-    /// Returns the deny events so far.
+    /// Returns the deny events that were reported since the last [`Self::clear_denied`].
     pub fn denied(&self) -> Vec<Denied> {
         self.locked().denied.clone()
     }
 
-    /// Clears the deny events.
+    /// Removes the deny events that were reported so far.
     pub fn clear_denied(&self) {
         self.locked().denied.clear();
     }
@@ -328,7 +332,7 @@ impl Agent {
         }
     }
 
-    /// Returns the log so far.
+    /// Returns the log so far, including the logs of processes before a restart.
     pub fn log(&self) -> String {
         self.locked().log.clone()
     }

@@ -31,7 +31,7 @@ impl Default for AgentOptions {
 }
 
 impl AgentOptions {
-    /// Sets the agent's node. The default is the first node.
+    /// Sets the number of the agent's node. The default is 1, the first node.
     #[must_use]
     pub const fn node(mut self, node: u8) -> Self {
         self.node = node;
@@ -52,8 +52,9 @@ impl AgentOptions {
         self
     }
 
-    /// Uses a fake API server with these options on the agent's node. It serves the cluster's manifests.
-    /// [`super::as_deployed`] returns suitable options. Without this setting, [`super::SOURCE`] selects the source.
+    /// Makes the agent read the cluster's objects from a fake API server, which runs with these options on the agent's
+    /// node. [`super::as_deployed`] returns options for a server that grants the agent only its permissions in
+    /// `deploy/`. Without this setting, the environment variable [`super::SOURCE`] selects what the agent reads.
     #[must_use]
     pub fn api_server(mut self, options: netpol_apiserver::Options) -> Self {
         self.api_server = Some(options);
@@ -68,7 +69,7 @@ impl AgentOptions {
         self
     }
 
-    /// Sets how long the agent may take to become ready. In virtual machines it takes longer.
+    /// Sets how long the agent may take to become ready. In virtual machines, the agent needs more time.
     #[must_use]
     pub const fn start_timeout(mut self, start_timeout: Duration) -> Self {
         self.start_timeout = start_timeout;

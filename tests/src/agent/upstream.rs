@@ -26,7 +26,7 @@ pub fn as_deployed() -> Result<Options> {
     Ok(Options { rules, ..Options::default() })
 }
 
-/// Returns the options for the source that [`SOURCE`] selects.
+/// Returns the options of the fake API server if [`SOURCE`] selects `kube`; `None` if agents read the manifests.
 pub(super) fn options_from_environment() -> Result<Option<Options>> {
     match env::var(SOURCE).as_deref() {
         Err(VarError::NotPresent) | Ok("dir") => Ok(None),

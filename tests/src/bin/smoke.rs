@@ -70,8 +70,11 @@ const CHECKS: &[(&str, Check)] = &[
 
 /// State that the checks share.
 struct Smoke {
+    /// The value of `--attach`.
     attach: String,
+    /// Whether `--alone` is given.
     alone: bool,
+    /// The cluster and its agent, from the check `attach` to the check `uninstall`.
     lab: Option<Lab>,
     /// Established connections that must continue when the agent is killed and restarted.
     connections: Vec<EchoConnection>,
@@ -79,7 +82,7 @@ struct Smoke {
 
 impl Smoke {
     fn lab(&mut self) -> Result<&mut Lab> {
-        self.lab.as_mut().context("the cluster was not created")
+        self.lab.as_mut().context("the check `attach` has not created the cluster")
     }
 
     /// Checks that the verifier accepts the programs.
@@ -113,6 +116,7 @@ impl Smoke {
         ]);
         let options = AgentOptions::default().arguments(&["--attach", &self.attach]).start_timeout(START_TIMEOUT);
         self.lab = Some(Lab::start_with(cluster, &allow_only_client(), options)?);
+        // 3 pods with one veth each, and two programs on each veth.
         let (tcx, filters) = self.attached()?;
         match (tcx, filters) {
             (6, 0) => Ok("tcx".into()),
@@ -121,7 +125,8 @@ impl Smoke {
         }
     }
 
-    /// Returns how many of netpol's programs are attached to the pods' veths: with TCX, and with clsact.
+    /// Returns how many of netpol's programs are attached to the pods' veths: the number of TCX links, and the number
+    /// of clsact filters.
     fn attached(&mut self) -> Result<(usize, usize)> {
         let lab = self.lab()?;
         let veths: Vec<_> =
@@ -145,6 +150,7 @@ impl Smoke {
         Ok((tcx, filters))
     }
 
+    /// Checks that allowed connections succeed.
     fn allow(&mut self) -> Result<String> {
         self.lab()?.expect(
             "shop/client -> shop/server 80/TCP
@@ -154,6 +160,7 @@ impl Smoke {
         Ok("IPv4 and IPv6, TCP and UDP".into())
     }
 
+    /// Checks that connections from other sources, and to other ports, are dropped.
     fn deny(&mut self) -> Result<String> {
         self.lab()?.expect(
             "shop/other -x shop/server 80/TCP
@@ -250,8 +257,8 @@ impl Smoke {
         let (done, output) = lab.agent().uninstall()?;
         ensure!(done, "netpol-agent uninstall failed:\n{output}");
         lab.expect_without_reference("shop/other -> shop/server 80/TCP\nshop/server -> shop/client 80/TCP")?;
-        let left = std::fs::read_dir(lab.agent().pin_path()).map_or(0, Iterator::count);
-        ensure!(left == 0, "{left} entries remain below {}", lab.agent().pin_path().display());
+        let remaining = std::fs::read_dir(lab.agent().pin_path()).map_or(0, Iterator::count);
+        ensure!(remaining == 0, "{remaining} entries remain below {}", lab.agent().pin_path().display());
         let qdiscs = lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "show"]).output()?;
         let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
         ensure!(!qdiscs.contains("clsact"), "a clsact qdisc remains:\n{qdiscs}");
@@ -263,11 +270,11 @@ impl Smoke {
         }
         let start = Instant::now();
         loop {
-            let remains = loaded_objects();
-            if remains.is_empty() {
+            let loaded = loaded_objects();
+            if loaded.is_empty() {
                 return Ok("no pin, filter, qdisc, program or map".into());
             }
-            ensure!(start.elapsed() < TIMEOUT, "remaining in the kernel: {}", remains.join(", "));
+            ensure!(start.elapsed() < TIMEOUT, "remaining in the kernel: {}", loaded.join(", "));
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -20,10 +20,14 @@ pub struct ClusterBuilder {
     topology: Topology,
     interconnect: Interconnect,
     families: Families,
+    /// The number of nodes.
     nodes: u8,
+    /// Names and labels of namespaces.
     namespaces: Vec<(String, String)>,
     pods: Vec<PodSpec>,
+    /// Extra addresses of the external host.
     outside: Vec<IpAddr>,
+    /// The ports that every pod and the external host serve.
     serve: Vec<(Protocol, u16)>,
 }
 
@@ -71,7 +75,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// Adds a namespace with labels. Other namespaces of pods have no labels.
+    /// Adds a namespace with labels, for example `team=a,env=test`. Other namespaces of pods have no labels.
     #[must_use]
     pub fn namespace(mut self, name: &str, labels: &str) -> Self {
         self.namespaces.push((name.into(), labels.into()));
@@ -85,15 +89,15 @@ impl ClusterBuilder {
         self
     }
 
-    /// Adds pods, each with `namespace/name` and labels.
+    /// Adds pods, each given as `namespace/name` and labels such as `app=web,tier=front`.
     #[must_use]
     pub fn pods(mut self, pods: &[(&str, &str)]) -> Self {
         self.pods.extend(pods.iter().map(|(name, labels)| PodSpec::new(name).labels(labels)));
         self
     }
 
-    /// Adds an address to the external host, which serves at this address and connects from it. The address is ignored
-    /// if its family is not in use.
+    /// Adds an extra address to the external host. The external host serves at this address, and a probe can use it as
+    /// its source. The address is ignored if its family is not in use.
     ///
     /// # Panics
     /// Panics if the text is not an address.
@@ -103,7 +107,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// Sets the ports that every pod and external host serves. The default is 80/TCP and 53/UDP.
+    /// Sets the ports that every pod and the external host serve. The default is 80/TCP and 53/UDP.
     #[must_use]
     pub fn serve(mut self, ports: &[(Protocol, u16)]) -> Self {
         self.serve = ports.to_vec();
@@ -116,6 +120,7 @@ impl ClusterBuilder {
     /// Returns an error if the process does not run as root, or a kernel request fails.
     pub fn build(self) -> Result<Cluster> {
         cleanup::prepare();
+        // The bridge that connects the nodes and the external host, in a network namespace of its own.
         let fabric = Netns::new("the fabric")?;
         fabric.ip("link add fabric type bridge\nlink set fabric up")?;
         let manifests = Manifests::new()?;

@@ -1,4 +1,4 @@
-//! Hosts with addresses: pods, nodes and external hosts.
+//! Hosts with addresses: pods, nodes, the external host, and extra addresses of the external host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -90,7 +90,8 @@ impl Mac {
         Self([2, 0x77, node, 0, 0, 5])
     }
 
-    /// Returns the MAC address of a node's uplink. Number 100 is the external host.
+    /// Returns the MAC address of an uplink (the interface on the network between nodes). `number` is the number of the
+    /// node; 100 is the external host.
     pub const fn of_uplink(number: u8) -> Self {
         Self([2, 0x77, number, 0, 0, 4])
     }
@@ -123,12 +124,12 @@ pub fn gateway(node: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(10, 244, node, 1), pod_v6(node, 1))
 }
 
-/// Returns the addresses of a pod. With number 0, returns the addresses of the node's pod network.
+/// Returns the addresses of a pod. With number 0, returns the network addresses of the node's pod CIDRs.
 pub(super) fn pod_addresses(node: u8, number: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(10, 244, node, number), pod_v6(node, number))
 }
 
-/// Returns a node's addresses on the network between nodes.
+/// Returns the addresses of a node or of the external host on the network between nodes.
 pub(super) fn uplink_addresses(number: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(172, 31, 77, number), Ipv6Addr::new(0xfd31, 0x77, 0, 0, 0, 0, 0, u16::from(number)))
 }
@@ -137,7 +138,7 @@ const fn pod_v6(node: u8, number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd77, 0, 0, node as u16, 0, 0, 0, number as u16)
 }
 
-/// A pod, a node, or an external host, with its network namespace and addresses.
+/// A pod, a node, the external host, or an extra address of the external host.
 #[derive(Clone, Debug)]
 pub struct Host {
     pub(super) name: String,
@@ -150,7 +151,9 @@ pub struct Host {
     /// The MAC address of the next hop to other networks.
     pub(super) gateway: Mac,
     pub(super) kind: HostKind,
+    /// The number of the node, or of the pod's node. 100 for the external host.
     pub(super) node: u8,
+    /// For a pod: the name of the node's end of its veth. Otherwise `uplink`.
     pub(super) veth: String,
 }
 
@@ -158,6 +161,7 @@ pub struct Host {
 pub(super) enum HostKind {
     Pod,
     Node,
+    /// The external host, or an extra address of it.
     Outside,
 }
 
@@ -215,7 +219,7 @@ impl Host {
         }
     }
 
-    /// Returns whether this is an external host.
+    /// Returns whether this is the external host, or an extra address of it.
     pub fn is_outside(&self) -> bool {
         self.kind == HostKind::Outside
     }
@@ -230,7 +234,7 @@ impl Host {
         self.mac
     }
 
-    /// Returns the name of the node's end of a pod's veth.
+    /// Returns the name of the node's end of this pod's veth.
     pub fn veth(&self) -> &str {
         &self.veth
     }
@@ -244,6 +248,7 @@ impl Host {
         if on_same_bridge || self.kind == HostKind::Outside && other.kind == HostKind::Outside {
             other.mac
         } else if self.kind == HostKind::Outside {
+            // The external host has a route to each node's pods.
             Mac::of_uplink(other.node)
         } else {
             self.gateway

@@ -1,4 +1,7 @@
-//! Clusters with nodes, pods and an external host, which are connected and run test servers.
+//! Clusters for tests. Each node, each pod and the external host is a network namespace. Pods and the external host run
+//! servers that answer probes.
+//!
+//! In this module, a host is a pod, a node, the external host, or an extra address of the external host.
 
 mod builder;
 mod host;
@@ -35,10 +38,15 @@ pub struct Cluster {
     topology: Topology,
     interconnect: Interconnect,
     families: Families,
+    /// The ports that every pod and the external host serve.
     serve: Vec<(Protocol, u16)>,
+    /// All hosts, by name.
     hosts: BTreeMap<String, Host>,
+    /// The descriptions of the pods, by `namespace/name`.
     specs: BTreeMap<String, PodSpec>,
+    /// The first number to try for the next pod, see [`Self::free_number`].
     next_number: u8,
+    /// How many veths were created for pods. It makes the name of each veth unique.
     next_link: u32,
     /// The CNI plugin that connects pods, if the topology uses one.
     plugin: Option<Plugin>,
@@ -46,7 +54,7 @@ pub struct Cluster {
     manifests: Manifests,
     // The tunnel between nodes, if the interconnect uses one.
     _tunnel: Option<tunnel::Tunnel>,
-    // The switch between nodes.
+    // The network namespace with the bridge that connects the nodes and the external host.
     _fabric: Netns,
 }
 
@@ -76,7 +84,8 @@ impl Cluster {
         &self.manifests
     }
 
-    /// Returns a pod (`namespace/name`), a node (`node-1`), [`OUTSIDE`] or another address of the external host.
+    /// Returns the host with this name: `namespace/name` of a pod, `node-1`, [`OUTSIDE`], or an address from
+    /// [`ClusterBuilder::outside`].
     ///
     /// # Panics
     /// Panics if no host has this name, which is an error in the test.
@@ -89,7 +98,7 @@ impl Cluster {
         self.hosts.values().filter(|host| host.kind == host::HostKind::Node)
     }
 
-    /// Returns the pod, node or external host that has an address.
+    /// Returns the host that has this address.
     pub fn host_at(&self, address: IpAddr) -> Option<&Host> {
         self.hosts.values().find(|host| host.addresses().contains(&address))
     }
@@ -133,6 +142,7 @@ impl Cluster {
         self.wire_pods(vec![spec]).map(|_| ())
     }
 
+    /// Connects pods to their nodes and starts servers in the pods. Returns the names of the pods.
     fn wire_pods(&mut self, mut specs: Vec<PodSpec>) -> Result<Vec<String>> {
         let requested: BTreeSet<u8> = specs.iter().filter_map(|spec| spec.number).collect();
         let mut links = Vec::new();
@@ -166,6 +176,7 @@ impl Cluster {
         Ok(names)
     }
 
+    /// Creates a pod's network namespace and connects it to the node. `link` makes the name of the veth unique.
     fn wire_pod(&self, spec: &PodSpec, link: u32) -> Result<Host> {
         let (node, name) = (self.host(&node_name(spec.node)), spec.full_name());
         let host = match (&self.plugin, spec.number) {
@@ -178,8 +189,8 @@ impl Cluster {
         host.with_context(|| format!("connecting pod {name} to {}", node.name()))
     }
 
-    /// Returns the next number that no pod has or requests. It is the last part of a pod's addresses. Numbers of
-    /// removed pods are reused last.
+    /// Returns the next number that no pod has, and that is not in `requested`. The number of a pod is the last part of
+    /// its addresses. Numbers of removed pods are reused last.
     fn free_number(&mut self, requested: &BTreeSet<u8>) -> Result<u8> {
         const FIRST: u8 = 10;
         for _ in FIRST..=u8::MAX {
@@ -192,7 +203,7 @@ impl Cluster {
         bail!("all pod numbers are in use")
     }
 
-    /// Removes a pod: its manifest, servers, namespace and veth.
+    /// Removes a pod: first its manifest, and then its servers, network namespace and veth.
     ///
     /// # Errors
     /// Returns an error if the pod does not exist, or its manifest or link cannot be removed.
@@ -201,7 +212,8 @@ impl Cluster {
         self.remove_pod_keep_manifest(name)
     }
 
-    /// Removes pods in parallel: first their network, then their manifests, as a kubelet does.
+    /// Removes pods in parallel: first their servers, network namespaces and veths, and then their manifests, as a
+    /// kubelet does.
     ///
     /// # Errors
     /// Same as [`Self::remove_pod`].
@@ -237,8 +249,8 @@ impl Cluster {
     fn unwire_pod(&self, pod: &Host) -> Result<()> {
         match &self.plugin {
             Some(plugin) => plugin.unwire_pod(self.host(&node_name(pod.node)), pod),
-            // Without this, the kernel would delete the link together with the namespace, a few milliseconds after the
-            // namespace's last descriptor is closed.
+            // Without this command, the kernel would delete the veth together with the pod's network namespace, a few
+            // milliseconds after the namespace's last descriptor is closed.
             None => pod.netns().ip("link delete eth0"),
         }
     }
@@ -263,7 +275,7 @@ impl Cluster {
     /// Writes the manifest of a pod that is scheduled and has no addresses yet.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written.
+    /// Returns an error if the manifest cannot be written.
     pub fn schedule_pod(&self, spec: &PodSpec) -> Result<()> {
         self.manifests.write(&pod_file(&spec.full_name()), &spec.clone().phase("Pending").manifest(&[]))
     }
@@ -278,7 +290,7 @@ impl Cluster {
         self.write_manifest(name)
     }
 
-    /// Writes or replaces the manifest of a namespace.
+    /// Writes or replaces the manifest of a namespace. The new manifest has exactly these labels.
     ///
     /// # Errors
     /// Returns an error if the manifest cannot be written.
@@ -289,7 +301,7 @@ impl Cluster {
     /// Writes or replaces a file of policies.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn apply(&self, file: &str, yaml: &str) -> Result<()> {
         self.manifests.write(&format!("policy-{file}.yaml"), yaml)
     }
@@ -302,10 +314,10 @@ impl Cluster {
         self.manifests.remove(&format!("policy-{file}.yaml"))
     }
 
-    /// Returns a probe between two hosts, to the destination's address of the first family that both have.
+    /// Returns a probe between two hosts, to the destination's first address of a family that the source has, too.
     ///
     /// # Panics
-    /// Panics if a host does not exist, or the two have no common family.
+    /// Panics if a host does not exist, or the hosts have no common address family.
     pub fn probe(&self, from: &str, to: &str, protocol: Protocol, port: u16) -> Probe {
         let (source, destination) = (self.host(from), self.host(to));
         let address = destination
@@ -342,7 +354,7 @@ impl Cluster {
         Ok(self.try_all(&[probe])?.remove(0))
     }
 
-    /// Serves additional ports at a host.
+    /// Starts servers for additional ports of a host.
     ///
     /// # Errors
     /// Returns an error if a port cannot be bound.
@@ -351,7 +363,7 @@ impl Cluster {
         self.servers.serve(&host, ports)
     }
 
-    /// Returns the inodes of the cluster's network namespaces, to check later that they were removed.
+    /// Returns the inodes of the hosts' network namespaces, to check later that these namespaces were removed.
     ///
     /// # Errors
     /// Returns an error if the kernel does not report an inode.

@@ -1,4 +1,5 @@
-//! Connects the pods of different nodes, by routes, VXLAN or a tunnel.
+//! Connects the pods of different nodes, by routes, VXLAN or a `tun` device. `pod_addresses(node, 0, …)` are the
+//! network addresses of a node's pod networks, one of each family.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -14,9 +15,10 @@ pub enum Interconnect {
     /// host-gw.
     #[default]
     Routes,
-    /// A VXLAN device with static peers, as with Flannel's vxlan. Outer packets have the uplink's addresses.
+    /// A VXLAN device with static entries for the other nodes, as with Flannel's vxlan. Outer packets have the
+    /// addresses of the nodes' uplinks.
     Vxlan,
-    /// A `tun` device between two nodes, as with Flannel's udp. Its packets have no link-layer header.
+    /// A `tun` device between two nodes, as with Flannel's udp. The packets on it have no link-layer header.
     Tun,
 }
 
@@ -69,7 +71,7 @@ pub(super) fn routes(interconnect: Interconnect, node: u8, nodes: u8, families: 
 }
 
 /// Returns lines for [`crate::Netns::ip`] that create the VXLAN device. As with Flannel, the address of the device is
-/// the address of the node's pod network.
+/// the network address of the node's pod network.
 fn vxlan_device(node: u8, families: Families) -> String {
     let local = underlay(node, families);
     let mut lines = format!(
@@ -101,8 +103,8 @@ pub(super) fn fdb_entries(interconnect: Interconnect, node: u8, nodes: u8, famil
     others.map(line).collect()
 }
 
-/// Returns the node's address for the outer packets of VXLAN. Packets of both families are sent in outer packets of one
-/// family.
+/// Returns the node's address for the outer packets of VXLAN. Inner packets of both families are sent in outer packets
+/// of one family.
 fn underlay(node: u8, families: Families) -> IpAddr {
     uplink_addresses(node, families)[0]
 }

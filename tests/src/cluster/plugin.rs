@@ -1,7 +1,8 @@
 //! Connects pods with the CNI plugins bridge and ptp, called as a container runtime calls them.
 //!
-//! Source: <https://www.cni.dev/docs/spec/>. The leases of addresses are in a directory of the cluster. Links,
-//! addresses and masquerading rules are in the node's network namespace, and are removed with the namespace.
+//! Source: <https://www.cni.dev/docs/spec/>. The IPAM plugin host-local stores which address belongs to which pod (the
+//! leases), in a temporary directory of the test cluster. Links, addresses and masquerading rules are in the node's
+//! network namespace, and are removed with the namespace.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -19,10 +20,10 @@ use super::{Families, Host, Mac, Topology};
 use crate::cleanup::{PathGuard, temporary_root, unique};
 use crate::netns::Netns;
 
-/// Path of Debian's containernetworking-plugins.
+/// Directory of the plugins in Debian's package containernetworking-plugins.
 pub(super) const PLUGINS: &str = "/usr/lib/cni";
 
-/// Name of the pod's end of a veth in container runtimes.
+/// Name that container runtimes give to the pod's end of a veth.
 pub(super) const INTERFACE: &str = "eth0";
 
 /// A plugin and its configuration for one cluster.
@@ -30,6 +31,7 @@ pub(super) const INTERFACE: &str = "eth0";
 pub(super) struct Plugin {
     name: &'static str,
     families: Families,
+    /// The directory of the leases.
     leases: PathGuard,
     /// The plugin's results for the current pods, by pod. The plugins that run after this plugin get them as
     /// `prevResult`.
@@ -64,8 +66,8 @@ impl Plugin {
         Some(Self { name, families, leases, results: Mutex::default() })
     }
 
-    /// Creates a pod's namespace and connects it. If no number is given, the IPAM plugin host-local selects the
-    /// addresses.
+    /// Creates a pod's network namespace and connects it. `number`: the last part of the pod's addresses. If no number
+    /// is given, host-local selects the addresses.
     pub(super) fn wire_pod(&self, node: &Host, name: &str, number: Option<u8>) -> Result<Host> {
         let netns = Netns::new(name)?;
         // Duplicate address detection would delay each ADD by one to two seconds.
@@ -96,7 +98,7 @@ impl Plugin {
         }
     }
 
-    /// Removes a pod's interface, lease and rules.
+    /// Removes a pod's interface, leases and masquerading rules.
     pub(super) fn unwire_pod(&self, node: &Host, pod: &Host) -> Result<()> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner).remove(pod.name());
         self.call(CniCommand::Delete, node, pod.name(), pod.netns(), None).map(|_| ())
@@ -119,7 +121,8 @@ impl Plugin {
         call(&executable, cni_command, node, pod, netns, &self.configuration(node, number))
     }
 
-    /// Returns the plugin's configuration, as in a node's `/etc/cni/net.d`.
+    /// Returns the plugin's configuration, as in a node's `/etc/cni/net.d`. The ptp plugin ignores the fields of the
+    /// bridge.
     fn configuration(&self, node: &Host, number: Option<u8>) -> Value {
         let networks = pod_addresses(node.node, 0, self.families);
         let ranges: Vec<_> = networks
@@ -174,8 +177,9 @@ pub(super) fn call(
     command.env("CNI_IFNAME", INTERFACE);
     command.env("CNI_PATH", PLUGINS);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A thread in the namespace starts the plugin without `fork`, as container runtimes do. `fork` would copy the page
-    // tables of the test process, which takes milliseconds if the process is large.
+    // A thread that has entered the node's network namespace starts the plugin. So the new process does not have to
+    // enter the namespace, and is created without `fork`, as in container runtimes. `fork` would copy the page tables
+    // of the test process. If the process is large, this takes milliseconds.
     let mut child = node.netns().run(|| {
         let started = command.spawn();
         started.with_context(|| format!("cannot start {}: install it with `cargo xtask setup`", executable.display()))
@@ -211,6 +215,7 @@ fn parse_attachment(result: &Value) -> Result<Attachment> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let list = |key: &str| result.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let interfaces = list("interfaces");
+    // Only interfaces in the pod have the field `sandbox`.
     let (pod_interfaces, node_interfaces): (Vec<_>, Vec<_>) =
         interfaces.iter().partition(|one| !text(one, "sandbox").is_empty());
     let pod_interface = pod_interfaces.first().context("the result has no interface in the pod")?;

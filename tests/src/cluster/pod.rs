@@ -1,4 +1,4 @@
-//! Descriptions and manifests of pods, namespaces and nodes.
+//! Descriptions of the test cluster's pods, and manifests of its pods, namespaces and nodes.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use netpol_policy::model::Protocol;
 use super::Families;
 use super::host::{node_name, uplink_addresses};
 
-/// Description of a pod.
+/// Description of a pod. Each field is documented at the method that sets it.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     namespace: String,
@@ -59,14 +59,14 @@ impl PodSpec {
     }
 
     /// Adds a container port with a hostPort: `(protocol, container port, host port)`.
-    /// [`crate::Cluster::map_host_ports`] creates the rules that translate it.
+    /// [`crate::Cluster::map_host_ports`] creates the rules that translate the hostPort.
     #[must_use]
     pub fn host_port(mut self, protocol: Protocol, port: u16, host_port: u16) -> Self {
         self.host_ports.push((protocol, port, host_port));
         self
     }
 
-    /// Sets the node, from 1.
+    /// Sets the number of the pod's node. The first node has the number 1.
     #[must_use]
     pub const fn node(mut self, node: u8) -> Self {
         self.node = node;
@@ -111,7 +111,8 @@ impl PodSpec {
         &self.namespace
     }
 
-    /// Returns the manifest with these addresses of the pod. `hostIPs` has the node's addresses of the same families.
+    /// Returns the manifest of the pod with these addresses in `podIPs`. `hostIPs` has the node's addresses of the same
+    /// families.
     pub fn manifest(&self, addresses: &[IpAddr]) -> String {
         let Self { namespace, name, .. } = self;
         let mut yaml = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
@@ -136,13 +137,13 @@ impl PodSpec {
             let _ = writeln!(yaml, "    - {{protocol: {protocol}, containerPort: {port}, hostPort: {host_port}}}");
         }
         let _ = writeln!(yaml, "status:\n  phase: {}", self.phase);
-        let is_same_family = |host: &IpAddr| addresses.iter().any(|address| address.is_ipv4() == host.is_ipv4());
-        let hosts = uplink_addresses(self.node, Families::Dual).into_iter().filter(is_same_family);
-        for (index, host) in hosts.enumerate() {
+        let has_same_family = |host_ip: &IpAddr| addresses.iter().any(|address| address.is_ipv4() == host_ip.is_ipv4());
+        let host_ips = uplink_addresses(self.node, Families::Dual).into_iter().filter(has_same_family);
+        for (index, host_ip) in host_ips.enumerate() {
             if index == 0 {
-                let _ = writeln!(yaml, "  hostIP: \"{host}\"\n  hostIPs:");
+                let _ = writeln!(yaml, "  hostIP: \"{host_ip}\"\n  hostIPs:");
             }
-            let _ = writeln!(yaml, "  - ip: \"{host}\"");
+            let _ = writeln!(yaml, "  - ip: \"{host_ip}\"");
         }
         if let Some(first) = addresses.first() {
             let _ = writeln!(yaml, "  podIP: \"{first}\"\n  podIPs:");
@@ -171,6 +172,7 @@ pub(super) fn node_manifest(name: &str, addresses: &[IpAddr]) -> String {
     yaml
 }
 
+/// Returns the lines of `metadata.labels` for labels such as `app=web,tier=front`.
 fn labels_yaml(labels: &str) -> String {
     let mut yaml = String::new();
     for label in labels.split(',').map(str::trim).filter(|label| !label.is_empty()) {

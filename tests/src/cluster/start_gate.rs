@@ -1,5 +1,5 @@
-//! The start gate of tests: calls the CNI plugin `netpol-cni` after the plugin that connects a pod, as a container
-//! runtime does. `netpol-cni` makes the runtime wait until the pod's policies are enforced.
+//! The start gate with CNI: the tests call the CNI plugin `netpol-cni` after the plugin that connects a pod, as a
+//! container runtime does. The call of `netpol-cni` lasts until the pod's policies are enforced.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::{Cluster, node_name};
 use crate::agent::netpol_cni;
 use crate::netns::Netns;
 
-/// Settings of `netpol-cni`.
+/// Calls `netpol-cni` with these settings.
 #[derive(Clone, Debug)]
 pub struct StartGate {
     socket: PathBuf,
@@ -40,7 +40,8 @@ impl StartGate {
         self
     }
 
-    /// Waits until a pod may start. The cluster's plugin must have connected the pod before.
+    /// Calls the command `ADD` of `netpol-cni`, which waits until a pod may start. The cluster's CNI plugin must have
+    /// connected the pod before.
     ///
     /// # Errors
     /// Returns an error with the output of `netpol-cni` if the pod may not start now, or if the result differs from
@@ -54,8 +55,8 @@ impl StartGate {
         Ok(())
     }
 
-    /// Waits until a pod on the first node may start. Unlike with [`Self::add`], the pod was not connected by a plugin,
-    /// but for example by [`crate::PodSlots`].
+    /// Does the same as [`Self::add`] for a pod on the first node that was not connected by the cluster's plugin, but
+    /// for example by [`crate::PodSlots`].
     ///
     /// # Errors
     /// Same as [`Self::add`].
@@ -68,13 +69,13 @@ impl StartGate {
         self.call(cluster, CniCommand::Add, pod, (1, netns), &previous).map(drop)
     }
 
-    /// Reports that a pod stops, before the cluster's plugin disconnects the pod.
+    /// Calls the command `DEL` of `netpol-cni`, before the cluster's plugin disconnects a pod that stops.
     ///
     /// # Errors
     /// Returns an error with the output of `netpol-cni` if it fails.
     pub fn delete(&self, cluster: &Cluster, pod: &str) -> Result<()> {
         let output = self.call(cluster, CniCommand::Delete, pod, node_and_netns(cluster, pod), &Value::Null)?;
-        ensure!(output.is_empty(), "DEL printed {}", String::from_utf8_lossy(&output));
+        ensure!(output.is_empty(), "netpol-cni DEL printed {}", String::from_utf8_lossy(&output));
         Ok(())
     }
 

@@ -1,5 +1,5 @@
-//! A user-space tunnel between two nodes, as with Flannel's backend `udp`. Packets that one node sends to its `tun`
-//! device arrive at the `tun` device of the other node. They have no link-layer header.
+//! A user-space tunnel between two nodes, as with Flannel's backend `udp`. A packet that one node sends to its `tun`
+//! device arrives at the `tun` device of the other node. Packets on these devices have no link-layer header.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -20,7 +20,7 @@ const POLL_MS: u16 = 50;
 /// Buffer size, larger than any packet in tests.
 const BUFFER_SIZE: usize = 65_536;
 
-/// Forwards packets until it is dropped.
+/// A running tunnel. Its thread forwards packets until the `Tunnel` is dropped.
 #[derive(Debug)]
 pub(super) struct Tunnel {
     stop: Arc<AtomicBool>,
@@ -28,7 +28,7 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Starts a tunnel between two nodes, on which the device already exists.
+    /// Starts a tunnel between two nodes. The device must already exist on both.
     pub(super) fn between(one: &Netns, other: &Netns) -> Result<Self> {
         let devices = [one.run(open)?, other.run(open)?];
         let stop = Arc::new(AtomicBool::new(false));
@@ -45,7 +45,7 @@ impl Drop for Tunnel {
     }
 }
 
-/// Opens the device in the calling thread's namespace. Source: `linux/if_tun.h`.
+/// Opens the device in the calling thread's network namespace. Source: `linux/if_tun.h`.
 fn open() -> Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
     // SAFETY: all bytes zero is a valid ifreq.
@@ -64,7 +64,7 @@ fn open() -> Result<File> {
     Ok(file)
 }
 
-/// Forwards packets. A packet that cannot be written is dropped, as on a link.
+/// Forwards packets until `stop` is set. A packet that cannot be written is lost, as on a real link.
 fn forward(devices: &[File; 2], stop: &AtomicBool) {
     let mut packet = vec![0; BUFFER_SIZE];
     while !stop.load(Ordering::Relaxed) {

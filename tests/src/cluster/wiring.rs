@@ -1,4 +1,4 @@
-//! Wires hosts: creates their network namespaces, links, addresses and routes.
+//! Wires nodes, pods and the external host: creates their network namespaces, links, addresses and routes.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::overlay::{self, Interconnect};
 use super::{Families, Host, Topology};
 use crate::netns::Netns;
 
-/// Number of the external host on the network between nodes.
+/// Number of the external host on the network between nodes. The numbers of nodes start at 1.
 const OUTSIDE_NUMBER: u8 = 100;
 
 /// How long an interface may take to become operational on a busy machine.
@@ -33,7 +33,8 @@ pub(super) const fn flags(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "" } else { " nodad" }
 }
 
-/// Connects a namespace to the switch with an uplink, and adds these addresses to the uplink.
+/// Connects `netns` to the network between nodes, which is a bridge in the network namespace `fabric`. The link is a
+/// veth, with the name `uplink` in `netns`. Adds these addresses to it.
 fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) -> Result<()> {
     fabric.ip(&format!(
         "link add port{number} type veth peer name uplink address {mac} netns {path}\n\
@@ -49,6 +50,7 @@ fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) 
     netns.ip(&lines)
 }
 
+/// `forwarding`: `1` if the host forwards packets, otherwise `0`.
 pub(super) fn set_sysctls(netns: &Netns, forwarding: &str) -> Result<()> {
     netns.sysctl(&[
         ("ipv6/conf/all/accept_dad", "0"),
@@ -62,7 +64,7 @@ pub(super) fn set_sysctls(netns: &Netns, forwarding: &str) -> Result<()> {
     ])
 }
 
-/// Creates a node.
+/// Creates a node. `node`: its number; `nodes`: how many nodes the cluster has.
 pub(super) fn wire_node(
     fabric: &Netns,
     node: u8,
@@ -87,6 +89,7 @@ pub(super) fn wire_node(
         }
     }
     lines += &overlay::routes(interconnect, node, nodes, families);
+    // The external host is the default gateway.
     for via in uplink_addresses(OUTSIDE_NUMBER, families) {
         let _ = writeln!(lines, "route add default via {via}");
     }
@@ -120,6 +123,7 @@ pub(super) fn wire_outside(
     let addresses = uplink_addresses(OUTSIDE_NUMBER, families);
     wire_uplink(fabric, &netns, OUTSIDE_NUMBER, &addresses)?;
     let mut lines = String::new();
+    // Routes to the pod networks of all nodes.
     for node in 1..=nodes {
         for (address, via) in pod_addresses(node, 0, families).into_iter().zip(uplink_addresses(node, families)) {
             let _ = writeln!(lines, "route add {address}/{} via {via}", network_prefix(address));
@@ -158,7 +162,7 @@ pub(super) fn wire_pod(
 ) -> Result<Host> {
     let netns = Netns::new(name)?;
     set_sysctls(&netns, "0")?;
-    // As with CNI plugins, the name does not identify the pod.
+    // As with CNI plugins, the name of the veth does not identify the pod.
     let veth = format!("veth{:08x}", u32::from(node) << 24 | link);
     let addresses = pod_addresses(node, number, families);
     let gateways = gateway(node, families);
@@ -212,7 +216,7 @@ pub(super) fn wire_pod(
 }
 
 /// Waits until an interface is operational, as the bridge plugin does. The kernel changes this state on a worker thread
-/// (`net/core/link_watch.c`). It drops packets that are sent before, for example the first SYN of a probe.
+/// (`net/core/link_watch.c`). The kernel drops packets that are sent before, for example the first SYN of a probe.
 fn wait_until_operational(netns: &Netns, interface: &str, is_bridge_port: bool) -> Result<()> {
     let start = Instant::now();
     loop {

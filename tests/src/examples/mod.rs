@@ -1,4 +1,4 @@
-//! Loads `examples/`: clusters, policies, and the table in each README.
+//! Loads `examples/`: pods, policies, and the table of allowed connections in each README.
 
 mod readme;
 
@@ -19,6 +19,7 @@ use readme::Readme;
 pub struct Example {
     directory: PathBuf,
     pods: Vec<Pod>,
+    /// The name and the labels of each namespace.
     namespaces: Vec<(String, String)>,
     readme: Readme,
 }
@@ -45,7 +46,8 @@ pub fn all() -> Result<Vec<Example>> {
     directories.iter().map(|path| Example::load(path)).collect()
 }
 
-/// Formats labels for [`PodSpec::labels`], without the label that every namespace gets automatically.
+/// Formats the labels of a pod or a namespace as `key=value,key=value`, without the label that every namespace gets
+/// automatically.
 fn labels_text(labels: &Labels) -> String {
     let labels = labels.iter().filter(|(key, _)| &***key != "kubernetes.io/metadata.name");
     labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
@@ -95,7 +97,8 @@ impl Example {
         &self.readme.ports
     }
 
-    /// Creates a cluster with the example's pods, at the addresses in their manifests, without policies.
+    /// Creates a cluster of network namespaces with the example's pods, at the addresses in their manifests, without
+    /// policies.
     ///
     /// # Errors
     /// Returns an error if the cluster cannot be created, or a pod gets another address.
@@ -109,6 +112,7 @@ impl Example {
         }
         for pod in &self.pods {
             let Some(IpAddr::V4(address)) = pod.addresses.first() else { bail!("{} has no IPv4 address", pod.key) };
+            // The number of a pod is the last part of its address.
             let mut spec =
                 PodSpec::new(&pod.key.to_string()).number(address.octets()[3]).labels(&labels_text(&pod.labels));
             for port in &pod.ports {
@@ -142,8 +146,8 @@ impl Example {
         self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.external_hosts.iter().cloned()).collect()
     }
 
-    /// Returns all cells that the table in the example's README must have. There is no cell from a host to itself, or
-    /// between external hosts.
+    /// Returns all cells (connections) that the table in the example's README must have. There is no cell from a host
+    /// to itself, or between external hosts.
     pub fn cells(&self) -> Vec<Cell> {
         let is_external = |host: &String| self.readme.external_hosts.contains(host);
         let hosts = self.hosts();
@@ -176,7 +180,7 @@ impl Example {
         Ok(documented)
     }
 
-    /// Rewrites the README's table from a matrix. A person must review the result.
+    /// Replaces the table in the README by this matrix. A person must review the result.
     ///
     /// # Errors
     /// Returns an error if it cannot be written.

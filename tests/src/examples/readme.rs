@@ -1,4 +1,5 @@
-//! Parses an example's README: a command, and a table of allowed connections, which users read and tests check.
+//! Parses the README of a directory in `examples/`. It contains a `netpol matrix` command and the command's output, a
+//! table of allowed connections. Tests check the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,21 +13,26 @@ use crate::port;
 const BEGIN: &str = "<!-- table -->\n";
 const END: &str = "<!-- /table -->";
 
-/// Cell without a probe: from a host to itself, or between two external hosts.
+/// Text of a table cell for connections that are not probed: from a host to itself, or between two external hosts.
 const NO_PROBE: &str = "·";
-/// Cell if no port is allowed.
+/// Text of a table cell if no port is allowed.
 const NO_PORT: &str = "–";
-/// Cell if all ports are allowed.
+/// Text of a table cell if all ports of the command are allowed.
 const ALL_PORTS: &str = "all";
 
 /// A parsed README.
 #[derive(Debug)]
 pub(super) struct Readme {
+    /// The text before the table.
     before: String,
     table: String,
+    /// The text after the table.
     after: String,
+    /// The arguments of `netpol`.
     pub(super) command: Vec<String>,
+    /// The ports of the command (`-p`).
     pub(super) ports: Vec<(Protocol, u16)>,
+    /// The addresses of the command (`-a`).
     pub(super) external_hosts: Vec<String>,
 }
 
@@ -48,6 +54,7 @@ impl Readme {
         Ok(Self { before, table, after, command, ports, external_hosts })
     }
 
+    /// Returns the text of the README.
     pub(super) fn text(&self) -> String {
         format!("{}{BEGIN}{}{END}{}", self.before, self.table, self.after)
     }
@@ -66,8 +73,8 @@ impl Readme {
                 cells.len(),
                 destinations.len()
             );
-            for (to, &cell) in destinations.iter().zip(cells) {
-                let allowed = match cell {
+            for (to, &cell_text) in destinations.iter().zip(cells) {
+                let allowed = match cell_text {
                     NO_PROBE => continue,
                     NO_PORT => Vec::new(),
                     ALL_PORTS => self.ports.clone(),
@@ -85,16 +92,17 @@ impl Readme {
         Ok(Matrix(found))
     }
 
+    /// Replaces the table by the verdicts of a matrix. The table has a row and a column for each of `hosts`.
     pub(super) fn set_table(&mut self, hosts: &[String], matrix: &Matrix) {
         let mut text = format!("| from ↓ to → | {} |\n|---|{}\n", hosts.join(" | "), "---|".repeat(hosts.len()));
         for from in hosts {
-            let cells: Vec<_> = hosts.iter().map(|to| self.cell(matrix, from, to)).collect();
+            let cells: Vec<_> = hosts.iter().map(|to| self.cell_text(matrix, from, to)).collect();
             let _ = writeln!(text, "| {from} | {} |", cells.join(" | "));
         }
         self.table = text;
     }
 
-    fn cell(&self, matrix: &Matrix, from: &str, to: &str) -> String {
+    fn cell_text(&self, matrix: &Matrix, from: &str, to: &str) -> String {
         let verdict = |&(protocol, port): &(Protocol, u16)| {
             matrix.0.get(&Cell { from: from.to_owned(), to: to.to_owned(), protocol, port })
         };

@@ -1,5 +1,6 @@
-//! kube-proxy's iptables mode. Each frontend (a Service's address and port) has a chain `KUBE-SVC`, which selects one
-//! of the backends at random. Each backend has a chain `KUBE-SEP`.
+//! The rules of kube-proxy's iptables mode. Each frontend (a Service's address and port) has a chain `KUBE-SVC`, which
+//! selects one of the backends at random. Each backend has a chain `KUBE-SEP`, which translates the destination.
+//! `KUBE-EXT` is the chain for connections through the `NodePort`.
 
 use std::fmt::Write;
 
@@ -12,7 +13,7 @@ use crate::netns::Netns;
 const PROGRAMS: [(bool, &str, &str); 2] =
     [(true, "iptables-nft-restore", "iptables-nft-save"), (false, "ip6tables-nft-restore", "ip6tables-nft-save")];
 
-/// Adds the jumps to kube-proxy's chains. A second call would add the same jumps again.
+/// Adds the jumps to kube-proxy's chains. Must be called only once: a second call would add the same jumps again.
 pub(super) fn prepare(node: &Netns) -> Result<()> {
     for (is_ipv4, ..) in PROGRAMS {
         let rules = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j \
@@ -22,13 +23,15 @@ pub(super) fn prepare(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Loads rules. Chains that the rules declare are emptied first.
+/// Loads rules, as iptables-restore does. Chains that `rules` declares (`:NAME`) are emptied first. Other chains are
+/// kept.
 pub(super) fn restore(node: &Netns, is_ipv4: bool, rules: &str) -> Result<()> {
     let (_, program, _) = PROGRAMS[usize::from(!is_ipv4)];
     node.iptables(program, rules)
 }
 
-/// Returns all chains and their rules. In the kernel, chains of removed backends are kept, but no rule jumps to them.
+/// Returns the complete input for [`restore`]. Chains of backends that were removed stay in the kernel, but no rule
+/// jumps to them.
 pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     let mut chains = "*nat\n".to_owned();
     for name in ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"] {
@@ -77,18 +80,18 @@ pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     chains + &rules + "COMMIT\n"
 }
 
-/// Returns the rules with packet counts. NAT rules count only the first packet of each connection.
+/// Returns the rules in the kernel with their packet counts. NAT rules count only the first packet of each connection.
 pub(super) fn rules_with_counts(node: &Netns) -> Result<String> {
     PROGRAMS.iter().map(|(_, _, program)| node.output(program, &["-c", "-t", "nat"])).collect()
 }
 
-/// Returns the backend in a line of the rules.
+/// Returns the backend (address and port) in a line of [`rules_with_counts`].
 pub(super) fn backend(line: &str) -> Option<&str> {
-    // The table also has the rules of hostPorts, which are in other chains.
+    // The table also has rules for hostPorts in other chains, which are ignored.
     line.split_once("-A KUBE-SEP-")?.1.split_once("--to-destination ")?.1.split(' ').next()
 }
 
-/// Returns the packet count in a line of the rules.
+/// Returns the packet count in a line of [`rules_with_counts`].
 pub(super) fn count(line: &str) -> Option<u64> {
     line.strip_prefix('[')?.split(':').next()?.parse().ok()
 }

@@ -19,9 +19,9 @@ use crate::service::Service;
 /// kube-proxy's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Verdict maps.
+    /// Verdict maps of nftables (`vmap`).
     Nftables,
-    /// Chains, with `iptables-nft`.
+    /// Chains of iptables, written with `iptables-nft`.
     Iptables,
 }
 
@@ -34,7 +34,7 @@ const fn pod_network(is_ipv4: bool) -> &'static str {
     if is_ipv4 { "10.244.0.0/16" } else { "fd77::/32" }
 }
 
-/// kube-proxy on every node of a cluster.
+/// The rules of kube-proxy on every node of a cluster. No kube-proxy runs: the test harness writes the rules.
 #[derive(Debug)]
 pub struct KubeProxy {
     mode: Mode,
@@ -47,12 +47,14 @@ struct Frontend {
     address: IpAddr,
     protocol: Protocol,
     port: u16,
+    /// The `NodePort` with the same backends, if any.
     node_port: Option<u16>,
+    /// The addresses and ports of the backends.
     targets: Vec<SocketAddr>,
 }
 
 impl KubeProxy {
-    /// Starts kube-proxy on every node, without Services.
+    /// Prepares every node for the rules of kube-proxy. [`Self::sync`] then writes the rules.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.
@@ -76,7 +78,7 @@ impl KubeProxy {
         for node in &self.nodes {
             for is_ipv4 in [true, false] {
                 let family_frontends: Vec<_> =
-                    frontends.iter().filter(|one| one.address.is_ipv4() == is_ipv4).collect();
+                    frontends.iter().filter(|frontend| frontend.address.is_ipv4() == is_ipv4).collect();
                 match self.mode {
                     Mode::Nftables => node.nft(&nftables::rules(&family_frontends, is_ipv4))?,
                     Mode::Iptables => iptables::restore(node, is_ipv4, &iptables::rules(&family_frontends, is_ipv4))?,

@@ -1,5 +1,6 @@
-//! kube-proxy's nftables mode: a table for each family. A map selects the chain of a frontend (a Service's address and
-//! port). This chain selects the chain of a backend. As in kube-proxy, the names of these chains start with `endpoint`.
+//! kube-proxy's nftables mode: a table for each address family. A map selects the chain of a frontend (a Service's
+//! address and port). The chain of the frontend selects the chain of a backend. As in kube-proxy, the name of a
+//! backend's chain starts with `endpoint`.
 
 use std::fmt::Write;
 
@@ -8,9 +9,10 @@ use anyhow::Result;
 use super::{Frontend, MASQUERADE, pod_network, protocol_name};
 use crate::netns::Netns;
 
-/// Returns rules that replace the table.
+/// Returns rules that replace the table of an address family. Frontends without backends get no rules.
 pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
-    let (ip, kind, loopback) = if is_ipv4 { ("ip", "ipv4_addr", "127.0.0.0/8") } else { ("ip6", "ipv6_addr", "::1") };
+    let (ip, address_type, loopback) =
+        if is_ipv4 { ("ip", "ipv4_addr", "127.0.0.0/8") } else { ("ip6", "ipv6_addr", "::1") };
     let (mut chains, mut cluster_ips, mut node_ports) = (String::new(), String::new(), String::new());
     for (index, frontend) in frontends.iter().enumerate().filter(|(_, frontend)| !frontend.targets.is_empty()) {
         let Frontend { address, port, .. } = frontend;
@@ -27,7 +29,7 @@ pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
          table {ip} npt_proxy {{
            chain mark-for-masquerade {{ meta mark set meta mark or {MASQUERADE}; }}
            {chains}
-           map cluster-ips {{ type {kind} . inet_proto . inet_service : verdict; {} }}
+           map cluster-ips {{ type {address_type} . inet_proto . inet_service : verdict; {} }}
            map node-ports {{ type inet_proto . inet_service : verdict; {} }}
            chain services {{
              {ip} daddr . meta l4proto . th dport vmap @cluster-ips
@@ -47,12 +49,13 @@ pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     )
 }
 
-/// Returns the elements of a map. The syntax does not allow an empty list.
+/// Returns the elements of an nftables map. The syntax of nftables does not allow an empty list of elements.
 fn elements(list: &str) -> String {
     if list.is_empty() { String::new() } else { format!("elements = {{ {list} }}") }
 }
 
-/// Returns the chains of a frontend: one for its `NodePort`, one that selects a backend, and one for each backend.
+/// Returns the chains of a frontend: one for each backend (`endpoint-…`), one that selects a backend (`service-…`), and
+/// one for packets through a `NodePort` (`external-…`).
 fn frontend_chains(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String {
     let Frontend { address, targets, .. } = frontend;
     let mut choices = String::new();
@@ -82,18 +85,18 @@ fn frontend_chains(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -
     chains
 }
 
-/// Returns the rules with packet counts. NAT rules count only the first packet of each connection.
+/// Lists the rules on a node, with their packet counts. A NAT rule counts only the first packet of each connection.
 pub(super) fn rules_with_counts(node: &Netns) -> Result<String> {
     let list = |ip| node.output("nft", &["-n", "list", "table", ip, "npt_proxy"]);
     Ok(list("ip")? + &list("ip6")?)
 }
 
-/// Returns the backend in a line of the rules.
+/// Returns the backend in a line of this list; `None` if the line has no backend.
 pub(super) fn backend(line: &str) -> Option<&str> {
     line.split_once("dnat to ")?.1.split(' ').next()
 }
 
-/// Returns the packet count in a line of the rules.
+/// Returns the packet count in a line of this list.
 pub(super) fn count(line: &str) -> Option<u64> {
     line.split_once("counter packets ")?.1.split(' ').next()?.parse().ok()
 }

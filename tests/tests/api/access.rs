@@ -1,4 +1,4 @@
-//! Expired tokens and missing permissions.
+//! Tests the agent with expired tokens and with missing permissions.
 
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use netpol_tests::{Agent, AgentOptions, Lab, ProbeResult, Protocol};
 
 use super::{allow_to_server, lab, options, pods, start_background_flows, wait_until};
 
+/// An additional peer for [`allow_to_server`]: pod `other`.
 const FROM_OTHER: &str = ", {podSelector: {matchLabels: {app: other}}}";
 
 #[test]
 fn an_expired_token_is_replaced_by_the_new_one_in_its_file() -> Result<()> {
     let lab = lab(options()?, &[allow_to_server("")])?;
-    let load = start_background_flows(&lab)?;
+    let flows = start_background_flows(&lab)?;
     for round in 0..3 {
         lab.api_server().rotate_token()?;
         lab.api_server().expire_old_tokens();
@@ -27,7 +28,7 @@ fn an_expired_token_is_replaced_by_the_new_one_in_its_file() -> Result<()> {
     }
     let unauthorized = lab.api_server().requests().iter().filter(|request| request.status == Some(401)).count();
     ensure!(unauthorized > 0, "the agent sent no request with an old token: nothing was tested");
-    load.finish()
+    flows.finish()
 }
 
 #[test]
@@ -35,7 +36,7 @@ fn in_a_pod_the_agent_uses_the_service_account_and_rereads_its_token() -> Result
     let server_options = options()?;
     let options = AgentOptions::default().api_server(server_options).in_cluster();
     let mut lab = Lab::start_with(pods(), &[allow_to_server("")], options)?;
-    let load = start_background_flows(&lab)?;
+    let flows = start_background_flows(&lab)?;
     let first = lab.api_server().token();
     lab.api_server().rotate_token()?;
     lab.api_server().expire_old_tokens();
@@ -45,18 +46,19 @@ fn in_a_pod_the_agent_uses_the_service_account_and_rereads_its_token() -> Result
     lab.expect(
         "shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP",
     )?;
+    // With a path to a kubeconfig, the path would follow `kube` in the log.
     ensure!(
         lab.agent().log().contains("source=kube\n"),
         "the agent was given a path to credentials:\n{}",
         lab.agent().log()
     );
 
-    // The restarted agent reads the new token, and trusts the API server by the mounted certificate authority.
+    // The restarted agent reads the new token, and verifies the API server with the mounted CA certificate.
     lab.api_server().rotate_token()?;
     lab.api_server().expire_old_tokens();
     lab.agent().restart()?;
     lab.expect("shop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP")?;
-    load.finish()
+    flows.finish()
 }
 
 #[test]
@@ -86,18 +88,20 @@ fn a_missing_permission_is_logged_as_an_rbac_rule_and_the_agent_becomes_ready_wh
 #[test]
 fn verdicts_stay_while_a_permission_is_missing_and_changes_apply_when_it_is_granted_again() -> Result<()> {
     let mut lab = lab(options()?, &[allow_to_server("")])?;
-    let load = start_background_flows(&lab)?;
+    let flows = start_background_flows(&lab)?;
     let granted = as_deployed()?.rules;
     lab.api_server().set_rules(granted.clone().without(Resource::NetworkPolicies, None));
     lab.api_server().end_forbidden_watches();
     lab.set_policies(&[allow_to_server(FROM_OTHER)])?;
     lab.agent().wait_log(&["cannot", "networkpolicies", "ClusterRole"])?;
+    // The agent cannot read the new policies, so the earlier ones stay enforced. The reference evaluator would evaluate
+    // the new ones.
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     lab.api_server().set_rules(granted);
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
     let forbidden = |request: &netpol_apiserver::Request| request.status == Some(403);
     ensure!(lab.api_server().requests().iter().any(forbidden), "no request was forbidden: nothing was tested");
-    load.finish()
+    flows.finish()
 }
 
 #[test]
@@ -105,6 +109,7 @@ fn the_deployed_role_is_sufficient_and_no_request_exceeds_it() -> Result<()> {
     let mut lab = lab(options()?, &[allow_to_server("")])?;
     lab.set_policies(&[allow_to_server(FROM_OTHER)])?;
     lab.expect("shop/other -> shop/server 80/TCP")?;
+    // For this command, the agent reads the policy from the API server, with a request of its own.
     let output = lab.agent().wait(&["--for", "policy/shop/server", "--timeout", "30s"])?;
     ensure!(output.code == Some(0), "{output:?}");
     let server = lab.api_server();

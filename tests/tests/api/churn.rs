@@ -1,4 +1,4 @@
-//! Thousands of pods on other nodes are created, deleted and changed.
+//! Thousands of pods on other nodes are created, deleted and changed. This must not affect the traffic of local pods.
 
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ fn apply_remote_pod(server: &ApiServer, name: &str, address: &str, labels: &serd
     Ok(())
 }
 
+/// Returns the address of the remote pod `far-<number>`.
 fn address(number: u16) -> String {
     format!("10.99.{}.{}", number / 250, number % 250 + 1)
 }
@@ -53,6 +54,7 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
     }
     apply_remote_pod(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "client"}))?;
     wait_until("the agent has all pods and policies", Duration::from_mins(1), || is_in_sync(&lab))?;
+    // `->` means that the connection is allowed, `-x` that it is dropped.
     let from_remote =
         |arrow: &str| format!("{REMOTE_POD} {arrow} shop/server 80/TCP\nshop/client -> shop/server 80/TCP");
     lab.expect_without_reference(&from_remote("->"))?;

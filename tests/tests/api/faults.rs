@@ -1,4 +1,5 @@
-//! Failing watches and lists under load.
+//! The agent's watches and lists fail while pods send packets and objects change. An allowed packet must not be lost,
+//! and a denied packet must not pass.
 
 use std::time::Duration;
 
@@ -37,8 +38,8 @@ const LIST_FAULTS: [FaultCase; 7] = [
     ("connections cut before the response to a list", |server| fail_lists(server, &Effect::cut())),
 ];
 
-/// Ends all watches and injects the effect into the next list and the next streaming list of pods, namespaces and
-/// policies.
+/// Ends all watches, so that the agent lists the objects again. Injects the effect into the next list and the next
+/// streaming list (a watch with `sendInitialEvents`) of pods, namespaces and policies.
 fn fail_lists(server: &ApiServer, effect: &Effect) {
     for resource in [Resource::Pods, Resource::Namespaces, Resource::NetworkPolicies] {
         for verb in [Verb::List, Verb::Watch] {
@@ -59,6 +60,8 @@ fn run_cases(cases: &[FaultCase], streaming: StreamingLists) -> Result<()> {
     load.finish()
 }
 
+/// Injects a fault, and then changes objects. `allow`: whether `other` and `blog/web` may connect to `server` after the
+/// changes.
 fn change_during_fault(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Result<()> {
     wait_for_watches(lab.api_server())?;
     let before = count_started_watches(lab.api_server());
@@ -79,7 +82,9 @@ fn change_during_fault(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Re
     Ok(())
 }
 
-/// Waits until all watches work again. Otherwise the agent's backoff would increase with each fault.
+/// Waits until the watches of namespaces, nodes, pods and policies work again: changes an unrelated object of each
+/// kind, and waits until the server has sent the change. Without this, the agent's backoff would increase with each
+/// fault.
 fn wait_for_watches(server: &ApiServer) -> Result<()> {
     let round = server.version().to_string();
     let object = |api_version: &str, kind: &str, namespace: Option<&str>, spec: Value| {
@@ -127,8 +132,8 @@ fn failed_lists_without_streaming_lists_lose_no_allowed_packet_and_pass_no_denie
     run_cases(&LIST_FAULTS, StreamingLists::Forbidden)
 }
 
-/// A slow test: over HTTP/1.1, the agent detects a silent watch only because no event and no bookmark arrives for
-/// longer than the interval between two bookmarks.
+/// A silent watch is open, but the server sends nothing. Over HTTP/1.1, the agent detects this only because no event
+/// and no bookmark arrives for longer than the interval between two bookmarks. So this test is slow.
 #[test]
 fn silent_watches_are_detected() -> Result<()> {
     let lab = lab(netpol_apiserver::Options { http2: false, ..options()? }, &[allow_to_server("")])?;
@@ -136,6 +141,7 @@ fn silent_watches_are_detected() -> Result<()> {
     lab.api_server().inject_watch_fault(None, WatchFault::Hang);
     lab.set_policies(&[allow_to_server(", {podSelector: {matchLabels: {app: other}}}")])?;
     let before = count_started_watches(lab.api_server());
+    // The agent has six watches. At least four of them must have been started again.
     let restarted = || Ok(count_started_watches(lab.api_server()) >= before + 4);
     wait_until("the watches are started again", Duration::from_secs(200), restarted)?;
     lab.expect(

@@ -17,7 +17,8 @@ struct Churn {
     families: Families,
     /// The `--attach` option.
     attach: &'static str,
-    /// Number of pods that are created, and that are deleted, every [`TICK`] or as fast as the machine can.
+    /// Number of pods in a batch. In every [`TICK`], one batch is created and an older batch is deleted. A slow machine
+    /// needs longer than a tick.
     batch: usize,
     /// Number of batches; fewer if [`MAX_TIME`] has passed.
     batches: usize,
@@ -33,11 +34,12 @@ const MAX_TIME: Duration = Duration::from_secs(15);
 /// After this batch is created, one of its pods is checked. By then, the pods of the first batches have been deleted.
 const CHECKED_BATCH: usize = LIFETIME + 2;
 
-/// Number of batches that exist at the same time.
+/// Number of later batches that are created before a batch is deleted.
 const LIFETIME: usize = 3;
 
 impl Churn {
-    /// Creates and deletes pods under traffic, and checks what remains.
+    /// Creates and deletes pods while other pods send traffic. Checks this traffic, and that no state of deleted pods
+    /// remains.
     fn run(&self) -> Result<()> {
         let pods = Cluster::builder().topology(self.topology).families(self.families).namespace("jobs", "").pods(&[
             ("shop/client", "app=client"),
@@ -50,7 +52,7 @@ impl Churn {
             AgentOptions::default().arguments(&["--attach", self.attach]),
         )?;
         lab.expect("shop/client -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP")?;
-        let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+        let mut old_connection = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
         let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
         let denied = [
             Stream::start(&lab.cluster, "shop/never", "shop/server", 53)?,
@@ -67,7 +69,7 @@ impl Churn {
             self.topology, self.attach
         );
 
-        ensure!(open.echoes(Duration::from_secs(1))?, "creating and deleting pods broke an older connection");
+        ensure!(old_connection.echoes(Duration::from_secs(1))?, "creating and deleting pods broke an older connection");
         let allowed = allowed.finish()?;
         let buffer_overflows = buffer_overflows(&lab)?;
         ensure!(
@@ -81,6 +83,7 @@ impl Churn {
         check_nothing_left(&mut lab, self.attach).context("after all pods were deleted")
     }
 
+    /// Creates and deletes the batches. Returns the number of batches.
     fn create_and_delete(&self, lab: &mut Lab) -> Result<usize> {
         let name = |batch: usize, pod: usize| format!("jobs/job-{batch}-{pod}");
         let names = |batch: usize| (0..self.batch).map(|pod| name(batch, pod)).collect::<Vec<_>>();
@@ -136,11 +139,12 @@ fn check_nothing_left(lab: &mut Lab, attach: &str) -> Result<()> {
     pins_below(lab.agent().pin_path(), &mut links)?;
     let links = links.iter().filter(|path| path.contains("/links/"));
     let (devices, pods): (Vec<_>, Vec<_>) = links.partition(|path| path.ends_with("-behind"));
-    // TCX links are pinned, clsact filters are not.
+    // TCX links (BPF links, two for each pod) are pinned, clsact filters are not. `behind` in the name of a pin means
+    // post-DNAT: this is the link of `netpol_recheck`.
     let expected = if attach == "tcx" { (1, 6) } else { (0, 0) };
     ensure!(
         (devices.len(), pods.len()) == expected,
-        "expected {expected:?} links on the uplink and on the three pods: {devices:?}, {pods:?}"
+        "expected {expected:?} pinned links on the uplink and on the three pods: {devices:?}, {pods:?}"
     );
     lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     let log = lab.agent().log();
@@ -149,6 +153,7 @@ fn check_nothing_left(lab: &mut Lab, attach: &str) -> Result<()> {
     Ok(())
 }
 
+/// Adds the paths of all pins below a directory to `found`.
 fn pins_below(directory: &std::path::Path, found: &mut Vec<String>) -> Result<()> {
     for entry in std::fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let path = entry?.path();
@@ -181,7 +186,7 @@ fn s24_pods_attached_by_tcx_are_created_and_deleted() -> Result<()> {
     Churn { topology: Topology::Routed, families: Families::V4, attach: "tcx", ..FIFTY_A_SECOND }.run()
 }
 
-/// CNI plugins are slower: each plugin calls iptables several times.
+/// Creating pods with CNI plugins is slower than without: each plugin calls iptables several times.
 #[test]
 fn s24_pods_of_the_bridge_plugin_are_created_and_deleted() -> Result<()> {
     Churn { topology: Topology::BridgePlugin, families: Families::V4, batch: 5, batches: 10, ..FIFTY_A_SECOND }.run()

@@ -1,4 +1,5 @@
-//! Creates fifty pods a second. To reach this rate, the test starts no process for a pod.
+//! Creates fifty pods a second. To reach this rate, each pod is only a network namespace: the test starts no process
+//! for a pod.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -12,22 +13,25 @@ use netpol_tests::{AgentOptions, Cluster, Lab, PodSlots, PodSpec, deny_all};
 
 use super::{allow_client_to_server, wait_metrics};
 
-/// Number of pods, and the interval between them.
+/// Number of pods that the test creates.
 const PODS: u32 = 500;
+/// The time from the creation of one pod to that of the next.
 const INTERVAL: Duration = Duration::from_millis(20);
-/// Number of pods at a time, and number of pods deleted together.
+/// Maximum number of pods that exist at the same time.
 const MAX_ALIVE: usize = 50;
+/// Number of pods that are deleted together.
 const GROUP_SIZE: u32 = 10;
-/// Number of slots: prepared network namespaces, each with its own address. An address is reused only after some time,
-/// as CNI plugins do. Otherwise the agent would treat the new pod as the old pod until it receives the new pod's
-/// object.
+/// Number of slots: prepared network namespaces, each with its own address. There are more slots than pods at a time,
+/// so an address is reused only after some time, as with CNI plugins. If it were reused at once, the agent would treat
+/// the new pod as the old pod until the agent receives the new pod's object.
 const SLOTS: u8 = 110;
 /// Number of packets that each pod sends to the server. No policy allows them.
 const PACKETS: usize = 3;
 
-/// On a busy machine, pods are created more slowly. In any case, each pod must be enforced before it is deleted.
+/// On a busy machine, pods are created more slowly. In any case, the policies of each pod must be enforced before the
+/// pod is deleted.
 #[test]
-fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
+fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Result<()> {
     let pods = Cluster::builder().namespace("jobs", "").pods(&[
         ("shop/client", "app=client"),
         ("shop/server", "app=server"),
@@ -54,6 +58,7 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
         alive.push_back((slot, group, name));
     }
     let rate = f64::from(PODS) / start.elapsed().as_secs_f64();
+    // The three pods of namespace shop stay until the end.
     let all = 3 + alive.len();
     wait_metrics(&mut lab, &[&format!("netpol_endpoints {all}"), "netpol_pods_waiting 0"])
         .context("all current pods")?;
@@ -63,26 +68,26 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
         let Some((_, rest)) = line.split_once(" enforced pod=") else { continue };
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
-        // If all traffic of a pod was dropped until its policies were compiled, the line has the time until then, too:
-        // `interface_age_ms`.
-        let time = |word: &str| {
+        // If all traffic of a pod was dropped until its policies were compiled, the line has `interface_age_ms` first: the
+        // age of the interface when its policies were enforced. Otherwise `unprotected_ms` is the time until then.
+        let parse_time = |word: &str| {
             ["unprotected_ms=", "interface_age_ms="]
                 .into_iter()
                 .find_map(|name| word.strip_prefix(name)?.parse::<f64>().ok())
         };
-        let gap = words.find_map(time);
-        *enforced.entry(pod).or_insert(0.0) += gap.with_context(|| format!("no time in {line:?}"))?;
+        let time = words.find_map(parse_time);
+        *enforced.entry(pod).or_insert(0.0) += time.with_context(|| format!("no time in {line:?}"))?;
     }
     let missed: Vec<_> = (0..PODS)
         .map(|number| format!("jobs/swift-{number}"))
         .filter(|name| !enforced.contains_key(name.as_str()))
         .collect();
-    let mut unprotected: Vec<_> = enforced.values().copied().collect();
-    unprotected.sort_by(f64::total_cmp);
+    let mut times: Vec<_> = enforced.values().copied().collect();
+    times.sort_by(f64::total_cmp);
     println!(
         "{PODS} pods at {rate:.0} a second; enforced after {:.1} ms (median), {:.1} ms (maximum)",
-        unprotected[unprotected.len() / 2],
-        unprotected.last().copied().unwrap_or_default()
+        times[times.len() / 2],
+        times.last().copied().unwrap_or_default()
     );
     ensure!(missed.is_empty(), "never enforced: {missed:?}\n{log}");
     check_all_dropped(&lab, &slots, alive.iter().map(|(slot, ..)| *slot))?;
@@ -103,7 +108,7 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
 /// Slot, group and name of each pod, oldest first.
 type LivePods = VecDeque<(usize, u32, String)>;
 
-/// Deletes the oldest group as a kubelet does: first the network, then the objects.
+/// Deletes the pods of the oldest group as a kubelet does: first their network, then their objects.
 fn delete_oldest_group(lab: &mut Lab, slots: &mut PodSlots, alive: &mut LivePods) -> Result<()> {
     let oldest = alive.front().context("no pod is left")?.1;
     slots.detach_group(oldest)?;

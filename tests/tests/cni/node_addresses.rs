@@ -1,6 +1,6 @@
 //! Node addresses that are added and removed while the agent runs: item 15 of docs/semantics.md.
 //!
-//! sNN in the name of a test is an item of docs/semantics.md.
+//! The number in the name of a test (`s15_…`) is that of the item.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -14,6 +14,7 @@ use netpol_tests::{Cluster, Families, Lab, Netns, PodSpec, ProbeResult, Topology
 /// Timeout for a datagram on a machine that also runs other tests.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(400);
 
+/// Starts a cluster with one pod, which a policy isolates in both directions and without any rule.
 fn start(topology: Topology) -> Result<Lab> {
     let pods = Cluster::builder().topology(topology).families(Families::Dual).pods(&[("shop/client", "")]);
     Lab::start(pods, &[deny_all("shop")])
@@ -42,7 +43,7 @@ fn arrives(from: &UdpSocket, to: &UdpSocket) -> Result<bool> {
     }
 }
 
-/// Waits until datagrams pass in both directions, or in neither.
+/// Waits until datagrams between a pod and another host pass in both directions, or in neither if `passes` is false.
 fn wait_until_passes(pod: &UdpSocket, other: &UdpSocket, passes: bool) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -59,6 +60,7 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
     let lab = start(topology)?;
     let cluster = &lab.cluster;
     let (node, outside) = (cluster.host("node-1").netns(), cluster.host("outside").netns());
+    // nodad: without duplicate address detection, so that the IPv6 address can be used at once.
     let prefix = if address.is_ipv4() { "24" } else { "64 nodad" };
     let (add, remove) =
         (format!("addr add {address}/{prefix} dev uplink"), format!("addr del {address}/{prefix} dev uplink"));
@@ -71,11 +73,12 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
         node.ip(&add)?;
         let server = socket(node, target)?;
         wait_until_passes(&pod, &server, true).with_context(|| format!("the node has the address, round {round}"))?;
+        // No server listens at port 81. The node refuses the connection, so the packet was allowed.
         let refused = lab.try_at("shop/client", "node-1", &address.to_string(), Tcp, 81)?;
         ensure!(refused == ProbeResult::Refused, "connection to the node's new address: {refused:?}");
         drop(server);
 
-        // The open flow must stop too, although its addresses and ports stay the same.
+        // The flow between the same addresses and ports must stop, too, when an external host has the address.
         node.ip(&remove)?;
         outside.ip(&add)?;
         let server = socket(outside, target)?;

@@ -1,6 +1,7 @@
-//! Clusters with the CNI plugins bridge and ptp, with `ipMasq`, and with or without iptables for bridged packets.
+//! Tests clusters with the CNI plugins bridge and ptp. The plugins masquerade (`ipMasq`). With bridge, bridged packets
+//! pass through iptables or not (`bridge-nf-call-iptables`).
 //!
-//! sNN in the name of a test is an item of docs/semantics.md.
+//! The NN in a test name `sNN_…` is the number of an item of docs/semantics.md.
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -10,6 +11,8 @@ use netpol_tests::{
 
 use super::{allow_client_to_server, wait_metrics};
 
+/// Returns a cluster in which two pods are servers for [`policies`]: their port `web` has different numbers. Pod
+/// `blog/web` has the labels of a client, but is in another namespace.
 fn pods(topology: Topology, families: Families) -> ClusterBuilder {
     Cluster::builder()
         .topology(topology)
@@ -24,8 +27,8 @@ fn pods(topology: Topology, families: Families) -> ClusterBuilder {
         .serve(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
 }
 
-/// Returns policies that isolate pods in both directions. Servers accept clients and some outside addresses at a named
-/// port.
+/// Returns policies that isolate the pods of namespace `shop` in both directions. Servers accept connections from
+/// clients and from some outside addresses, at a named port.
 fn policies() -> Vec<String> {
     vec![
         deny_all("shop"),
@@ -50,7 +53,7 @@ fn policies() -> Vec<String> {
     ]
 }
 
-/// Writes the manifest of a host-network pod.
+/// Writes the manifest of a host-network pod with the labels of a client. The selectors of peers must not match it.
 fn write_host_network_pod(lab: &Lab) -> Result<()> {
     let address = lab.cluster.host("node-1").addresses()[0];
     lab.cluster.manifests().write(
@@ -63,13 +66,16 @@ fn write_host_network_pod(lab: &Lab) -> Result<()> {
     )
 }
 
+/// Sets whether bridged packets pass through iptables (`1`) or not (`0`).
 fn set_bridge_netfilter(lab: &Lab, setting: &str) -> Result<()> {
     let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
     lab.cluster.host("node-1").netns().sysctl(&names.map(|name| (name, setting)))
 }
 
-fn check_plugin(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
-    let mut lab = Lab::start_with(pods(topology, families), &policies(), AgentOptions::default().arguments(arguments))?;
+/// Compares the connections in a cluster with the policies. `agent_arguments`: additional arguments of the agent.
+fn check_plugin(topology: Topology, families: Families, agent_arguments: &[&str]) -> Result<()> {
+    let mut lab =
+        Lab::start_with(pods(topology, families), &policies(), AgentOptions::default().arguments(agent_arguments))?;
     lab.cluster.serve_at("node-1", &[(Tcp, 80)])?;
     write_host_network_pod(&lab)?;
     // The setting is usually 1 on a node. It may be 0 if neither kube-proxy nor the plugins need it.
@@ -78,7 +84,7 @@ fn check_plugin(topology: Topology, families: Families, arguments: &[&str]) -> R
         set_bridge_netfilter(&lab, setting)?;
         let matrix = lab
             .wait_until_expected(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
-            .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {arguments:?}"))?;
+            .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {agent_arguments:?}"))?;
         let allowed = matrix.allowed();
         assert!(
             allowed > 10 && allowed < matrix.0.len() / 2,
@@ -93,9 +99,9 @@ fn check_plugin(topology: Topology, families: Families, arguments: &[&str]) -> R
              shop/other  -> shop/other  80/TCP
              shop/server -> shop/server 53/UDP",
         )
-        .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {arguments:?}"))?;
+        .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {agent_arguments:?}"))?;
     }
-    // The host-network pod does not have its own interface.
+    // The five pods of `pods()`. The host-network pod does not have its own interface.
     wait_metrics(&mut lab, &["netpol_endpoints 5", "netpol_pods_waiting 0"])?;
     Ok(())
 }
@@ -131,7 +137,7 @@ fn the_ptp_plugin_with_dual_stack() -> Result<()> {
 }
 
 #[test]
-fn the_plugins_attached_by_tcx() -> Result<()> {
+fn the_plugins_with_programs_attached_by_tcx() -> Result<()> {
     check_plugin(Topology::BridgePlugin, Families::Dual, &["--attach", "tcx"])?;
     check_plugin(Topology::PtpPlugin, Families::Dual, &["--attach", "tcx"])
 }
@@ -158,11 +164,11 @@ fn s14_a_masqueraded_pod_is_evaluated_by_its_nodes_address() -> Result<()> {
 }
 
 #[test]
-fn s15_a_pod_of_a_plugin_reaches_itself_through_its_service() -> Result<()> {
+fn s15_with_each_plugin_a_pod_reaches_itself_through_its_service() -> Result<()> {
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
-        // kube-proxy requires this setting.
+        // kube-proxy requires this setting, so that bridged packets to a Service are translated.
         set_bridge_netfilter(&lab, "1")?;
         let [from_server, from_client] = lab.probe_through_service("shop/server", "shop/client")?;
         assert_eq!(from_server, ProbeResult::Allowed, "the server through its own Service, {topology:?}");

@@ -22,16 +22,18 @@ struct ShortLived {
     address: &'static str,
     /// Name of the end on the node.
     veth: &'static str,
-    /// Whether each new interface has a number appended to this name.
+    /// Whether each new interface has another name: `veth` and a number.
     numbered: bool,
 }
 
+/// One pod whose interfaces all have the same name, and one whose interfaces have different names.
 const SHORT_LIVED: [ShortLived; 2] = [
     ShortLived { name: "jobs/same", address: "10.244.1.201", veth: "vethsame", numbered: false },
     ShortLived { name: "jobs/other", address: "10.244.1.202", veth: "vethother", numbered: true },
 ];
 
 impl ShortLived {
+    /// Creates and removes the interface several times.
     fn create_and_remove(&self, netns: &Netns, node: &Netns, times: usize) -> Result<()> {
         let mut lines = String::new();
         for time in 0..times {
@@ -58,13 +60,14 @@ impl ShortLived {
 }
 
 #[test]
-fn s24_interfaces_that_are_removed_at_once_disturb_no_other_pod() -> Result<()> {
+fn s24_interfaces_that_are_removed_immediately_do_not_disturb_other_pods() -> Result<()> {
     let pods = Cluster::builder().namespace("jobs", "").pods(&[
         ("shop/client", "app=client"),
         ("shop/server", "app=server"),
         ("shop/never", "app=never"),
     ]);
     let mut lab = Lab::start(pods, &[allow_client_to_server(), deny_all("jobs")])?;
+    // The agent knows both pods from the start, but their interfaces exist only for a moment.
     for short_lived in &SHORT_LIVED {
         let manifest = PodSpec::new(short_lived.name).manifest(&[short_lived.address.parse::<IpAddr>()?]);
         lab.cluster.manifests().write(&file_of(short_lived), &manifest)?;
@@ -82,6 +85,7 @@ fn s24_interfaces_that_are_removed_at_once_disturb_no_other_pod() -> Result<()> 
             .collect();
         workers.into_iter().try_for_each(|worker| worker.join().expect("a thread that creates interfaces panicked"))
     })?;
+    // The three other pods have endpoints. The two short-lived pods wait for an interface.
     wait_metrics(&mut lab, &["netpol_endpoints 3", "netpol_pods_waiting 2"]).context("when neither exists")?;
 
     // In the end both interfaces remain, and are bound to their pods.
@@ -104,6 +108,7 @@ fn s24_interfaces_that_are_removed_at_once_disturb_no_other_pod() -> Result<()> 
     check_no_warnings(lab.agent())
 }
 
+/// Returns the name of the manifest's file.
 fn file_of(short_lived: &ShortLived) -> String {
     format!("pod-{}.yaml", short_lived.name.replace('/', "-"))
 }

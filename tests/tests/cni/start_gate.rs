@@ -1,5 +1,5 @@
-//! Pods that wait for `netpol-cni` before they start: enforced from their first packet on, before their address is
-//! published.
+//! Tests the start gate with the CNI plugin `netpol-cni`: a pod starts only after its policies are enforced. So they
+//! apply to its first packet, even before the pod's object has an address.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
@@ -10,17 +10,18 @@ use netpol_tests::{Agent, Cluster, Families, Lab, PodSpec, StartGate, Topology, 
 
 const TOPOLOGIES: [Topology; 2] = [Topology::BridgePlugin, Topology::PtpPlugin];
 
-/// Port of the receivers.
+/// UDP port at which datagrams are received.
 const PORT: u16 = 6000;
 
 /// Datagrams in a burst; as many as fit into the queue of an unresolved neighbor.
 const BURST: usize = 50;
 
-/// A pod that may send to `shop/server` only, and receive nothing.
+/// A new pod. Policies allow it to send to `shop/server` only, and to receive nothing.
 fn job(name: &str) -> PodSpec {
     PodSpec::new(name).labels("app=job")
 }
 
+/// Creates the cluster with its policies. The gate lets pods of `kube-system` start even without an agent.
 fn cluster(topology: Topology) -> Result<Cluster> {
     let pods = [("shop/server", "app=server"), ("shop/other", "app=other")];
     let cluster = Cluster::builder()
@@ -37,7 +38,7 @@ fn cluster(topology: Topology) -> Result<Cluster> {
         "shop/server-from-job",
         "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]}",
     );
-    // `shop/other` accepts all packets, so only the egress rules of new pods can drop packets to it.
+    // `shop/other` may send and receive everything, so only the policies of a new pod can drop packets between the two.
     let allow_all = policy(
         "shop/other",
         "{podSelector: {matchLabels: {app: other}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}",
@@ -51,29 +52,30 @@ fn cluster(topology: Topology) -> Result<Cluster> {
 struct Arrived {
     /// From the new pod to `shop/server`.
     allowed: usize,
-    /// From the new pod to `shop/other`, and from there to the new pod.
+    /// From the new pod to `shop/other`, and from `shop/other` to the new pod.
     denied: usize,
 }
 
-/// What arrives if the pod is enforced: one burst at `shop/server` for each address family.
+/// What arrives if the new pod's policies are enforced: one burst at `shop/server` for each address family.
 const ENFORCED: Arrived = Arrived { allowed: 2 * BURST, denied: 0 };
 
-/// Sends bursts as the pod's first packets.
+/// Sends bursts from and to a new pod, as its first packets. Returns what arrives.
 fn first_packets(cluster: &Cluster, pod: &str) -> Result<Arrived> {
     let mut arrived = Arrived { allowed: 0, denied: 0 };
+    // Each host has one IPv4 and one IPv6 address.
     for family in 0..2 {
         let address = |host: &str| SocketAddr::new(cluster.host(host).addresses()[family], PORT);
         let receiver = |host: &str| {
             cluster.host(host).netns().run(|| UdpSocket::bind(address(host)).context("binding a receiver"))
         };
-        let (server, other, own) = (receiver("shop/server")?, receiver("shop/other")?, receiver(pod)?);
+        let (server, other, new_pod) = (receiver("shop/server")?, receiver("shop/other")?, receiver(pod)?);
         for _ in 0..BURST {
-            own.send_to(b"x", address("shop/other"))?;
-            own.send_to(b"x", address("shop/server"))?;
+            new_pod.send_to(b"x", address("shop/other"))?;
+            new_pod.send_to(b"x", address("shop/server"))?;
             other.send_to(b"x", address(pod))?;
         }
         arrived.allowed += count(&server)?;
-        arrived.denied += count(&other)? + count(&own)?;
+        arrived.denied += count(&other)? + count(&new_pod)?;
     }
     Ok(arrived)
 }
@@ -87,11 +89,11 @@ fn count(socket: &UdpSocket) -> Result<usize> {
 #[track_caller]
 fn expect_refused(result: Result<()>, reason: &str) {
     let error = format!("{:#}", result.expect_err("netpol-cni let the pod start"));
-    // The CNI specification: 11 is "try again later".
+    // Error code 11 of the CNI specification is "try again later".
     assert!(error.contains("\"code\":11") && error.contains(reason), "{error}");
 }
 
-/// Adds a pod. Its object has no address.
+/// Adds a pod whose object has no address yet.
 fn add_pod_without_address(cluster: &mut Cluster, spec: PodSpec) -> Result<()> {
     cluster.schedule_pod(&spec)?;
     cluster.add_pod_without_manifest(spec)
@@ -134,6 +136,7 @@ fn a_pod_that_the_agent_does_not_know_yet_waits() -> Result<()> {
     let agent = Agent::start(&cluster)?;
     let gate = StartGate::new(&agent.socket());
     cluster.add_pod_without_manifest(job("shop/late"))?;
+    // The agent responds, so `when_agent_away` has no effect.
     expect_refused(
         gate.clone().timeout_seconds(1).when_agent_away("allow").add(&cluster, "shop/late"),
         "no pod shop/late",
@@ -174,7 +177,7 @@ fn without_an_agent_pods_start_as_configured() -> Result<()> {
             arrived.denied > 0,
             "without the gate, no denied packet arrived, so this test cannot show an effect of the gate: {arrived:?}"
         );
-        // A runtime that gives up removes the sandbox.
+        // A runtime that does not try again removes the sandbox.
         gate.delete(&cluster, "shop/denied")?;
         cluster.remove_pod_keep_manifest("shop/denied")?;
 

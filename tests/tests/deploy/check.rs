@@ -1,4 +1,4 @@
-//! Validates objects: their fields, their names, and their references.
+//! Validates the objects of a folder of deploy/: their fields, their names, and their references to each other.
 
 use std::fmt::Display;
 
@@ -14,17 +14,19 @@ use crate::operator::{PodMonitor, PrometheusRule};
 use crate::pod;
 use crate::syntax::{is_label_key, is_label_value, is_subdomain};
 
-/// Collects findings with their location.
+/// Collects findings about one object, or about a part of it.
 pub(crate) struct Findings<'a> {
+    /// The object and the part. Each finding starts with this text.
     at: String,
+    /// The findings about all objects.
     all: &'a mut Vec<String>,
 }
 
 impl Findings<'_> {
     /// Adds a finding unless the condition holds.
-    pub(crate) fn expect(&mut self, holds: bool, what: impl Display) {
+    pub(crate) fn expect(&mut self, holds: bool, finding: impl Display) {
         if !holds {
-            self.all.push(format!("{}: {what}", self.at));
+            self.all.push(format!("{}: {finding}", self.at));
         }
     }
 
@@ -41,7 +43,7 @@ impl Findings<'_> {
     }
 }
 
-/// All objects of a folder, by kind.
+/// All objects of a folder of deploy/, by kind.
 #[derive(Default)]
 pub(crate) struct Objects {
     pub(crate) service_accounts: Vec<ServiceAccount>,
@@ -54,7 +56,7 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// Reads and validates objects. Adds findings to `all`.
+    /// Parses and validates objects. Adds the findings to `all`.
     pub(crate) fn read(values: &[Value], all: &mut Vec<String>) -> Self {
         let mut objects = Self::default();
         let mut seen = std::collections::BTreeSet::new();
@@ -64,20 +66,20 @@ impl Objects {
             let mut findings = Findings { at: format!("{kind} {name:?}"), all: &mut *all };
             findings.expect(seen.insert((kind, namespace, name)), "duplicate object");
             match (text("/apiVersion"), kind) {
-                ("v1", "ServiceAccount") => objects.service_accounts.extend(typed(value, &mut findings)),
+                ("v1", "ServiceAccount") => objects.service_accounts.extend(parse(value, &mut findings)),
                 ("rbac.authorization.k8s.io/v1", "ClusterRole") => {
-                    objects.cluster_roles.extend(typed(value, &mut findings));
+                    objects.cluster_roles.extend(parse(value, &mut findings));
                 }
-                ("rbac.authorization.k8s.io/v1", "Role") => objects.roles.extend(typed(value, &mut findings)),
+                ("rbac.authorization.k8s.io/v1", "Role") => objects.roles.extend(parse(value, &mut findings)),
                 ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
-                    objects.cluster_role_bindings.extend(typed(value, &mut findings));
+                    objects.cluster_role_bindings.extend(parse(value, &mut findings));
                 }
-                ("apps/v1", "DaemonSet") => objects.daemon_sets.extend(typed(value, &mut findings)),
+                ("apps/v1", "DaemonSet") => objects.daemon_sets.extend(parse(value, &mut findings)),
                 ("monitoring.coreos.com/v1", "PodMonitor") => {
-                    objects.pod_monitors.extend(typed(&without_type(value), &mut findings));
+                    objects.pod_monitors.extend(parse(&without_type(value), &mut findings));
                 }
                 ("monitoring.coreos.com/v1", "PrometheusRule") => {
-                    objects.prometheus_rules.extend(typed(&without_type(value), &mut findings));
+                    objects.prometheus_rules.extend(parse(&without_type(value), &mut findings));
                 }
                 (version, _) => {
                     findings.expect(false, format!("kind not supported by this test in apiVersion {version:?}"));
@@ -88,6 +90,7 @@ impl Objects {
         objects
     }
 
+    /// Validates what depends on the kinds of the objects: fields, names and references.
     fn check(&self, all: &mut Vec<String>) {
         for account in &self.service_accounts {
             let mut findings = check_metadata("ServiceAccount", &account.metadata, true, all);
@@ -95,10 +98,10 @@ impl Objects {
         }
         for role in &self.cluster_roles {
             let mut findings = check_metadata("ClusterRole", &role.metadata, false, all);
-            check_rules(role.rules.as_deref(), &mut findings);
+            check_role(role.rules.as_deref(), &mut findings);
         }
         for role in &self.roles {
-            check_rules(role.rules.as_deref(), &mut check_metadata("Role", &role.metadata, true, all));
+            check_role(role.rules.as_deref(), &mut check_metadata("Role", &role.metadata, true, all));
         }
         for binding in &self.cluster_role_bindings {
             let mut findings = check_metadata("ClusterRoleBinding", &binding.metadata, false, all);
@@ -124,12 +127,12 @@ impl Objects {
         for monitor in &self.pod_monitors {
             check_metadata("PodMonitor", &monitor.metadata, true, all);
         }
-        for rule in &self.prometheus_rules {
-            let mut findings = check_metadata("PrometheusRule", &rule.metadata, true, all);
-            for group in &rule.spec.groups {
+        for prometheus_rule in &self.prometheus_rules {
+            let mut findings = check_metadata("PrometheusRule", &prometheus_rule.metadata, true, all);
+            for group in &prometheus_rule.spec.groups {
                 findings.expect(!group.name.is_empty() && !group.rules.is_empty(), "a group has no name or no rules");
-                for rule in &group.rules {
-                    rule.check(&mut findings.at(&rule.alert));
+                for alert in &group.rules {
+                    alert.check(&mut findings.at(&alert.alert));
                 }
             }
         }
@@ -154,14 +157,16 @@ impl Objects {
         if let Some(strategy) = &spec.update_strategy {
             findings.one_of("updateStrategy", strategy.type_.as_deref(), &["RollingUpdate", "OnDelete"]);
             if let Some(rolling) = &strategy.rolling_update {
+                // Returns a number of pods or a percentage. It only matters whether this is zero.
                 let count = |value: &Option<IntOrString>, default| match value {
                     None => Some(default),
                     Some(IntOrString::Int(number)) => Some(*number),
                     Some(IntOrString::String(text)) => text.strip_suffix('%').and_then(|number| number.parse().ok()),
                 };
                 let (max_unavailable, max_surge) = (count(&rolling.max_unavailable, 1), count(&rolling.max_surge, 0));
-                let exactly_one = matches!((max_unavailable, max_surge), (Some(1..), Some(0)) | (Some(0), Some(1..)));
-                findings.expect(exactly_one, "exactly one of maxUnavailable and maxSurge must be zero");
+                let exactly_one_is_zero =
+                    matches!((max_unavailable, max_surge), (Some(1..), Some(0)) | (Some(0), Some(1..)));
+                findings.expect(exactly_one_is_zero, "exactly one of maxUnavailable and maxSurge must be zero");
             }
         }
         let Some(pod) = &spec.template.spec else { return findings.expect(false, "has no pod") };
@@ -173,8 +178,8 @@ impl Objects {
     }
 }
 
-/// Returns an object without `apiVersion` and `kind`. The kinds of k8s-openapi read these fields. For the kinds in
-/// `operator`, they would be unknown fields.
+/// Returns an object without `apiVersion` and `kind`. The types in `operator` do not have these fields, so the fields
+/// would be reported as unknown. The types of k8s-openapi read these fields.
 fn without_type(value: &Value) -> Value {
     let mut value = value.clone();
     if let Some(fields) = value.as_object_mut() {
@@ -183,8 +188,8 @@ fn without_type(value: &Value) -> Value {
     value
 }
 
-/// Parses an object. Unknown fields are findings.
-fn typed<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Option<T> {
+/// Parses an object. Adds a finding for each unknown field.
+fn parse<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Option<T> {
     let mut unknown = Vec::new();
     // serde_ignored writes `?` for an optional field on the path.
     let result = serde_ignored::deserialize(value, |path| unknown.push(path.to_string().replace(".?", "")));
@@ -194,6 +199,7 @@ fn typed<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Opt
     result.map_err(|error| findings.expect(false, error)).ok()
 }
 
+/// Validates the metadata of an object. Returns a collector for further findings about the object.
 fn check_metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mut Vec<String>) -> Findings<'a> {
     let name = metadata.name.as_deref().unwrap_or_default();
     let mut findings = Findings { at: format!("{kind} {name:?}"), all };
@@ -208,7 +214,8 @@ fn check_metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: 
     findings
 }
 
-fn check_rules(rules: Option<&[PolicyRule]>, findings: &mut Findings<'_>) {
+/// Validates the rules of a Role or a `ClusterRole`.
+fn check_role(rules: Option<&[PolicyRule]>, findings: &mut Findings<'_>) {
     for rule in rules.unwrap_or_default() {
         let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         findings.expect(!rule.verbs.is_empty(), "a rule has no verbs");

@@ -7,11 +7,14 @@ use anyhow::{Context as _, Result, ensure};
 use netpol_tests::kubectl;
 use serde_json::Value;
 
+/// Returns the path of deploy/.
 pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("no deploy/ next to tests/")
 }
 
-/// Returns the objects of a folder. Adds components in the same way as a user.
+/// Returns the objects that `kubectl kustomize` prints for a folder of deploy/. `components`: folders of Kustomize
+/// components in deploy/. If there are any, the objects are those of a user's overlay that adds the components to the
+/// folder.
 pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
     let path = deploy().join(folder);
     if components.is_empty() {
@@ -19,7 +22,7 @@ pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
     }
     let temporary = tempfile::Builder::new().prefix("netpol-").tempdir().context("cannot create a folder")?;
     // kustomize accepts only relative paths, and resolves symbolic links before it counts `..`. So the path of the
-    // folder must have no links.
+    // overlay's folder must have no links.
     let directory = temporary.path().canonicalize()?;
     let relative = |path: &Path| {
         let up = "../".repeat(directory.components().count() - 1);

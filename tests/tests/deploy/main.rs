@@ -1,4 +1,5 @@
-//! Checks the manifests in deploy/: built as `kubectl apply -k` does, and validated as strictly as an API server.
+//! Checks the manifests in deploy/. They are built in the same way as by `kubectl apply -k`, and validated as strictly
+//! as by an API server.
 //!
 //! These tests use no API server. The types of k8s-openapi define the known fields; any other field is an error.
 //! Further validation is implemented in `check` and `pod`.
@@ -20,11 +21,11 @@ use serde_json::Value;
 
 use check::Objects;
 
-/// Every folder that users apply.
+/// Every folder of deploy/ that users apply.
 const FOLDERS: [&str; 6] =
     ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kubeadm-events", "overlays/kind", "uninstall"];
 
-/// Every component that users add. All of them together are valid, too.
+/// Every Kustomize component that users can add to a folder. It is also valid to add all of them.
 const COMPONENTS: [&str; 5] = [
     "components/events",
     "components/start-gate-cni",
@@ -88,27 +89,27 @@ fn the_agent_may_read_what_it_needs_and_nothing_else() -> Result<()> {
 }
 
 #[test]
-fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
-    let plain = checked(&kubectl::build("base", &[])?)?;
+fn the_events_component_adds_one_rbac_rule_and_one_option() -> Result<()> {
+    let base = checked(&kubectl::build("base", &[])?)?;
     let with_component = checked(&kubectl::build("base", &["components/events"])?)?;
     let rules = only("ClusterRole", with_component.cluster_roles)?.rules.unwrap_or_default();
     let mut expected = expected_permissions();
     expected.extend(["create", "patch"].map(|verb| ("events.k8s.io".into(), "events".into(), verb.into())));
     expected.sort();
     ensure!(single_permissions(&rules) == expected, "{rules:?}");
-    let mut expected_arguments = args(&only("DaemonSet", plain.daemon_sets)?);
+    let mut expected_arguments = args(&only("DaemonSet", base.daemon_sets)?);
     expected_arguments.push("--kube-events".into());
     ensure!(args(&only("DaemonSet", with_component.daemon_sets)?) == expected_arguments);
     Ok(())
 }
 
-/// `netpol` lists the agents' pods, and runs a command in each of them. The role allows nothing else, and the component
-/// binds the role to no user.
+/// The role allows only what the commands of `netpol` for a cluster need: to list the agents' pods, and to run a
+/// command in each of them. The component binds the role to no user.
 #[test]
 fn the_viewer_component_adds_one_role() -> Result<()> {
-    let plain = checked(&kubectl::build("base", &[])?)?;
+    let base = checked(&kubectl::build("base", &[])?)?;
     let with_component = checked(&kubectl::build("base", &["components/viewer"])?)?;
-    ensure!(plain.roles.is_empty() && with_component.cluster_role_bindings.len() == plain.cluster_role_bindings.len());
+    ensure!(base.roles.is_empty() && with_component.cluster_role_bindings.len() == base.cluster_role_bindings.len());
     let role = only("Role", with_component.roles)?;
     ensure!(role.metadata.namespace.as_deref() == Some("kube-system"), "{:?}", role.metadata);
     let expected = [("pods", "list"), ("pods/exec", "create"), ("pods/exec", "get")];
@@ -117,7 +118,8 @@ fn the_viewer_component_adds_one_role() -> Result<()> {
     Ok(())
 }
 
-/// Kubernetes requires that pods are isolated before they start.
+/// Kubernetes requires that a pod is isolated before it starts, if a policy selects it. So the agent delays the start
+/// of each pod until its policies are enforced (the start gate), and drops the traffic of pods that it does not know.
 #[test]
 fn new_pods_start_isolated_unless_a_component_turns_this_off() -> Result<()> {
     let isolating_options = ["--start-gate=auto", "--unknown-pods=deny"].map(str::to_owned);
@@ -132,15 +134,16 @@ fn new_pods_start_isolated_unless_a_component_turns_this_off() -> Result<()> {
         let found = mounts.iter().map(|mount| (&*mount.mount_path, mount.mount_propagation.as_deref()));
         ensure!(found.eq([("/var/run/nri", None), ("/var/run/netns", Some("HostToContainer"))]), "{mounts:?}");
     }
-    // The component appends its options. If an option appears twice, the agent uses the last value.
+    // `open-start` appends its options. If an option appears twice, the agent uses the last value.
     let objects = checked(&kubectl::build("base", &["components/open-start"])?)?;
-    let open = args(&only("DaemonSet", objects.daemon_sets)?);
-    ensure!(open.ends_with(&["--start-gate=off", "--unknown-pods=allow"].map(str::to_owned)), "{open:?}");
+    let arguments = args(&only("DaemonSet", objects.daemon_sets)?);
+    ensure!(arguments.ends_with(&["--start-gate=off", "--unknown-pods=allow"].map(str::to_owned)), "{arguments:?}");
     Ok(())
 }
 
-/// The agent can write the CNI configuration only with the component `start-gate-cni`. `uninstall` can write it, too,
-/// to remove the gate's plugin from the configuration.
+/// The start gate can use a CNI plugin, which the agent installs. The agent can write the CNI configuration only with
+/// the component `start-gate-cni`. The folder `uninstall` can write it, too, to remove the plugin from the
+/// configuration.
 #[test]
 fn the_cni_gate_can_be_installed_and_uninstalled() -> Result<()> {
     let writable = |folder: &str, components: &[&str]| -> Result<Vec<String>> {
@@ -158,7 +161,7 @@ fn the_cni_gate_can_be_installed_and_uninstalled() -> Result<()> {
 }
 
 #[test]
-fn the_uninstall_has_no_service_account_and_no_role() -> Result<()> {
+fn the_uninstall_folder_has_no_service_account_and_no_role() -> Result<()> {
     let objects = checked(&kubectl::build("uninstall", &[])?)?;
     ensure!(objects.cluster_roles.is_empty() && objects.cluster_role_bindings.is_empty());
     let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("no spec")?.template.spec.context("no pod spec")?;
@@ -168,15 +171,15 @@ fn the_uninstall_has_no_service_account_and_no_role() -> Result<()> {
 
 #[test]
 fn the_agent_accepts_the_arguments_in_the_manifests() -> Result<()> {
-    let built = FOLDERS.map(|folder| (folder, &[][..]));
-    for (folder, components) in built.into_iter().chain([("base", &COMPONENTS[..])]) {
+    let without_components = FOLDERS.map(|folder| (folder, &[][..]));
+    for (folder, components) in without_components.into_iter().chain([("base", &COMPONENTS[..])]) {
         let objects = checked(&kubectl::build(folder, components)?)?;
         let spec =
             only("DaemonSet", objects.daemon_sets)?.spec.context("no spec")?.template.spec.context("no pod spec")?;
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             let mut words = container.command.clone().unwrap_or_default();
             words.extend(container.args.clone().unwrap_or_default());
-            // The kubelet replaces variables.
+            // On a cluster, the kubelet replaces this variable.
             let words: Vec<_> = words.iter().map(|word| word.replace("$(HOST_IP)", "192.0.2.1")).collect();
             let parsed = parses(&words[1..])?;
             ensure!(parsed.is_ok(), "deploy/{folder}, {}: {parsed:?}", container.name);
@@ -185,7 +188,8 @@ fn the_agent_accepts_the_arguments_in_the_manifests() -> Result<()> {
     Ok(())
 }
 
-/// With a constant tag, an upgrade would not be rolled out. A name without a registry would be looked up on Docker Hub.
+/// With a constant tag, an upgrade would not change the `DaemonSet`, so the agent would not be restarted. A name
+/// without a registry would be looked up on Docker Hub.
 #[test]
 fn every_image_has_this_version_and_is_never_pulled() -> Result<()> {
     let expected = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"));
@@ -235,7 +239,8 @@ fn parses(words: &[String]) -> Result<Result<(), String>> {
     Ok(if output.status.success() { Ok(()) } else { Err(stderr) })
 }
 
-/// Returns the mounts of the first container. Init containers come before other containers.
+/// Returns the mounts of the container that starts first: in `uninstall`, an init container that removes netpol from
+/// the node; in the other folders, the agent.
 fn mounts(set: &DaemonSet) -> Vec<VolumeMount> {
     let spec = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
     let first = spec.and_then(|spec| spec.init_containers.iter().flatten().chain(&spec.containers).next());
@@ -247,6 +252,7 @@ fn args(set: &DaemonSet) -> Vec<String> {
     spec.and_then(|spec| spec.containers[0].args.clone()).unwrap_or_default()
 }
 
+/// Returns the permissions of the agent's `ClusterRole`.
 fn expected_permissions() -> Vec<(String, String, String)> {
     let mut expected_permissions: Vec<_> = READ_RESOURCES
         .iter()
@@ -259,7 +265,7 @@ fn expected_permissions() -> Vec<(String, String, String)> {
     expected_permissions
 }
 
-/// Returns the permissions of the rules, one for each combination of group, resource and verb.
+/// Returns the permissions of RBAC rules, one for each combination of API group, resource and verb.
 fn single_permissions(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
     let mut permissions = Vec::new();
     for rule in rules {

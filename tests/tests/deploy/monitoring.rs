@@ -20,7 +20,7 @@ fn read(name: &str) -> Result<String> {
     fs::read_to_string(folder().join(name)).with_context(|| format!("deploy/monitoring/{name}"))
 }
 
-/// Runs promtool in deploy/monitoring. A warning is an error.
+/// Runs promtool in deploy/monitoring. Returns an error if promtool fails or prints a warning.
 fn expect_success(arguments: &[&str], input: &str) -> Result<String> {
     let output = promtool(&folder(), arguments, input)?;
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -53,7 +53,8 @@ fn each_alert_fires_for_its_cause_only() -> Result<()> {
     Ok(())
 }
 
-/// The component `pod-monitor` contains a copy of alerts.yaml, because kustomize cannot include a file in an object.
+/// The Kustomize component `pod-monitor` contains a copy of alerts.yaml, because kustomize cannot include a file in an
+/// object.
 #[test]
 fn the_component_has_the_alerts_of_the_rule_file() -> Result<()> {
     let path = kubectl::deploy().join("components/pod-monitor/prometheus-rule.yaml");
@@ -74,8 +75,8 @@ fn the_component_has_the_alerts_of_the_rule_file() -> Result<()> {
     }
     let objects = checked(&kubectl::build("base", &["components/pod-monitor"])?)?;
     let rule = only("PrometheusRule", objects.prometheus_rules)?;
-    let found = rule.spec.groups.iter().map(|group| group.rules.len()).sum::<usize>();
-    ensure!(found == alerts.matches("- alert: ").count(), "{found} alerts in the component");
+    let alert_count = rule.spec.groups.iter().map(|group| group.rules.len()).sum::<usize>();
+    ensure!(alert_count == alerts.matches("- alert: ").count(), "{alert_count} alerts in the component");
     Ok(())
 }
 
@@ -84,8 +85,8 @@ fn the_component_has_the_alerts_of_the_rule_file() -> Result<()> {
 fn the_pod_monitor_finds_the_metrics_of_the_agents() -> Result<()> {
     let objects = checked(&kubectl::build("base", &["components/pod-monitor"])?)?;
     let monitor = only("PodMonitor", objects.pod_monitors)?;
-    let set = only("DaemonSet", objects.daemon_sets)?;
-    let labels = pod_labels(&set);
+    let daemon_set = only("DaemonSet", objects.daemon_sets)?;
+    let labels = pod_labels(&daemon_set);
     let selector_labels = monitor.spec.selector.match_labels.unwrap_or_default();
     ensure!(
         selector_labels.iter().all(|(key, value)| labels.get(key) == Some(value)),
@@ -103,15 +104,18 @@ fn the_pod_monitor_finds_the_metrics_of_the_agents() -> Result<()> {
         "{relabeling:?}"
     );
     let container =
-        &set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()).context("no pod spec")?.containers[0];
+        &daemon_set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()).context("no pod spec")?.containers[0];
     let port = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(&endpoint.port));
     let number = port.with_context(|| format!("the container has no port {:?}", endpoint.port))?.container_port;
-    let address = format!("--metrics=$(HOST_IP):{number}");
-    ensure!(args(&set).last() == Some(&address), "{:?} does not end with {address}", args(&set));
+    // The base has this option, too. The component appends it again, because the last one has precedence.
+    let metrics_option = format!("--metrics=$(HOST_IP):{number}");
+    let arguments = args(&daemon_set);
+    ensure!(arguments.last() == Some(&metrics_option), "{arguments:?} does not end with {metrics_option}");
     Ok(())
 }
 
-fn pod_labels(set: &DaemonSet) -> std::collections::BTreeMap<String, String> {
-    let metadata = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+/// Returns the labels of the agent's pods.
+fn pod_labels(daemon_set: &DaemonSet) -> std::collections::BTreeMap<String, String> {
+    let metadata = daemon_set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
     metadata.and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Kinds of the Prometheus operator, with the fields that deploy/ uses:
+//! Custom resources of the Prometheus operator, with the fields that deploy/ uses:
 //! <https://prometheus-operator.dev/docs/api-reference/api/>.
 
 use std::collections::BTreeMap;
@@ -64,6 +64,7 @@ pub(crate) struct AlertingRule {
     pub(crate) alert: String,
     /// A `PromQL` expression. The API also accepts a number; [`Self::check`] does not.
     pub(crate) expr: Value,
+    /// How long the expression must be true before the alert fires.
     #[serde(default, rename = "for")]
     pub(crate) pending: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -71,13 +72,14 @@ pub(crate) struct AlertingRule {
 }
 
 impl AlertingRule {
+    /// Checks that the alert has all fields that alerts in deploy/ must have.
     pub(crate) fn check(&self, findings: &mut Findings<'_>) {
         findings.expect(self.expr.as_str().is_some_and(|expr| !expr.is_empty()), "has no expression");
         let severity = self.labels.get("severity").map(String::as_str);
         findings.expect(severity.is_some(), "has no severity");
         findings.one_of("severity", severity, &["critical", "warning", "info"]);
-        let is_time = |text: &str| text.strip_suffix('m').is_some_and(|number| number.parse::<u8>().is_ok());
-        findings.expect(self.pending.as_deref().is_none_or(is_time), "`for` is no number of minutes");
+        let is_minutes = |text: &str| text.strip_suffix('m').is_some_and(|number| number.parse::<u8>().is_ok());
+        findings.expect(self.pending.as_deref().is_none_or(is_minutes), "`for` is no number of minutes");
         for name in ["summary", "description", "runbook"] {
             findings.expect(self.annotations.contains_key(name), format!("has no annotation {name}"));
         }

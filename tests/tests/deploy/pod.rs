@@ -1,4 +1,4 @@
-//! Validates pod specs.
+//! Validates the pod specs in deploy/.
 
 use std::collections::BTreeSet;
 
@@ -28,8 +28,8 @@ const FIELDS: [&str; 7] = [
 pub(crate) fn check(pod: &PodSpec, findings: &mut Findings<'_>) {
     findings.expect(!pod.containers.is_empty(), "has no container");
     findings.one_of("restartPolicy", pod.restart_policy.as_deref(), &["Always"]);
-    let policies = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
-    findings.one_of("dnsPolicy", pod.dns_policy.as_deref(), &policies);
+    let dns_policies = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    findings.one_of("dnsPolicy", pod.dns_policy.as_deref(), &dns_policies);
     for name in pod.priority_class_name.iter().chain(&pod.service_account_name) {
         findings.expect(is_subdomain(name), format!("{name:?} is not a DNS name"));
     }
@@ -61,9 +61,9 @@ pub(crate) fn check(pod: &PodSpec, findings: &mut Findings<'_>) {
         check_container(container, volumes, &mut findings);
     }
     for container in pod.init_containers.iter().flatten() {
-        let probed = container.startup_probe.is_some() || container.liveness_probe.is_some();
+        let probes = [&container.startup_probe, &container.liveness_probe, &container.readiness_probe];
         let mut findings = findings.at(format!("container {:?}", container.name));
-        findings.expect(!probed && container.readiness_probe.is_none(), "an init container has probes");
+        findings.expect(probes.into_iter().all(Option::is_none), "an init container has probes");
     }
 }
 
@@ -78,15 +78,15 @@ fn check_volumes(volumes: &[Volume], findings: &mut Findings<'_>) {
             continue;
         };
         findings.one_of("type", host.type_.as_deref(), &HOST_PATH_TYPES);
-        let plain = host.path.starts_with('/') && !host.path.split('/').any(|step| step == "..");
-        findings.expect(plain, format!("hostPath {:?} is not absolute, or contains `..`", host.path));
+        let is_valid = host.path.starts_with('/') && !host.path.split('/').any(|step| step == "..");
+        findings.expect(is_valid, format!("hostPath {:?} is not absolute, or contains `..`", host.path));
     }
 }
 
 fn check_container(container: &Container, volumes: &[Volume], findings: &mut Findings<'_>) {
     findings.expect(container.image.as_ref().is_some_and(|image| !image.trim().is_empty()), "has no image");
-    let policies = ["Always", "IfNotPresent", "Never"];
-    findings.one_of("imagePullPolicy", container.image_pull_policy.as_deref(), &policies);
+    let pull_policies = ["Always", "IfNotPresent", "Never"];
+    findings.one_of("imagePullPolicy", container.image_pull_policy.as_deref(), &pull_policies);
     findings.expect(
         container.command.iter().flatten().next().is_some_and(|word| word.starts_with('/')),
         "no command with a path",
@@ -94,12 +94,12 @@ fn check_container(container: &Container, volumes: &[Volume], findings: &mut Fin
 
     let mut paths = BTreeSet::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let known = volumes.iter().any(|volume| volume.name == mount.name);
-        findings.expect(known, format!("mounts {:?}, but the pod has no volume of this name", mount.name));
+        let has_volume = volumes.iter().any(|volume| volume.name == mount.name);
+        findings.expect(has_volume, format!("mounts {:?}, but the pod has no volume of this name", mount.name));
         findings.expect(mount.mount_path.starts_with('/'), format!("mountPath {:?} is not absolute", mount.mount_path));
         findings.expect(paths.insert(&mount.mount_path), format!("duplicate mountPath {}", mount.mount_path));
-        let kinds = ["None", "HostToContainer", "Bidirectional"];
-        findings.one_of("mountPropagation", mount.mount_propagation.as_deref(), &kinds);
+        let modes = ["None", "HostToContainer", "Bidirectional"];
+        findings.one_of("mountPropagation", mount.mount_propagation.as_deref(), &modes);
         let privileged = container.security_context.as_ref().is_some_and(|context| context.privileged == Some(true));
         let is_bidirectional = mount.mount_propagation.as_deref() == Some("Bidirectional");
         findings.expect(privileged || !is_bidirectional, "Bidirectional needs a privileged container");
@@ -177,7 +177,7 @@ fn check_resources(container: &Container, findings: &mut Findings<'_>) {
 }
 
 /// Checks that a probe uses the agent's `--health` address. Requests to `--metrics` must not delay probes.
-fn check_probe(probe: &Probe, readiness: bool, container: &Container, findings: &mut Findings<'_>) {
+fn check_probe(probe: &Probe, is_readiness: bool, container: &Container, findings: &mut Findings<'_>) {
     let Some(get) = &probe.http_get else { return findings.expect(false, "only httpGet is supported by this test") };
     let others = probe.exec.is_some() || probe.grpc.is_some() || probe.tcp_socket.is_some();
     findings.expect(!others, "more than one handler");
@@ -193,5 +193,6 @@ fn check_probe(probe: &Probe, readiness: bool, container: &Container, findings: 
     let positive = |value: Option<i32>| value.is_none_or(|value| value >= 1);
     let numbers = [probe.period_seconds, probe.timeout_seconds, probe.failure_threshold, probe.success_threshold];
     findings.expect(numbers.into_iter().all(positive), "a number below 1");
-    findings.expect(readiness || probe.success_threshold.is_none_or(|count| count == 1), "successThreshold must be 1");
+    findings
+        .expect(is_readiness || probe.success_threshold.is_none_or(|count| count == 1), "successThreshold must be 1");
 }

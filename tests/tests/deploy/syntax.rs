@@ -15,7 +15,8 @@ pub(crate) fn is_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }
 
-/// Returns whether a text is valid as a label's value, or as the name in its key.
+/// Returns whether a text is valid as the value of a Kubernetes label, or as the name in the key of a label (the part
+/// after the prefix).
 fn is_label_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() <= 63
@@ -24,7 +25,7 @@ fn is_label_name(text: &str) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
-/// Returns whether a text is a label's key, with or without a prefix.
+/// Returns whether a text is the key of a Kubernetes label, with or without a prefix.
 pub(crate) fn is_label_key(text: &str) -> bool {
     match text.split_once('/') {
         Some((prefix, name)) => is_subdomain(prefix) && is_label_name(name),
@@ -32,13 +33,13 @@ pub(crate) fn is_label_key(text: &str) -> bool {
     }
 }
 
-/// Returns whether a text is a label's value.
+/// Returns whether a text is the value of a Kubernetes label.
 pub(crate) fn is_label_value(text: &str) -> bool {
     text.is_empty() || is_label_name(text)
 }
 
 /// Parses a quantity, and returns it in thousandths. Returns `None` if the quantity is invalid. Exponents are not
-/// supported, because the manifests have none.
+/// supported, because the manifests in `deploy/` have none.
 pub(crate) fn quantity(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
@@ -60,7 +61,7 @@ pub(crate) fn quantity(text: &str) -> Option<i128> {
 }
 
 #[test]
-fn names_are_dns_names() {
+fn invalid_names_and_label_keys_are_rejected() {
     for good in ["netpol-agent", "a", "0"] {
         assert!(is_label(good) && is_subdomain(good) && is_label_value(good), "{good}");
     }

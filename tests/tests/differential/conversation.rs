@@ -1,4 +1,5 @@
-//! Expected verdicts on flows: a flow is evaluated as its first packet would be in the current cluster state.
+//! Computes the expected verdicts on packets of flows, and compares them with those of the loaded programs. The
+//! expected verdict on a flow is the verdict that its first packet would have in the current cluster state.
 
 use std::net::IpAddr;
 
@@ -22,7 +23,8 @@ enum FlowState {
     Initiated(Direction),
 }
 
-/// Packets between a pod and a remote address, in both directions.
+/// Packets between a pod and a remote address: a probe (a packet that starts a flow), further packets in its direction,
+/// and packets in the other direction.
 #[derive(Clone, Debug)]
 pub(crate) struct Conversation {
     /// The index of the pod's veth.
@@ -31,8 +33,9 @@ pub(crate) struct Conversation {
     /// The pod's address.
     pub(crate) address: IpAddr,
     probe: Probe,
-    /// Source port or echo identifier of the probe.
+    /// Source port of the probe. For ICMP, its echo identifier.
     source: u16,
+    /// The expected state of the flow after the packets that were sent so far.
     state: FlowState,
 }
 
@@ -42,7 +45,7 @@ impl Conversation {
         Self { ifindex, pod, address, probe, source, state: FlowState::Unknown }
     }
 
-    /// Sends the next packet and compares the program's verdict with the expected one. Returns the reason.
+    /// Sends the next packet and compares the program's verdict with the expected one. Returns the verdict.
     pub(crate) fn send(
         &mut self,
         kind: PacketKind,
@@ -53,45 +56,48 @@ impl Conversation {
     ) -> Result<Reason> {
         let kind = if kind == PacketKind::Initial && self.remote_initiated() { PacketKind::Further } else { kind };
         let direction = kind.direction(&self.probe);
-        let (expected, next) = self.expect(kind, cluster_state, tables);
+        let (expected, next_state) = self.expect(kind, cluster_state, tables);
         let frame = craft(self.address, &self.probe, self.source, kind);
         let found = runner.evaluate(endpoint, direction, &frame, ingress_ifindex(endpoint, &self.probe, kind));
         let found = found.with_context(|| format!("{kind:?} of {self:?}, expected {expected:?}"))?;
         ensure!(found == expected, "{kind:?} of {self:?}: the program returns {found:?}, expected {expected:?}");
-        self.state = next;
+        self.state = next_state;
         Ok(found)
     }
 
-    /// Returns whether the other side, not the probe, initiated the flow. Then a SYN of the probe would be a
-    /// simultaneous open, which is not tested here.
+    /// Returns whether a packet in the direction opposite to the probe initiated the flow. Then a SYN in the probe's
+    /// direction would be a simultaneous open, which is not tested here.
     fn remote_initiated(&self) -> bool {
         self.state == FlowState::Initiated(self.probe.direction.opposite())
     }
 
+    /// Returns the expected verdict on the next packet, and the expected state after this packet.
     fn expect(&self, kind: PacketKind, cluster_state: &ClusterState, tables: &Tables) -> (Reason, FlowState) {
         let direction = kind.direction(&self.probe);
-        // The verdict if this packet is the first one of a flow.
-        let as_attempt = expected(cluster_state, tables, &self.attempt(direction)).0;
-        // TCP and SCTP have packets that show that they start a connection.
+        // The verdict that this packet has as the first packet of a flow.
+        let as_first = expected(cluster_state, tables, &self.first_packet(direction)).0;
+        // A SYN of TCP and an INIT of SCTP start a connection, even if there is a flow with the same addresses and
+        // ports.
         let has_handshake = matches!(self.probe.protocol, protocol::TCP | protocol::SCTP);
         let starts_connection = kind == PacketKind::Initial && has_handshake;
         match self.state {
             FlowState::Initiated(initiator) if !starts_connection => {
-                let reason = if expected(cluster_state, tables, &self.attempt(initiator)).0.allows() {
+                // The flow is allowed or revoked. If it is revoked and has no handshake (UDP), a packet from the
+                // replying side is evaluated by the policies of its own direction (item 25 of docs/semantics.md). If
+                // they have no rule for the packet, the reason is `Revoked`, too.
+                let reason = if expected(cluster_state, tables, &self.first_packet(initiator)).0.allows() {
                     Reason::Flow
-                } else if direction == initiator || has_handshake || as_attempt == Reason::NoRule {
+                } else if direction == initiator || has_handshake || as_first == Reason::NoRule {
                     Reason::Revoked
                 } else {
-                    // A packet from the other side is evaluated by the policies of its own direction (item 25 of
-                    // docs/semantics.md).
-                    as_attempt
+                    as_first
                 };
                 (reason, self.state)
             }
-            FlowState::Initiated(_) | FlowState::Unknown if as_attempt.allows() && !self.is_echo_reply(kind) => {
-                (as_attempt, FlowState::Initiated(direction))
+            FlowState::Initiated(_) | FlowState::Unknown if as_first.allows() && !self.is_echo_reply(kind) => {
+                (as_first, FlowState::Initiated(direction))
             }
-            FlowState::Initiated(_) | FlowState::Unknown => (as_attempt, self.state),
+            FlowState::Initiated(_) | FlowState::Unknown => (as_first, self.state),
         }
     }
 
@@ -101,10 +107,11 @@ impl Conversation {
     }
 
     /// Returns the packet that would initiate the flow in this direction.
-    fn attempt(&self, direction: Direction) -> Packet {
+    fn first_packet(&self, direction: Direction) -> Packet {
         if direction == self.probe.direction {
             return self.probe.at(&self.pod);
         }
+        // In the opposite direction, the probe's source port is the destination port. Protocols without ports have 0.
         let port = if self.probe.port == 0 { 0 } else { self.source };
         Probe { direction, port, from_node: false, is_hairpin: false, ..self.probe }.at(&self.pod)
     }

@@ -1,4 +1,5 @@
-//! Frames for probes, and the verdicts of the loaded programs on them.
+//! Frames for probes (generated packets that start a flow) and for conversations (packets in both directions of one
+//! flow), and the verdicts of the loaded programs on these frames.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ const ACK: u8 = 0x10;
 /// The role of a packet in a conversation that begins with a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PacketKind {
-    /// The probe: a SYN, a datagram or an echo request.
+    /// The probe itself: a SYN, an SCTP INIT, a datagram or an echo request.
     Initial,
     /// A later packet in the probe's direction.
     Further,
@@ -39,14 +40,14 @@ impl PacketKind {
     }
 }
 
-/// Returns the probe, with `ICMPv6` in place of ICMP if its addresses are IPv6.
+/// Returns the probe with the ICMP of its address family: `ICMPv6` in place of ICMP if its addresses are IPv6.
 pub(crate) fn of_family(probe: Probe) -> Probe {
     let icmp_v6 = probe.protocol == protocol::ICMP && probe.remote.is_ipv6();
     Probe { protocol: if icmp_v6 { protocol::ICMPV6 } else { probe.protocol }, ..probe }
 }
 
-/// Builds a frame of a conversation between a pod and the probe's remote address. `source` is the initiator's port or
-/// echo identifier.
+/// Builds a frame of a conversation between a pod and the probe's remote address. `source` is the port of the side that
+/// sends the probe, or the echo identifier.
 pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: PacketKind) -> Vec<u8> {
     let ip = match kind.direction(probe) {
         Direction::Ingress => Ip::new(probe.remote, pod),
@@ -75,7 +76,8 @@ pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: PacketKind) -
     frame(Mac([2; 6]), Mac([4; 6]), &[], &packet)
 }
 
-/// Returns the `ingress_ifindex` of a packet of a conversation.
+/// Returns the `ingress_ifindex` of a packet of a conversation: the interface through which the packet came to the
+/// node, or 0 if the node itself sends it.
 pub(crate) fn ingress_ifindex(endpoint: &Endpoint, probe: &Probe, kind: PacketKind) -> u32 {
     if kind == PacketKind::Reply {
         return OTHER_INTERFACE;
@@ -96,7 +98,7 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// Opens the programs below an agent's pin path.
+    /// Opens the programs that are pinned below this directory of an agent.
     pub(crate) fn open(root: &Path, counters: CounterReader) -> Result<Self> {
         let open = |direction: Direction| {
             let path = root.join("programs").join(format!("netpol_{}", direction.name()));
@@ -109,7 +111,7 @@ impl Runner {
         })
     }
 
-    /// Returns whether a frame passes at an interface.
+    /// Runs a program on a frame. Returns whether the frame passes.
     pub(crate) fn passes(
         &self,
         ifindex: u32,
@@ -117,7 +119,7 @@ impl Runner {
         frame: &[u8],
         ingress_ifindex: u32,
     ) -> Result<bool> {
-        // ingress_ifindex and ifindex in struct __sk_buff of linux/bpf.h.
+        // The offsets of ingress_ifindex and ifindex in struct __sk_buff, in linux/bpf.h.
         let mut context = [0_u8; 192];
         context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
@@ -133,8 +135,8 @@ impl Runner {
         }
     }
 
-    /// Removes the flows with this port from an endpoint's tables. Otherwise the flows of thousands of probes would
-    /// evict those of conversations.
+    /// Removes the flows of single probes, which have this port, from an endpoint's flow tables. Otherwise these
+    /// thousands of flows would evict those of conversations.
     pub(crate) fn remove_flows(&self, endpoint: &Endpoint, port: u16) -> Result<()> {
         self.remove_flows_of::<[u8; 4]>("v4", endpoint, port)?;
         self.remove_flows_of::<[u8; 16]>("v6", endpoint, port)
@@ -157,8 +159,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Evaluates a frame at an endpoint that no policy isolates. Returns whether the endpoint's policies in shadow mode
-    /// would deny the frame.
+    /// Evaluates a frame at an endpoint that no enforced policy isolates. Returns whether the endpoint's policies in
+    /// shadow mode would deny the frame.
     pub(crate) fn shadow_denies(
         &self,
         endpoint: &Endpoint,
@@ -176,7 +178,8 @@ impl Runner {
         }
     }
 
-    /// Returns the reason that is counted for a frame at an endpoint. Checks that it agrees with the verdict.
+    /// Evaluates a frame at an endpoint. Returns the reason that is counted, and checks that this reason agrees with
+    /// the verdict.
     pub(crate) fn evaluate(
         &self,
         endpoint: &Endpoint,
@@ -198,7 +201,7 @@ fn counted_reason(before: &Counters, after: &Counters) -> Result<Reason> {
     let increased: Vec<(&Reason, u64)> = Reason::ALL
         .iter()
         .map(|reason| (reason, after.packets[*reason as usize].wrapping_sub(before.packets[*reason as usize])))
-        .filter(|(_, more)| *more != 0)
+        .filter(|(_, increase)| *increase != 0)
         .collect();
     match increased[..] {
         [(reason, 1)] => Ok(*reason),

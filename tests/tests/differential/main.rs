@@ -1,6 +1,10 @@
-//! Compares three verdicts on every packet. The reference evaluates the objects. `evaluate()` uses the compiled tables
-//! in memory. The loaded programs use the maps that the agent wrote. Cluster states and packets are generated at
-//! random.
+//! Compares three verdicts on every packet. The reference (`netpol_policy::reference`) evaluates the objects.
+//! `netpol_common::evaluate()` uses the compiled tables in memory. The loaded eBPF programs use the maps that the agent
+//! wrote. Cluster states and packets are generated at random.
+//!
+//! * A **probe** is a packet that could be the first packet of a flow.
+//! * A **sample** is a probe that is sent again after each single write to the maps.
+//! * A **conversation** consists of packets in both directions of one flow.
 //!
 //! Needs root and the BPF object (`cargo xtask ebpf`). `NETPOL_CASES` sets the number of histories (sequences
 //! of events).
@@ -19,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netpol_common::{Endpoint, Reason, protocol};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
-use netpol_policy::reference::evaluate;
+use netpol_policy::reference;
 use netpol_policy::testing::{
     Probe, evaluate_in, event, expected, is_among_backends, object, pod, policy, probes, service, slice,
 };
@@ -33,18 +37,18 @@ use frames::{PacketKind, craft, ingress_ifindex, of_family};
 use node::{Node, create_interfaces, owned_addresses};
 use sampler::Sample;
 
-/// The round after which a node has used up its source ports. Each event is a round.
+/// The number of events after which a [`Node`] has used up its source ports. Each event is a round.
 const LAST_ROUND: u16 = 1900;
-/// The first source port of each kind of packet. The number of the node's round is added, so that no packet matches a
-/// flow of an earlier round.
+/// The first source ports of probes, of samples, of probes in shadow mode, and of conversations. The number of the
+/// round is added, so that no packet matches a flow of an earlier round.
 const PROBE_PORTS: u16 = 20_000;
 const SAMPLE_PORTS: u16 = 22_000;
 const SHADOW_PORTS: u16 = 24_000;
 const CONVERSATION_PORTS: u16 = 30_000;
-/// Maximum number of conversations that a step begins.
+/// Maximum number of conversations that a [`Step`] begins.
 const MAX_BEGUN: u16 = 4;
 
-/// An event, and packets that conversations exchange after it.
+/// An event (a change of the cluster state), and packets that conversations exchange after it.
 #[derive(Clone)]
 struct Step {
     event: Event,
@@ -65,7 +69,7 @@ fn step(event: impl Strategy<Value = Event>) -> impl Strategy<Value = Step> {
         .prop_map(|(event, begin, packets)| Step { event, begin, packets })
 }
 
-/// Generates events. The first one may set an initial cluster state; without it, the cluster is empty at first.
+/// Generates a history. Its first event may set an initial cluster state. Otherwise, the cluster is empty at first.
 fn history() -> impl Strategy<Value = Vec<Step>> {
     let initial = prop_oneof![
         3 => pod().prop_map(Object::Pod),
@@ -198,7 +202,8 @@ fn compare_shadow(node: &mut Node, probes: &[Probe]) -> Result<()> {
     Ok(())
 }
 
-/// Applies an event and sends packets after every write. Checks that each packet gets the old verdict or the new one.
+/// Applies an event, and sends samples after every single write to the maps. Checks that each sample gets the verdict
+/// from before the event or the one from after the event.
 fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
     // A reset and a change of the local addresses consist of several changes, and the states between these changes are
     // not checked. The same is true if an event changes both the labels and the modes of a namespace.
@@ -248,9 +253,11 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
         if after.get(&sample.ifindex).is_none_or(|(now, _)| now != pod) {
             continue;
         }
-        let (was, is) = (evaluate(&old, &probe.at(pod)).reason, evaluate(&new, &probe.at(pod)).reason);
-        // If a pod of this node with the same rules is a backend of the Service, the packet may pass here, because it
-        // is rechecked post-DNAT: see `expected`. The rules can change in between, so any backend on this node counts.
+        let (was, is) =
+            (reference::evaluate(&old, &probe.at(pod)).reason, reference::evaluate(&new, &probe.at(pod)).reason);
+        // If the probe goes to a Service, and one of its backends is a pod of this node with the same rules, the packet
+        // may pass here, because it is rechecked post-DNAT: see `expected`. Each write can change which pods have the
+        // same rules, so any backend on this node counts.
         let is_local_backend =
             [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {

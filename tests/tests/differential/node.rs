@@ -1,5 +1,5 @@
-//! A node: an agent's reconciler that applies events and writes to the real kernel. Tests run the loaded programs on
-//! frames.
+//! A node: an agent's reconciler that applies events and writes to BPF maps in the real kernel. Its interfaces carry no
+//! traffic: tests pass frames to the loaded programs (`BPF_PROG_TEST_RUN`).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,10 +30,11 @@ const FIRST: u32 = 11;
 /// Number of interfaces. This is more than the nine pods need at a time, so that an index is not reused soon: it is
 /// reused only after all others have been used.
 const INTERFACES: u32 = 64;
-/// Slots of the endpoint array: fewer than interfaces, so that some endpoints are in the overflow map.
+/// Slots of the endpoint array: fewer than [`INTERFACES`], so that some endpoints are in the overflow map.
 const SLOTS: u32 = 4;
 
-/// Creates a network namespace with the interfaces of the endpoints. No real packets pass through them.
+/// Creates a network namespace with the interfaces of the endpoints. No packets pass through them, so they need not be
+/// veths.
 pub(crate) fn create_interfaces() -> Result<Netns> {
     let netns = Netns::new("agreement")?;
     let lines: Vec<String> =
@@ -103,7 +104,8 @@ impl Node {
         Ok(Self { reconciler, runner, sampler, interfaces, created: 0, addresses, round: 0, _pins: pins })
     }
 
-    /// Deletes all objects, interfaces and addresses, and checks that no entries remain. IDs are not reused.
+    /// Deletes all objects, interfaces and addresses, and checks that no entries remain. The engine stays the same, so
+    /// IDs of classes, rule sets and port sets are not used again.
     pub(crate) fn clear(&mut self) -> Result<()> {
         self.addresses = Vec::new();
         self.interfaces.clear();
@@ -116,7 +118,7 @@ impl Node {
         self.check_maps()
     }
 
-    /// Applies an event, first to the objects and then to the interfaces, and checks the contents of the maps.
+    /// Applies an event to the objects, then updates the interfaces, and checks the contents of the maps.
     pub(crate) fn apply(&mut self, event: &Event) -> Result<()> {
         self.round += 1;
         match event {
@@ -144,14 +146,15 @@ impl Node {
         self.reconciler.engine().tables()
     }
 
-    /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two
+    /// Returns the endpoints whose pod is known. While an address moves from one pod to another, a pod may have two
     /// endpoints.
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
         let current = self.reconciler.pod_endpoints().filter(|known| !known.is_orphaned());
         current.filter_map(|known| Some((known.endpoint.ifindex, (known.pod.clone()?, known.endpoint)))).collect()
     }
 
-    /// Replaces an endpoint by one with the same policies in shadow mode only. Returns the new endpoint.
+    /// Replaces an endpoint by one that has the same policies in shadow mode, and no enforced policies. Returns the new
+    /// endpoint.
     pub(crate) fn move_to_shadow(&mut self, endpoint: &Endpoint) -> Result<Endpoint> {
         let shadow = Endpoint {
             ingress: DirectionPolicy::OPEN,
@@ -169,9 +172,9 @@ impl Node {
         Ok(self.reconciler.dataplane_mut().kernel.put_endpoint(endpoint)?)
     }
 
-    /// Returns the node's interfaces: a veth for each pod. The pod's end has the addresses of the pod, except for those
-    /// that another pod has taken over. A veth stays bound to its addresses, so a pod that loses one of them gets a new
-    /// sandbox with another veth.
+    /// Returns the node's interfaces: a veth for each pod. The pod's end of the veth has the addresses of the pod,
+    /// except for those that another pod has taken over. The agent keeps a veth bound to the addresses that the veth
+    /// had first. So a pod that loses one of its addresses gets another veth, as if its sandbox were created again.
     fn interfaces(&mut self) -> InterfaceSnapshot {
         let cluster_state = self.reconciler.engine().cluster_state();
         let is_local = |pod: &&Pod| pod.is_selectable() && pod.node.as_deref() == Some(NODE);
@@ -199,8 +202,8 @@ impl Node {
         InterfaceSnapshot { veths, local_addresses: self.addresses.clone(), ..InterfaceSnapshot::default() }
     }
 
-    /// Checks that the maps contain exactly the entries of the tables, and that each pod with an address has its
-    /// endpoint.
+    /// Checks that the BPF maps contain exactly the entries of the engine's tables in memory, and that each pod with an
+    /// address has its endpoint.
     fn check_maps(&self) -> Result<()> {
         let kernel = &self.reconciler.dataplane().kernel;
         let (found, expected) = (kernel.snapshot()?, snapshot_of(self.tables()));
@@ -231,7 +234,8 @@ impl Node {
     }
 }
 
-/// Returns the addresses that belong to this pod.
+/// Returns the addresses that belong to this pod. Of several pods that claim an address, only one owns it
+/// (docs/semantics.md, item 6).
 pub(crate) fn owned_addresses(cluster_state: &ClusterState, pod: &PodKey) -> Vec<IpAddr> {
     let addresses = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
     let is_owned = |address: &&IpAddr| cluster_state.pod_with_address(**address).is_some_and(|owner| owner.key == *pod);
@@ -249,6 +253,7 @@ where
     differs.map_or(Ok(()), |key| bail!("{entry} {key:?} is {:?}, expected {:?}", found.get(key), expected.get(key)))
 }
 
+/// Returns the entries of the tables in the form in which the data plane returns the contents of its maps.
 fn snapshot_of(tables: &Tables) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for entry in tables.entries() {

@@ -1,4 +1,5 @@
-//! Tests that agents that enforce and agents that only observe can replace each other.
+//! Tests that an agent that only observes (`--observe`: policies are evaluated, but no packet is dropped) and an agent
+//! that enforces policies can replace each other.
 
 use std::path::Path;
 
@@ -25,12 +26,13 @@ fn an_observing_agent_and_an_enforcing_agent_replace_each_other() {
     check_replacement().unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-/// Starts agents that enforce and agents that only observe, in turn. Policies deny the flow: an agent that enforces
-/// must drop its packets, and an agent that observes must let them pass.
+/// Loads the programs as agents that enforce and agents that only observe do, in turn. The pod's policies deny the
+/// flow: programs that enforce must drop its packets, and programs that observe must let them pass.
 fn check_replacement() -> Result<()> {
     let pins = PathGuard::new(Path::new(BPFFS).join(unique("observe")));
     Mounts::ensure(pins.path())?;
     let object = std::fs::read(program::object()).context("no BPF object: run `cargo xtask ebpf`")?;
+    // The maps have no entries for this rule set, so it allows nothing.
     let isolated = DirectionPolicy { rule_set: RuleSetId(1), any: PortSetId::NONE };
     let endpoint = Endpoint {
         ifindex: IfIndex(POD_INTERFACE),

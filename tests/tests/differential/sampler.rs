@@ -1,4 +1,4 @@
-//! Sends packets through the loaded programs after every single write of the agent.
+//! Sends packets through the loaded eBPF programs after every single map write of the agent.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,8 @@ pub(crate) struct Sample {
     pub(crate) direction: Direction,
     pub(crate) frame: Vec<u8>,
     pub(crate) ingress_ifindex: u32,
-    /// The first write after which the packet was dropped, and the first write after which it passed.
+    /// The first write after which the packet was dropped, and the first write after which it passed. `None`: there is
+    /// no such write.
     pub(crate) first_write: [Option<String>; 2],
 }
 
@@ -89,7 +90,7 @@ impl Dataplane for SampledKernel {
 
     /// Does nothing: `BPF_PROG_TEST_RUN` cannot set a source endpoint ID, so the source of every packet from a local
     /// pod would count as spoofed. `packets/identity.rs` tests the IDs with programs that read them from the packet's
-    /// mark.
+    /// `skb->mark`.
     fn set_address_endpoint(&mut self, _address: IpAddr, _id: u32) -> Result<(), WriteError> {
         Ok(())
     }
@@ -100,6 +101,7 @@ impl Dataplane for SampledKernel {
         Ok(())
     }
 
+    /// Sends no samples: the settings control events, not verdicts.
     fn set_settings(&mut self, settings: Settings) -> Result<(), WriteError> {
         self.kernel.set_settings(settings)
     }

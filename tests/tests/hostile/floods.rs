@@ -1,4 +1,5 @@
-//! Floods of denied packets. Their events count against the event budget of the sending pod only.
+//! Floods of denied packets, and denied multicast. A flood uses only the event budget of the pod that sends it, so it
+//! suppresses no event of another pod.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -16,8 +17,8 @@ const DENIALS: u16 = 200;
 /// Time between two of these packets.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// `victim` may send only to port 80 of pods, and pods may send only to its port 80. `flood` may send only to port 80
-/// of pods, and to pods of its own namespace.
+/// Starts a cluster in which `victim` may send only to port 80 of pods, and may receive packets only from pods and at
+/// port 80. `flood` may send only to port 80 of pods, and to pods of its own namespace.
 fn start() -> Result<Lab> {
     let cluster = Cluster::builder().pods(&[
         ("shop/victim", "app=victim"),
@@ -25,18 +26,19 @@ fn start() -> Result<Lab> {
         ("shop/client", "app=client"),
         ("bad/flood", "app=flood"),
     ]);
-    let web = "{namespaceSelector: {}}], ports: [{port: 80}]";
+    // Completes `from: [` or `to: [`.
+    let pods_at_port_80 = "{namespaceSelector: {}}], ports: [{port: 80}]";
     let policies = [
         policy(
             "shop/victim",
             &format!(
-                "{{podSelector: {{matchLabels: {{app: victim}}}}, ingress: [{{from: [{web}}}], egress: [{{to: [{web}}}]}}"
+                "{{podSelector: {{matchLabels: {{app: victim}}}}, ingress: [{{from: [{pods_at_port_80}}}], egress: [{{to: [{pods_at_port_80}}}]}}"
             ),
         ),
         policy(
             "bad/flood",
             &format!(
-                "{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{web}}}, {{to: [{{podSelector: {{}}}}]}}]}}"
+                "{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{pods_at_port_80}}}, {{to: [{{podSelector: {{}}}}]}}]}}"
             ),
         ),
     ];
@@ -134,11 +136,14 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
         BTreeSet::new(),
         "ports without an event at the receiver"
     );
-    let floods = lines.iter().filter(|line| line.from() == "bad/flood").count() as u64;
-    println!("{floods} deny events of the flood");
+    let flood_events = lines.iter().filter(|line| line.from() == "bad/flood").count() as u64;
+    println!("{flood_events} deny events of the flood");
     // Several CPUs at the same time can exceed the budget by a few events.
     let max_events = EVENT_BURST + EVENT_RATE * (elapsed.as_secs() + 2) + 64;
-    ensure!((EVENT_BURST / 2..=max_events).contains(&floods), "{floods} deny events of the flood in {elapsed:?}");
+    ensure!(
+        (EVENT_BURST / 2..=max_events).contains(&flood_events),
+        "{flood_events} deny events of the flood in {elapsed:?}"
+    );
     let page = lab.metrics()?;
     for series in ["netpol_deny_events_lost_total", "netpol_deny_events_unwritten_total"] {
         ensure!(lab.metric(series)? < 0.5, "events were lost: {page}");
@@ -157,6 +162,7 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
 
 #[test]
 fn hostile_denied_multicast_causes_one_event_for_all_receiving_pods() -> Result<()> {
+    // The policy isolates the five pods in `quiet`. The pods in `free` send.
     let quiet: Vec<(String, &str)> = (0..5).map(|number| (format!("quiet/pod-{number}"), "")).collect();
     let mut pods: Vec<(&str, &str)> = quiet.iter().map(|(name, labels)| (name.as_str(), *labels)).collect();
     pods.extend([("free/one", ""), ("free/two", "")]);
@@ -177,6 +183,7 @@ fn hostile_denied_multicast_causes_one_event_for_all_receiving_pods() -> Result<
     let senders = summary.0.get("senders").map(ToString::to_string);
     assert_eq!(senders.as_deref(), Some(r#"["free/one","free/two"]"#), "{}", summary.0);
     assert_eq!((summary.to().as_str(), summary.port(), summary.reason()), ("224.0.0.251", Some(5353), "no-rule"));
+    // Further events, which must not exist, would arrive in this time.
     std::thread::sleep(Duration::from_secs(2));
     let count = lab.agent().denied().iter().filter(|line| line.to() == "224.0.0.251").count();
     assert_eq!(count, 1, "deny events for the group: {:?}", lab.agent().denied());

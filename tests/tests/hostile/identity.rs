@@ -1,5 +1,5 @@
-//! Attacks on identity: a pod's address is accepted only from its own interface, and a veth is bound to one pod for its
-//! lifetime.
+//! Attacks on the identity of pods: a pod uses the address of another pod. A pod's address is accepted only from the
+//! pod's own interface, and the agent binds a veth to one pod until the veth is removed.
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::Tcp;
@@ -9,8 +9,9 @@ use netpol_tests::{Cluster, Lab, PodSpec, ProbeResult};
 
 use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
-/// Returns datagrams from `sender`'s interface to `to`. Their source is the address of `claimed`, in IPv4 and in IPv6.
-fn with_addresses_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
+/// Returns an IPv4 and an IPv6 datagram from `claimed` to `to`, to send through the interface of `sender`. If `sender`
+/// is not `claimed`, their source addresses are spoofed.
+fn datagrams_from(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
     let (sender, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
     let next_hop = sender.next_hop(destination, cluster.topology());
     let pairs = destination.addresses().iter().filter_map(|to| Some((source.address_of_same_family(*to)?, *to)));
@@ -22,10 +23,11 @@ fn with_addresses_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -
     pairs.map(test_packet).collect()
 }
 
-/// Sends datagrams from `sender` to `to` with the addresses of `claimed`, and checks whether they arrive.
-fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: bool) -> Result<()> {
+/// `sender` sends datagrams to `to`, with the addresses of `claimed` as their sources. Checks whether they arrive:
+/// `arrives` is the expected result.
+fn expect_arrival(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: bool) -> Result<()> {
     let packets: Vec<_> =
-        with_addresses_of(cluster, sender, claimed, to).into_iter().map(|packet| (packet, arrives)).collect();
+        datagrams_from(cluster, sender, claimed, to).into_iter().map(|packet| (packet, arrives)).collect();
     check(cluster, sender, to, &packets).with_context(|| format!("from {sender} with the addresses of {claimed}"))
 }
 
@@ -35,15 +37,16 @@ fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
     // This pod has no object, so the agent does not attach programs to its veth.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/unmanaged"))?;
     let cluster = &lab.cluster;
+    // A policy isolates `server` and allows `client`. No policy isolates `open`.
     for to in ["shop/server", "shop/open"] {
-        expect(cluster, "shop/client", "shop/client", to, true)?;
-        expect(cluster, "outside", "shop/client", to, false)?;
-        expect(cluster, "shop/unmanaged", "shop/client", to, false)?;
+        expect_arrival(cluster, "shop/client", "shop/client", to, true)?;
+        expect_arrival(cluster, "outside", "shop/client", to, false)?;
+        expect_arrival(cluster, "shop/unmanaged", "shop/client", to, false)?;
     }
     lab.agent().wait_denied(|line| line.reason() == "unverified-source" && line.to() == "shop/server")?;
-    // Addresses that belong to no local pod are still accepted.
-    expect(&lab.cluster, "outside", "outside", "shop/open", true)?;
-    expect(&lab.cluster, "shop/unmanaged", "shop/unmanaged", "shop/open", true)
+    // The agent knows no pod with these addresses. So packets from these addresses are still accepted.
+    expect_arrival(&lab.cluster, "outside", "outside", "shop/open", true)?;
+    expect_arrival(&lab.cluster, "shop/unmanaged", "shop/unmanaged", "shop/open", true)
 }
 
 #[test]
@@ -56,48 +59,50 @@ fn hostile_a_pod_with_another_pods_address_does_not_get_its_identity() -> Result
         "addr del {rogue_address}/24 dev eth0\naddr add {client_address}/24 dev eth0\nroute replace default via 10.244.1.1 dev eth0"
     ))?;
     lab.agent().wait_log(&["conflict", "took an address of shop/client", "enforced as shop/rogue"])?;
-    expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
-    expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
+    expect_arrival(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
+    expect_arrival(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
     ensure!(lab.metrics()?.contains("\nnetpol_endpoint_conflicts 1\n"), "netpol_endpoint_conflicts is not 1");
-    // A new agent does not bind the veth of `rogue` to the other pod either.
+    // A new agent does not bind the veth of `rogue` to `client`, either, although the veth now has the address of
+    // `client`.
     lab.agent().restart()?;
-    expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
-    expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)
+    expect_arrival(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
+    expect_arrival(&lab.cluster, "shop/client", "shop/client", "shop/server", true)
 }
 
 #[test]
 fn hostile_a_second_interface_with_a_pods_address_is_blocked() -> Result<()> {
     let mut lab = Lab::start(pods(), &[allow_client_to_server()])?;
-    // No object describes the pod `twin`. So its traffic is allowed, as long as there is no conflict.
+    // `twin` has no Pod object. So the agent does not filter its traffic, as long as there is no conflict.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/twin"))?;
     let (twin_address, client_address) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
-    expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
+    expect_arrival(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
     lab.cluster
         .host("shop/twin")
         .netns()
         .ip(&format!("addr del {twin_address}/24 dev eth0\naddr add {client_address}/24 dev eth0"))?;
     lab.agent().wait_log(&["conflict", "is bound to", "dropping all of its traffic"])?;
     for claimed in ["shop/client", "shop/twin"] {
-        expect(&lab.cluster, "shop/twin", claimed, "shop/server", false)?;
-        expect(&lab.cluster, "shop/twin", claimed, "shop/open", false)?;
+        expect_arrival(&lab.cluster, "shop/twin", claimed, "shop/server", false)?;
+        expect_arrival(&lab.cluster, "shop/twin", claimed, "shop/open", false)?;
     }
-    expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
-    // If the pod gets its own address back, the interface stays blocked.
+    expect_arrival(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
+    // The interface stays blocked even if `twin` gives the address back and uses its own address again.
     lab.cluster
         .host("shop/twin")
         .netns()
         .ip(&format!("addr del {client_address}/24 dev eth0\naddr add {twin_address}/24 dev eth0"))?;
     std::thread::sleep(std::time::Duration::from_secs(3));
-    expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", false)
+    expect_arrival(&lab.cluster, "shop/twin", "shop/twin", "shop/open", false)
 }
 
 #[test]
 fn hostile_a_pod_with_its_address_on_lo_is_enforced() -> Result<()> {
     let mut lab = Lab::start(pods(), &[rogue_sends_nothing()])?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/hider").labels("app=rogue"))?;
-    let own = lab.cluster.host("shop/hider").v4();
+    // Before the agent receives the Pod object, the pod moves its address from eth0 to lo.
+    let address = lab.cluster.host("shop/hider").v4();
     lab.cluster.host("shop/hider").netns().ip(&format!(
-        "addr del {own}/24 dev eth0\naddr add {own}/32 dev lo\nroute add 10.244.1.1 dev eth0\n\
+        "addr del {address}/24 dev eth0\naddr add {address}/32 dev lo\nroute add 10.244.1.1 dev eth0\n\
          route add default via 10.244.1.1 dev eth0 onlink"
     ))?;
     let probe = lab.cluster.probe("shop/hider", "outside", Tcp, 80);

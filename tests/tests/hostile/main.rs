@@ -1,5 +1,6 @@
-//! Tests of attacks on a node from a pod that has raw sockets and controls its own network namespace, or from a host
-//! outside. Names start with `hostile_`, so that `cargo xtask test --filter hostile` runs them.
+//! Tests of attacks on a node. The attacker is a pod that has raw sockets and controls its own network namespace, or a
+//! host outside the cluster. Names of tests start with `hostile_`, so that `cargo xtask test --filter hostile` runs
+//! them.
 
 mod floods;
 mod identity;
@@ -39,8 +40,8 @@ fn rogue_sends_nothing() -> String {
     policy("shop/rogue-sends-nothing", "{podSelector: {matchLabels: {app: rogue}}, policyTypes: [Egress]}")
 }
 
-/// Waits until the agent has read the pods' MAC addresses. This takes one more scan of interfaces than the
-/// start of enforcement.
+/// Waits until the agent has read the pods' MAC addresses. The agent reads them in the next scan of the interfaces
+/// after the scan that starts enforcement.
 fn wait_for_macs(lab: &mut Lab) -> Result<()> {
     let pinned = Pinned::open(lab.agent().pin_path())?;
     let deadline = Instant::now() + TIMEOUT;

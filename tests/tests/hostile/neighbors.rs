@@ -18,6 +18,7 @@ const SENT: u32 = 20_000;
 struct Arp {
     /// 1: request; 2: reply.
     operation: u8,
+    /// The source of the Ethernet frame. The sender's MAC address in the message can be another one.
     source: Mac,
     sender: (Mac, Ipv4Addr),
     target: (Mac, Ipv4Addr),
@@ -35,8 +36,8 @@ impl Arp {
     }
 }
 
-/// A table of frames from `rogue` to one host, with a marker in each. Each row has a description, and whether the frame
-/// arrives.
+/// A table of frames from `rogue` to one host. Each row has a description, a frame, and whether the frame arrives. Each
+/// frame contains a marker: bytes that identify the frame at the receiver.
 struct Rows<'c> {
     cluster: &'c Cluster,
     to: &'static str,
@@ -86,8 +87,8 @@ fn hostile_neighbor_discovery_carries_no_data_beyond_the_link() -> Result<()> {
         let to_outside =
             |body: &[u8]| frame(next_hop, rogue.mac(), &[], &discovery(rogue.v6(), outside.v6(), kind, body));
         rows.add_row(&format!("type {kind}, with a payload"), false, |marker| to_outside(&with_payload(marker)));
-        // Without a payload: the target is the destination. Only an option with the marker follows (type 14, nonce,
-        // RFC 3971; 2 × 8 bytes).
+        // This message has no payload. Its target address is the destination, and only one option with the marker
+        // follows: a nonce (type 14, RFC 3971) of 2 × 8 bytes.
         rows.add_row(&format!("type {kind}"), false, |marker| {
             to_outside(&[&outside.v6().octets()[..], &[14, 2], marker, &[0; 6]].concat())
         });

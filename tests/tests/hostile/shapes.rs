@@ -1,6 +1,7 @@
-//! Tests that a packet has the same verdict in every form. Each encapsulation, with each transport inside, is sent to a
-//! port that policies deny, and must be dropped. The same packets are sent to a pod that allows everything from the
-//! sender, where all parsable packets must arrive. This shows that the test really sends them.
+//! Tests that a packet has the same verdict in every form. Each form of an IP packet, with each transport inside, is
+//! sent to a pod to which policies deny all traffic from the sender, and must be dropped. The same packets are sent to
+//! a pod that allows everything from the sender, where all parsable packets must arrive. This shows that the test
+//! really sends them.
 
 use std::net::IpAddr;
 
@@ -11,12 +12,13 @@ use netpol_tests::{Cluster, Lab};
 
 use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
-/// Builds a packet around an IP protocol and its payload.
+/// Builds the packet, or its fragments, that carries a payload of this IP protocol number.
 type Wrap = fn(&Ip, u8, &[u8]) -> Vec<Vec<u8>>;
-/// Builds a transport header and its payload, which is the marker.
+/// Builds a transport header and its payload. The payload ends with the marker, by which the receiver identifies the
+/// packet.
 type Build = fn(&Ip, &[u8]) -> Vec<u8>;
 
-/// A form of a packet.
+/// A form of an IP packet ([`Wrap`]) or of its transport ([`Build`]).
 struct Form<T> {
     what: &'static str,
     make: T,
@@ -43,12 +45,13 @@ fn with_options(ip: &Ip, number: u8, payload: &[u8], options: &[u8]) -> Vec<Vec<
     vec![ip.clone().options(options).carrying(number, payload)]
 }
 
+/// Adds IPv6 extension headers. A header of `(kind, words)` has 8 + 8 × `words` bytes.
 fn with_extensions(ip: &Ip, number: u8, payload: &[u8], headers: &[(u8, u8)]) -> Vec<Vec<u8>> {
     let ip = headers.iter().fold(ip.clone(), |ip, &(kind, words)| ip.extension(kind, words));
     vec![ip.carrying(number, payload)]
 }
 
-const V4: &[Form<Wrap>] = &[
+const IPV4_FORMS: &[Form<Wrap>] = &[
     form("plain", true, |ip, number, payload| vec![ip.carrying(number, payload)]),
     form("four NOPs", true, |ip, number, payload| with_options(ip, number, payload, &[1; 4])),
     form("40 NOPs", true, |ip, number, payload| with_options(ip, number, payload, &[1; 40])),
@@ -104,7 +107,7 @@ const V4: &[Form<Wrap>] = &[
     form("the last of two fragments, without the first", true, |ip, number, payload| split(ip, number, payload, &[1])),
 ];
 
-const V6: &[Form<Wrap>] = &[
+const IPV6_FORMS: &[Form<Wrap>] = &[
     form("plain", true, |ip, number, payload| vec![ip.carrying(number, payload)]),
     form("hop-by-hop", true, |ip, number, payload| with_extensions(ip, number, payload, &[(0, 0)])),
     form("hop-by-hop of 248 bytes", true, |ip, number, payload| with_extensions(ip, number, payload, &[(0, 30)])),
@@ -193,13 +196,15 @@ fn icmp(kind: u8, code: u8, quoted: &[u8], marker: &[u8]) -> Vec<u8> {
     [&[kind, code, 0, 0, 0, 0, 0, 0][..], quoted, &[0; 16], marker].concat()
 }
 
-/// Returns the packet that an ICMP error quotes. With `from_attacker`, it is a packet from the attacker to the victim.
-/// Otherwise, it is a packet from the victim to the attacker, which was never sent.
+/// Returns the packet that an ICMP error quotes. The attacker is the source of `ip`, the victim is its destination.
+/// With `from_attacker`, the quoted packet is from the attacker to the victim. Otherwise, it is from the victim to the
+/// attacker, and was never sent.
 fn quoted(ip: &Ip, number: u8, from_attacker: bool) -> Vec<u8> {
     let packet = if from_attacker { ip.clone() } else { ip.reversed() };
     packet.carrying(number, &[0x9c, 0x40, 0, 81, 0, 28, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0])
 }
 
+/// Transports of both families, with their IP protocol numbers.
 const TRANSPORTS: &[(u8, Form<Build>)] = &[
     (17, form("UDP", true, |_, marker| udp(40_000, 54, 32, marker))),
     (17, form("UDP from a port of DNS", true, |_, marker| udp(53, 40_000, 32, marker))),
@@ -227,7 +232,7 @@ const TRANSPORTS: &[(u8, Form<Build>)] = &[
     (255, form("protocol 255", true, |_, marker| udp(40_000, 54, 32, marker))),
 ];
 
-/// ICMP, by family, because the types have different numbers.
+/// ICMP has its own table for each family, because the types have different numbers.
 const ICMP: &[(u8, Form<Build>)] = &[
     (1, form("echo", true, |_, marker| icmp(8, 0, &[], marker))),
     (1, form("an echo reply", true, |_, marker| icmp(0, 0, &[], marker))),
@@ -264,10 +269,10 @@ const TAGS: &[(&[u16], bool)] =
 
 /// Neighbor and listener discovery messages stay on the link, regardless of policies (docs/semantics.md, item 32). With
 /// any other hop limit, these are ordinary ICMP messages, which receivers do not process as discovery.
-fn is_link_scope(transport: &str, wrap: &str) -> bool {
+fn is_link_scope(transport: &str, ip_form: &str) -> bool {
     match transport {
-        "a router advertisement" | "a neighbor solicitation" | "a redirect" => wrap == "255 hops left",
-        "a listener report" => wrap == "one hop left",
+        "a router advertisement" | "a neighbor solicitation" | "a redirect" => ip_form == "255 hops left",
+        "a listener report" => ip_form == "one hop left",
         _ => false,
     }
 }
@@ -279,7 +284,7 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
     for to_address in destination.addresses() {
         let Some(from_address) = source.address_of_same_family(*to_address) else { continue };
         let ip = Ip::new(from_address, *to_address);
-        let (wraps, icmp) = if matches!(to_address, IpAddr::V4(_)) { (V4, ICMP) } else { (V6, ICMPV6) };
+        let (wraps, icmp) = if matches!(to_address, IpAddr::V4(_)) { (IPV4_FORMS, ICMP) } else { (IPV6_FORMS, ICMPV6) };
         for (number, transport) in TRANSPORTS.iter().chain(icmp) {
             for wrap in wraps {
                 let marker = Marker::new();

@@ -1,4 +1,4 @@
-//! Attacks with tunnels: a pod that reaches a tunnel endpoint of a node could inject packets with any source.
+//! Attacks with tunnels: a pod that reaches a tunnel endpoint of a node could inject packets with any source address.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
@@ -14,11 +14,13 @@ use super::{allow_client_to_server, pods, rogue_sends_nothing};
 /// The port of the test harness's VXLAN devices.
 const PORT: u16 = 8472;
 
+/// Two nodes, connected by VXLAN tunnels. All pods are on the first node.
 fn nodes() -> ClusterBuilder {
     pods().nodes(2).interconnect(Interconnect::Vxlan)
 }
 
-/// Returns a frame from `rogue` to a node's VXLAN endpoint. It contains the IP packet `inner`.
+/// Returns a frame from `rogue` to a node's VXLAN endpoint. The frame contains the IP packet `inner`, as if the other
+/// node had sent it.
 fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u8> {
     let (rogue, node_host) = (cluster.host("shop/rogue"), cluster.host(node));
     // RFC 7348: the VNI flag, and VNI 1, which the test harness uses.
@@ -29,7 +31,8 @@ fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u
     frame(rogue.next_hop(node_host, cluster.topology()), rogue.mac(), &[], &packet)
 }
 
-/// Returns a tunnel packet from `rogue` to the first node. The inner packet is a datagram from `from` to `to`.
+/// Returns a tunnel packet from `rogue` to the first node. The inner packet is a datagram from the address of `from` to
+/// the address of `to`.
 fn tunneled(cluster: &Cluster, from: &str, to: &str) -> TestPacket {
     let marker = Marker::new();
     let inner = Ip::new(cluster.host(from).v4().into(), cluster.host(to).v4().into()).udp(53, 4000, &marker.0);
@@ -42,7 +45,7 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
     let mut lab = Lab::start(nodes(), &[allow_client_to_server()])?;
     let cluster = &lab.cluster;
     // The inner source is the address of another pod, or of a host outside. The inner destination is an isolated pod
-    // that allows this source, or a pod that is not isolated.
+    // that allows this source, or a pod that is not isolated. No packet must arrive (`false`).
     for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
         check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
     }
@@ -54,8 +57,8 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
 fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let lab = Lab::start(nodes(), &[rogue_sends_nothing()])?;
     let cluster = &lab.cluster;
-    // The attack: the inner packet seems to come from the target, and would start a flow. Then the pod's packets to the
-    // target would look like replies.
+    // The attack: `rogue` sends a tunnel packet to its node. Its inner packet seems to come from `target`, is addressed
+    // to `rogue`, and would start a flow. Then the packets from `rogue` to `target` would look like replies.
     let (rogue, target) = (cluster.host("shop/rogue"), cluster.host("outside"));
     let inner = Ip::new(target.v4().into(), rogue.v4().into());
     let next_hop = rogue.next_hop(target, cluster.topology());
@@ -69,8 +72,8 @@ fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let marker = Marker::new();
     let test_packet = TestPacket::of_frames("UDP that looks like a reply", marker, vec![reply(&marker)]);
     check(cluster, "shop/rogue", "outside", &[(test_packet, false)])?;
-    // The same attack with TCP. The segment has a wrong checksum, so that the pod's kernel does not reply. The pod's
-    // SYN would then look like a simultaneous open.
+    // The same attack with TCP. The inner segment has a wrong checksum, so that the pod's kernel does not reply. The
+    // SYN of `rogue` would then look like a simultaneous open.
     let mut segment = inner.tcp(80, 4001, 16, b"");
     segment[37] ^= 0xff;
     link.send(&encapsulated(cluster, "node-1", PORT, &segment))?;
@@ -97,12 +100,15 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_another_node() -> Result<()> {
         let marker = Marker::new();
         rows.push((TestPacket::new(cluster, "shop/rogue", "node-2", what, marker, &[make(&marker.0)]), arrives));
     };
+    // VXLAN, VXLAN as in Flannel, Geneve, WireGuard (two ports), L2TP.
     for port in [4789, 8472, 6081, 51_820, 51_821, 1701] {
         add_row(&format!("UDP port {port}"), false, &|marker| ip.udp(50_000, port, marker));
     }
+    // IPv4 and IPv6 in IP, GRE, L2TPv3.
     for number in [4, 41, protocol::GRE, 115] {
         add_row(&format!("IP protocol {number}"), false, &|marker| ip.carrying(number, marker));
     }
+    // These packets are not for tunnels, and arrive.
     add_row("UDP port 8473", true, &|marker| ip.udp(50_000, 8473, marker));
     add_row("TCP port 8472", true, &|marker| ip.tcp(50_000, 8472, 2, marker));
     check(cluster, "shop/rogue", "node-2", &rows)?;
@@ -115,11 +121,11 @@ fn hostile_tunnel_devices_are_detected_when_created_and_deleted() -> Result<()> 
     let mut lab = Lab::start(pods(), &[])?;
     let node = lab.cluster.host("node-1").netns().clone();
     check_delivered(&lab).context("before the device is created")?;
-    node.ip("link add nplate type vxlan id 7 dstport 5555 dev uplink\nlink set nplate up")?;
+    node.ip("link add vxlan7 type vxlan id 7 dstport 5555 dev uplink\nlink set vxlan7 up")?;
     lab.agent().wait_log(&["tunnel endpoints of this node", "5555"])?;
     send_to_node(&lab)?;
     lab.agent().wait_denied(|line| line.reason() == "tunnel-endpoint" && line.port() == Some(5555))?;
-    node.ip("link del nplate")?;
+    node.ip("link del vxlan7")?;
     lab.agent().wait_log(&["tunnel endpoints of this node", "ports={}"])?;
     check_delivered(&lab).context("after the device is deleted")
 }

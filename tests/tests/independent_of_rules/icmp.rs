@@ -12,6 +12,9 @@ use netpol_tests::{Families, Lab, PodSpec, Topology, deny_all, policy};
 
 use super::{TestPackets, address_pairs, pods};
 
+/// The TCP flag ACK.
+const ACK: u8 = 0x10;
+
 #[test]
 fn s17_rules_without_ports_allow_every_protocol_and_other_rules_only_their_ports() -> Result<()> {
     let from_client = |name: &str, app: &str, ports: &str| {
@@ -30,6 +33,7 @@ fn s17_rules_without_ports_allow_every_protocol_and_other_rules_only_their_ports
             from_client("shop/other", "other", ", ports: [{port: 80}, {protocol: UDP, port: 53}]"),
         ],
     )?;
+    // Each packet contains `mark`, by which it is identified when it arrives.
     for (to, all_allowed) in [("shop/server", true), ("shop/other", false)] {
         let mut packets = TestPackets::new(&lab.cluster, "shop/client", to);
         for (source, destination) in address_pairs(&lab.cluster, "shop/client", to) {
@@ -66,7 +70,8 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
         let flow = EchoConnection::open_at(cluster, "outside", "shop/server", SocketAddr::new(server, 80))?;
         let port = flow.socket_addresses()?.0.port();
         let mut packets = TestPackets::new(cluster, "outside", "shop/server");
-        let (quoted, error) = (Ip::new(server, outside), Ip::new(outside, server));
+        // The IP headers of the error, and of the packet that the error quotes.
+        let (error, quoted) = (Ip::new(outside, server), Ip::new(server, outside));
         let (too_big, unreachable, reply) = match server {
             IpAddr::V4(_) => ((3, 4), (3, 3), 0),
             IpAddr::V6(_) => ((2, 0), (1, 4), 129),
@@ -74,10 +79,10 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
         // The second 32-bit word of the ICMP header. In IPv4, its second half is the MTU; in IPv6, the whole word is.
         let mtu = 1300u32.to_be_bytes();
         packets.add_row("too big, about the open flow", true, |mark| {
-            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port, 16, mark))]
+            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port, ACK, mark))]
         });
         packets.add_row("too big, about a port without a flow", false, |mark| {
-            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port ^ 1, 16, mark))]
+            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port ^ 1, ACK, mark))]
         });
         packets.add_row("port unreachable, about a datagram that the pod did not send", false, |mark| {
             vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &quoted.udp(5353, 53, mark))]
@@ -95,7 +100,8 @@ fn s17_a_pod_isolated_for_ingress_receives_path_mtu_errors() -> Result<()> {
         let isolated = policy("shop/no-ingress", "{podSelector: {}, policyTypes: [Ingress]}");
         let cluster = pods().topology(topology).families(families).nodes(2).pod(PodSpec::new("far/away").node(2));
         let lab = Lab::start(cluster, &[isolated])?;
-        // The smaller MTU is on the other node. Its ICMP error comes from an address that no rule allows.
+        // On node-2, the route to `far/away` gets a smaller MTU. So node-2 sends an ICMP error, from an address that no
+        // rule allows.
         let far = lab.cluster.host("far/away");
         let device = if topology == Topology::Bridge { "cni0" } else { far.veth() };
         for &address in far.addresses() {

@@ -22,57 +22,58 @@ fn s16_neighbor_discovery_works_under_deny_all() -> Result<()> {
 }
 
 #[test]
-fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
+fn s16_neighbor_discovery_passes_only_with_an_on_link_hop_limit() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/server").v6());
     let ip = |to: Ipv6Addr| Ip::new(from.into(), to.into());
-    let about = |target: Ipv6Addr| target.octets().to_vec();
+    let target_field = |target: Ipv6Addr| target.octets().to_vec();
     let [routers, reports, group] =
         ["ff02::2", "ff02::16", "ff02::1:ff00:77"].map(|text| text.parse().expect("an address"));
-    // Multicast listener discovery has a hop-by-hop header, for a router alert (RFC 2711). Here, the header has only
-    // padding.
-    let report = |to| ip(to).extension(protocol::HOP_BY_HOP, 0);
-    // Description, ICMPv6 type, the bytes after the first eight bytes of the message, the hop limit that the message
-    // has on the link, the IP header, and whether a pod may send the message (item 32).
+    // Messages of multicast listener discovery have a hop-by-hop header, for a router alert (RFC 2711). Here, the
+    // header has only padding.
+    let listener_ip = |to| ip(to).extension(protocol::HOP_BY_HOP, 0);
+    // Description, ICMPv6 type, the bytes after the first eight bytes of the message, the hop limit with which a host
+    // on the link sends the message, the IP header, and whether a pod may send the message (item 32).
     let kinds = [
         ("a router solicitation", 133, vec![], 255, ip(routers), true),
         ("a router advertisement", 134, vec![0; 8], 255, ip(to), false),
-        ("a neighbor solicitation", 135, about(to), 255, ip(to), true),
-        ("a neighbor advertisement", 136, about(from), 255, ip(to), true),
-        ("a redirect", 137, [about(to), about(to)].concat(), 255, ip(to), false),
-        ("a listener query", 130, about(group), 1, report(group), false),
-        ("a listener report", 131, about(group), 1, report(group), true),
-        ("a listener done message", 132, about(group), 1, report(routers), true),
-        ("a listener report, version 2", 143, about(group), 1, report(reports), true),
+        ("a neighbor solicitation", 135, target_field(to), 255, ip(to), true),
+        ("a neighbor advertisement", 136, target_field(from), 255, ip(to), true),
+        ("a redirect", 137, [target_field(to), target_field(to)].concat(), 255, ip(to), false),
+        ("a listener query", 130, target_field(group), 1, listener_ip(group), false),
+        ("a listener report", 131, target_field(group), 1, listener_ip(group), true),
+        ("a listener done message", 132, target_field(group), 1, listener_ip(routers), true),
+        ("a listener report, version 2", 143, target_field(group), 1, listener_ip(reports), true),
     ];
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
-    for (what, kind, body, hops, ip, allowed) in &kinds {
+    for (what, kind, body, hops, ip, arrives) in &kinds {
         let packet = |hops: u8, mark: &[u8]| {
             let mut packet = ip.icmp(*kind, 0, [0; 4], &[body, mark].concat());
             packet[7] = hops;
             vec![packet]
         };
-        packets.add_row(what, *allowed, |mark| packet(*hops, mark));
-        packets.add_row(&format!("{what} from another link"), false, |mark| packet(64, mark));
+        packets.add_row(what, *arrives, |mark| packet(*hops, mark));
+        // A packet with another hop limit may come from outside the link. It is evaluated as any other ICMPv6 message.
+        packets.add_row(&format!("{what} with hop limit 64"), false, |mark| packet(64, mark));
     }
     packets.check()
 }
 
 /// The `tuning` CNI plugin, a sysctl or the pod itself can change the pod's link-local address, long after the
-/// interface was created.
+/// interface was created. The agent scans all interfaces periodically, but must accept a new address earlier.
 #[test]
 fn s32_a_changed_link_local_address_is_detected_before_the_next_scan() -> Result<()> {
     let lab = Lab::start(pods(), &[])?;
     let cluster = &lab.cluster;
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
-    // The agent treats an interface as new for 15 seconds.
+    // The agent treats an interface as new for 15 seconds. The test is about an interface that is no longer new.
     std::thread::sleep(Duration::from_secs(16));
     let new: Ipv6Addr = "fe80::7:7".parse()?;
     let old = client.netns().ip_output(&["-o", "-6", "address", "show", "dev", "eth0", "scope", "link"])?;
     let old = old.split_whitespace().find(|word| word.starts_with("fe80::")).context("no link-local address")?;
     let [routers, group] = ["ff02::2", "ff02::1:ff00:77"].map(|text| text.parse::<Ipv6Addr>().expect("an address"));
-    let send = |from: Ipv6Addr, arrives: bool| {
+    let check_messages_from = |from: Ipv6Addr, arrives: bool| {
         let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
         let kinds = [
             ("a router solicitation", 133, vec![], 255, Ip::new(from.into(), routers.into())),
@@ -94,24 +95,24 @@ fn s32_a_changed_link_local_address_is_detected_before_the_next_scan() -> Result
         }
         packets.check()
     };
-    send(new, false)?;
+    check_messages_from(new, false)?;
     client.netns().ip(&format!("address delete {old} dev eth0\naddress add {new}/64 dev eth0 nodad"))?;
     // The two changes cause two notifications, and the agent reads a namespace at most once per second. This is still
     // much sooner than the periodic scan every 10 s.
     std::thread::sleep(Duration::from_secs(2));
-    send(new, true)?;
-    // The node's own link-local address is not accepted from the pod.
+    check_messages_from(new, true)?;
+    // The agent does not accept the node's own link-local address as the pod's address.
     let node =
         cluster.host("node-1").netns().ip_output(&["-o", "-6", "address", "show", "dev", "cni0", "scope", "link"])?;
     let node = node.split_whitespace().find(|word| word.starts_with("fe80::")).context("no link-local address")?;
     client.netns().ip(&format!("address delete {new}/64 dev eth0\naddress add {node} dev eth0 nodad"))?;
     std::thread::sleep(Duration::from_millis(1500));
     let (node, _) = node.split_once('/').context("a prefix")?;
-    send(node.parse()?, false)
+    check_messages_from(node.parse()?, false)
 }
 
 #[test]
-fn s16_echo_and_other_icmp_need_a_rule() -> Result<()> {
+fn s16_icmp_echo_and_other_icmp_messages_need_a_rule() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client"), cluster.host("shop/server"));
@@ -135,7 +136,7 @@ fn s35_igmp_reports_pass_like_listener_reports() -> Result<()> {
         ["239.1.2.3", "224.0.0.22", "224.0.0.1"].map(|text| text.parse().expect("an address"));
     // Linux sends IGMP with a router alert (RFC 2113).
     let ip = |from: Ipv4Addr, to: Ipv4Addr| Ip::new(from.into(), to.into()).options(&[0x94, 4, 0, 0]);
-    // An IGMP message: type, maximum response time, checksum, and the rest.
+    // An IGMP message: type, maximum response time, checksum (zero, because no program checks it), and the rest.
     let message = |kind: u8, rest: &[u8]| [&[kind, 0, 0, 0][..], rest].concat();
     let rows = [
         ("a report, version 3", ip(client, routers), 0x22, vec![0, 0, 0, 1], true),
@@ -174,7 +175,7 @@ fn s35_only_dhcp_passes_from_the_unspecified_address_and_isolated_pods_need_a_ru
         packets.add_row("a broadcast from another port", false, |mark| vec![broadcast.udp(4000, 67, mark)]);
         packets.add_row("a request to a host", false, |mark| vec![unicast.udp(68, 67, mark)]);
         packets.check()?;
-        // A broadcast of a server reaches a pod that is isolated only for egress.
+        // In all three cases, the client is not isolated for ingress. So the broadcast of a server reaches it.
         let server = Ip::new(cluster.host("shop/server").v4().into(), "255.255.255.255".parse()?);
         let mut packets = TestPackets::new(cluster, "shop/server", "shop/client");
         packets.add_row("a DHCP offer", true, |mark| vec![server.udp(67, 68, mark)]);

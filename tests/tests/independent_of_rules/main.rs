@@ -15,6 +15,7 @@ use netpol_tests::packet::Marker;
 use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Cluster, ClusterBuilder, Families, deny_all, policy};
 
+/// Builds a cluster of three pods, which serve 80/TCP, 53/UDP and 54/UDP.
 fn pods() -> ClusterBuilder {
     Cluster::builder().families(Families::Dual).serve(&[(Tcp, 80), (Udp, 53), (Udp, 54)]).pods(&[
         ("shop/client", "app=client"),
@@ -23,7 +24,8 @@ fn pods() -> ClusterBuilder {
     ])
 }
 
-/// Allows 80/TCP and 53/UDP from `client` to `server`, and no other traffic.
+/// Returns policies for all pods of [`pods`]: they allow 80/TCP and 53/UDP from `client` to `server`, and no other
+/// traffic.
 fn client_to_server_only() -> [String; 3] {
     [
         deny_all("shop"),
@@ -47,7 +49,8 @@ fn address_pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr
 }
 
 /// A table of test packets from one pod to another. Each row has a description, one or more packets, and whether the
-/// last packet arrives. The last packet contains the marker.
+/// last packet must arrive. The last packet contains the row's marker: unique bytes, by which the packet is identified
+/// when it arrives.
 struct TestPackets<'c> {
     cluster: &'c Cluster,
     from: &'static str,
@@ -71,6 +74,7 @@ impl<'c> TestPackets<'c> {
         self.rows.push((packet, arrives));
     }
 
+    /// Sends all packets, and checks which of them arrive.
     fn check(self) -> Result<()> {
         check(self.cluster, self.from, self.to, &self.rows)
     }

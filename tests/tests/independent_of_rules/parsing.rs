@@ -1,6 +1,7 @@
 //! Tests of packets that take the slow path: fragments, options, extension headers, VLAN tags and malformed packets.
 //!
-//! sNN in the name of a test is an item of docs/semantics.md.
+//! sNN in the name of a test is an item of docs/semantics.md. The second argument of `add_row`: whether the packet (the
+//! last one of several packets) must arrive. It contains the bytes `marker`, by which the receiver finds it.
 
 use anyhow::{Context, Result, ensure};
 use netpol_tests::flow::echo_datagram;
@@ -10,10 +11,12 @@ use netpol_tests::{Lab, Topology, policy};
 
 use super::{TestPackets, address_pairs, client_to_server_only, pods};
 
+/// Later fragments get the verdict of the first one.
 #[test]
 fn s19_later_fragments_follow_the_first() -> Result<()> {
     let lab = Lab::start(pods(), &client_to_server_only())?;
     let cluster = &lab.cluster;
+    // A UDP datagram of 4,000 bytes is sent in fragments.
     ensure!(
         echo_datagram(cluster, "shop/client", "shop/server", 53, 4000)?,
         "4,000 bytes to an allowed port were not echoed"
@@ -31,23 +34,26 @@ fn s19_later_fragments_follow_the_first() -> Result<()> {
     for (source, destination) in address_pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(source, destination);
         let body = |port: u16| ip.udp_body(4444, port, &[0; 24]);
-        let last = |id: u16, mark: &[u8]| ip.clone().fragment(id, 32, false).carrying(protocol::UDP, mark);
+        let last = |id: u16, marker: &[u8]| ip.clone().fragment(id, 32, false).carrying(protocol::UDP, marker);
         let first = |id: u16, port: u16| ip.clone().fragment(id, 0, true).carrying(protocol::UDP, &body(port));
-        packets.add_row("a later fragment of an allowed datagram", true, |mark| vec![first(501, 53), last(501, mark)]);
-        packets.add_row("a later fragment of a denied datagram", false, |mark| vec![first(502, 54), last(502, mark)]);
-        packets.add_row("a later fragment without a first", false, |mark| vec![last(503, mark)]);
-        packets.add_row("a first fragment without its ports", false, |mark| {
-            vec![ip.clone().fragment(504, 0, true).carrying(protocol::UDP, &[0; 2]), last(504, mark)]
+        packets
+            .add_row("a later fragment of an allowed datagram", true, |marker| vec![first(501, 53), last(501, marker)]);
+        packets
+            .add_row("a later fragment of a denied datagram", false, |marker| vec![first(502, 54), last(502, marker)]);
+        packets.add_row("a later fragment without a first", false, |marker| vec![last(503, marker)]);
+        packets.add_row("a first fragment without its ports", false, |marker| {
+            vec![ip.clone().fragment(504, 0, true).carrying(protocol::UDP, &[0; 2]), last(504, marker)]
         });
     }
     packets.check()
 }
 
 /// If a rule allows only some ports, a later fragment passes only after the first fragment. If the node tracks
-/// connections, the kernel reassembles datagrams before they reach a pod's interface. Then the order of the fragments
-/// makes no difference.
+/// connections (`tracked`), the kernel reassembles datagrams before they reach a pod's interface. Then the order of the
+/// fragments makes no difference.
 #[test]
 fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassembles() -> Result<()> {
+    // `ports` is the rest of the rule that allows the client.
     for (ports, tracked, arrives) in [
         (", ports: [{protocol: UDP, port: 53}]", false, false),
         (", ports: [{protocol: UDP}]", false, true),
@@ -68,19 +74,20 @@ fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassemb
         let mut packets = TestPackets::new(&lab.cluster, "shop/client", "shop/server");
         for (source, destination) in address_pairs(&lab.cluster, "shop/client", "shop/server") {
             let ip = Ip::new(source, destination);
-            let datagram = |port: u16, mark: &[u8]| ip.udp_body(4444, port, &[&[0; 24], mark].concat());
+            let datagram = |port: u16, marker: &[u8]| ip.udp_body(4444, port, &[&[0; 24], marker].concat());
+            // Two fragments, the last one first.
             let reversed = move |id: u16, datagram: Vec<u8>| {
                 let part = |offset: u16, more: bool, bytes: &[u8]| {
                     Ip::new(source, destination).fragment(id, offset, more).carrying(protocol::UDP, bytes)
                 };
                 vec![part(32, false, &datagram[32..]), part(0, true, &datagram[..32])]
             };
-            packets.add_row(&format!("the last fragment first{ports}, tracked: {tracked}"), arrives, |mark| {
-                reversed(601, datagram(53, mark))
+            packets.add_row(&format!("the last fragment first{ports}, tracked: {tracked}"), arrives, |marker| {
+                reversed(601, datagram(53, marker))
             });
             if tracked {
-                packets.add_row("the last fragment of a denied datagram first", false, |mark| {
-                    reversed(602, datagram(54, mark))
+                packets.add_row("the last fragment of a denied datagram first", false, |marker| {
+                    reversed(602, datagram(54, marker))
                 });
             }
         }
@@ -88,8 +95,8 @@ fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassemb
         let mut packets = TestPackets::new(&lab.cluster, "shop/other", "shop/server");
         for (source, destination) in address_pairs(&lab.cluster, "shop/other", "shop/server") {
             let ip = Ip::new(source, destination).fragment(603, 32, false);
-            packets.add_row("a later fragment from a pod that is not allowed", false, |mark| {
-                vec![ip.clone().carrying(protocol::UDP, mark)]
+            packets.add_row("a later fragment from a pod that is not allowed", false, |marker| {
+                vec![ip.clone().carrying(protocol::UDP, marker)]
             });
         }
         packets.check()?;
@@ -105,7 +112,7 @@ fn s19_options_and_extension_headers_do_not_change_verdicts() -> Result<()> {
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
     let v4 = Ip::new(client.v4().into(), server.v4().into());
     let v6 = Ip::new(client.v6().into(), server.v6().into());
-    let shapes = [
+    let headers = [
         ("no options", v4.clone()),
         ("one word of options", v4.clone().options(&[1, 1, 1, 0])),
         ("ten words of options", v4.options(&[1; 40])),
@@ -119,9 +126,9 @@ fn s19_options_and_extension_headers_do_not_change_verdicts() -> Result<()> {
                 .extension(protocol::DESTINATION_OPTIONS, 0),
         ),
     ];
-    for (what, ip) in &shapes {
-        packets.add_row(&format!("{what}, to an allowed port"), true, |mark| vec![ip.udp(4000, 53, mark)]);
-        packets.add_row(&format!("{what}, to a denied port"), false, |mark| vec![ip.udp(4001, 54, mark)]);
+    for (what, ip) in &headers {
+        packets.add_row(&format!("{what}, to an allowed port"), true, |marker| vec![ip.udp(4000, 53, marker)]);
+        packets.add_row(&format!("{what}, to a denied port"), false, |marker| vec![ip.udp(4001, 54, marker)]);
     }
     packets.check()
 }
@@ -134,28 +141,31 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
     for (source, destination) in address_pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(source, destination);
         for tags in [&[7][..], &[7, 8]] {
-            packets.add_row_with_vlans("tagged, to an allowed port", tags, true, |mark| vec![ip.udp(4000, 53, mark)]);
-            packets.add_row_with_vlans("tagged, to a denied port", tags, false, |mark| vec![ip.udp(4001, 54, mark)]);
+            packets
+                .add_row_with_vlans("tagged, to an allowed port", tags, true, |marker| vec![ip.udp(4000, 53, marker)]);
+            packets
+                .add_row_with_vlans("tagged, to a denied port", tags, false, |marker| vec![ip.udp(4001, 54, marker)]);
         }
         packets.add_row("half a UDP header", false, |_| vec![ip.carrying(protocol::UDP, &[0, 53, 0, 53])]);
     }
     let client = cluster.host("shop/client").v4();
     let server = cluster.host("shop/server").v4();
     let ip = Ip::new(client.into(), server.into());
-    packets.add_row("a header with a length below the minimum", false, |mark| {
-        let mut packet = ip.udp(4000, 53, mark);
+    packets.add_row("a header with a length below the minimum", false, |marker| {
+        let mut packet = ip.udp(4000, 53, marker);
         packet[0] = 0x44;
         vec![packet]
     });
     let v6 = Ip::new(cluster.host("shop/client").v6().into(), cluster.host("shop/server").v6().into());
     let headers = |count: usize| (0..count).fold(v6.clone(), |ip, _| ip.extension(protocol::DESTINATION_OPTIONS, 0));
-    packets.add_row("eight extension headers", true, |mark| vec![headers(8).udp(4000, 53, mark)]);
-    packets.add_row("nine extension headers", false, |mark| vec![headers(9).udp(4000, 53, mark)]);
+    packets.add_row("eight extension headers", true, |marker| vec![headers(8).udp(4000, 53, marker)]);
+    packets.add_row("nine extension headers", false, |marker| vec![headers(9).udp(4000, 53, marker)]);
     // The kernel removes the first VLAN tag before the program runs. The program parses the other tags.
-    packets.add_row_with_vlans("three tags, to a denied port", &[7, 8, 9], false, |mark| vec![ip.udp(4000, 54, mark)]);
-    packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], false, |mark| vec![ip.udp(4000, 53, mark)]);
-    packets.add_row("a later fragment without a first", false, |mark| {
-        vec![ip.clone().fragment(900, 32, false).carrying(protocol::UDP, mark)]
+    packets
+        .add_row_with_vlans("three tags, to a denied port", &[7, 8, 9], false, |marker| vec![ip.udp(4000, 54, marker)]);
+    packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], false, |marker| vec![ip.udp(4000, 53, marker)]);
+    packets.add_row("a later fragment without a first", false, |marker| {
+        vec![ip.clone().fragment(900, 32, false).carrying(protocol::UDP, marker)]
     });
     packets.check()?;
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
@@ -170,14 +180,15 @@ fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_rea
 
 #[test]
 fn s19_unparsable_packets_pass_if_no_policy_isolates_the_pod() -> Result<()> {
+    // No policy selects pods of the namespace `free`.
     let lab = Lab::start(pods().pods(&[("free/one", ""), ("free/two", "")]), &client_to_server_only())?;
     let mut packets = TestPackets::new(&lab.cluster, "free/one", "free/two");
     for (source, destination) in address_pairs(&lab.cluster, "free/one", "free/two") {
         let ip = Ip::new(source, destination);
-        packets.add_row("a truncated TCP header", true, |mark| vec![ip.carrying(protocol::TCP, mark)]);
-        packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], true, |mark| vec![ip.udp(4000, 53, mark)]);
-        packets.add_row("a later fragment without a first", true, |mark| {
-            vec![ip.clone().fragment(900, 32, false).carrying(protocol::UDP, mark)]
+        packets.add_row("a truncated TCP header", true, |marker| vec![ip.carrying(protocol::TCP, marker)]);
+        packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], true, |marker| vec![ip.udp(4000, 53, marker)]);
+        packets.add_row("a later fragment without a first", true, |marker| {
+            vec![ip.clone().fragment(900, 32, false).carrying(protocol::UDP, marker)]
         });
     }
     packets.check()

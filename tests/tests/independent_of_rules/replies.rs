@@ -38,7 +38,7 @@ fn s18_a_flow_of_one_pod_allows_no_packets_at_another_pod() -> Result<()> {
     let lab = Lab::start(pods(), &client_to_server_only())?;
     let flow = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let (client, server) = flow.socket_addresses()?;
-    // These packets look like replies of the server, but their destination is another pod.
+    // These packets look like replies of the server, but their destination is a pod that has no flow with the server.
     let mut packets = TestPackets::new(&lab.cluster, "shop/server", "shop/other");
     let other =
         lab.cluster.host("shop/other").address_of_same_family(server.ip()).context("no address of this family")?;
@@ -48,8 +48,8 @@ fn s18_a_flow_of_one_pod_allows_no_packets_at_another_pod() -> Result<()> {
     packets.check()
 }
 
-/// TCP implementations ignore a RST, FIN or SYN outside their window (RFC 5961). So netpol must not end a flow because
-/// of such a packet.
+/// The forged packets are a RST, a FIN and a SYN. TCP implementations ignore these packets if the sequence number is
+/// outside the window (RFC 5961). netpol does not track sequence numbers, so no such packet may end a flow in netpol.
 #[test]
 fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
     const PORT: u16 = 8080;
@@ -68,7 +68,7 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
     ];
     let lab = Lab::start(pods(), &policies)?;
     lab.expect("shop/client -x shop/server 80/TCP")?;
-    let mut open = Vec::new();
+    let mut connections = Vec::new();
     for (client, server) in address_pairs(&lab.cluster, "shop/client", "shop/server") {
         let listener =
             lab.cluster.host("shop/server").netns().run(|| Ok(TcpListener::bind(SocketAddr::new(server, PORT))?))?;
@@ -90,14 +90,15 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
         }
         requests.check()?;
         replies.check()?;
-        open.push((client_stream, server_stream));
+        connections.push((client_stream, server_stream));
     }
-    // Long enough for the flow to expire if a RST had shortened its timeout.
+    // conntrack removes a connection 10 seconds after a RST. After 12 seconds, the flow would have expired if netpol
+    // did the same.
     std::thread::sleep(Duration::from_secs(12));
-    for (client_stream, server_stream) in &mut open {
+    for (client_stream, server_stream) in &mut connections {
         server_stream.write_all(b"late")?;
         client_stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        client_stream.read_exact(&mut [0; 4]).context("receiving data from the server after the RST")?;
+        client_stream.read_exact(&mut [0; 4]).context("receiving data from the server after the forged packets")?;
     }
     Ok(())
 }

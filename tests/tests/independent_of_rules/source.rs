@@ -1,4 +1,4 @@
-//! Tests of source addresses and of deny events.
+//! Tests anti-spoofing (a pod sends only from its own addresses) and deny events.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -11,7 +11,8 @@ use super::{TestPackets, address_pairs, client_to_server_only, pods};
 
 #[test]
 fn s20_a_pod_sends_only_from_its_own_addresses() -> Result<()> {
-    // No policy isolates `other` for egress, but it may send only from its own addresses.
+    // No policy isolates `other` for egress. The policy of `server` allows packets from the address of `client`. So
+    // only anti-spoofing denies such packets if `other` sends them.
     let mut lab = Lab::start(
         pods(),
         &[policy(
@@ -21,16 +22,16 @@ fn s20_a_pod_sends_only_from_its_own_addresses() -> Result<()> {
         )],
     )?;
     let cluster = &lab.cluster;
-    let mut packets = TestPackets::new(cluster, "shop/other", "shop/server");
+    let mut spoofed = TestPackets::new(cluster, "shop/other", "shop/server");
     let mut own = TestPackets::new(cluster, "shop/client", "shop/server");
     for (client, server) in address_pairs(cluster, "shop/client", "shop/server") {
         let ip = Ip::new(client, server);
-        packets.add_row("with another pod's address", false, |mark| vec![ip.udp(4000, 53, mark)]);
-        own.add_row("with its own address", true, |mark| vec![ip.udp(4000, 53, mark)]);
+        spoofed.add_row("with another pod's address", false, |marker| vec![ip.udp(4000, 53, marker)]);
+        own.add_row("with its own address", true, |marker| vec![ip.udp(4000, 53, marker)]);
     }
-    let gateway = Ip::new("10.244.1.1".parse()?, cluster.host("shop/server").v4().into());
-    packets.add_row("with the node's address", false, |mark| vec![gateway.udp(4000, 53, mark)]);
-    packets.check()?;
+    let from_node = Ip::new("10.244.1.1".parse()?, cluster.host("shop/server").v4().into());
+    spoofed.add_row("with the node's address", false, |marker| vec![from_node.udp(4000, 53, marker)]);
+    spoofed.check()?;
     own.check()?;
     lab.agent().wait_denied(|line| line.reason() == "spoofed-source" && line.direction() == "egress")?;
     Ok(())
@@ -67,10 +68,11 @@ fn s20_anti_spoofing_can_be_turned_off_for_a_node() -> Result<()> {
     // Without anti-spoofing, policies are evaluated by the source address in the packet, whichever pod sent it.
     let mut packets = TestPackets::new(&lab.cluster, "shop/other", "shop/server");
     for (client, server) in address_pairs(&lab.cluster, "shop/client", "shop/server") {
-        packets.add_row("with another pod's address", true, |mark| vec![Ip::new(client, server).udp(4000, 53, mark)]);
+        packets
+            .add_row("with another pod's address", true, |marker| vec![Ip::new(client, server).udp(4000, 53, marker)]);
     }
     for (other, server) in address_pairs(&lab.cluster, "shop/other", "shop/server") {
-        packets.add_row("with its own address", false, |mark| vec![Ip::new(other, server).udp(4000, 53, mark)]);
+        packets.add_row("with its own address", false, |marker| vec![Ip::new(other, server).udp(4000, 53, marker)]);
     }
     packets.check()
 }

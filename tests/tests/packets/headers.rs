@@ -1,5 +1,9 @@
 //! Tests of packet headers: options, extension headers, VLAN tags, fragments and truncated packets.
 //!
+//! `a` has the addresses of a test in one IP family. The rules of the pod allow `a.client` at 80/TCP and 53/UDP, and
+//! `a.trusted` at all ports. No rule matches `a.outsider`. The rules apply in the directions of
+//! [`KernelAndMemory::isolated`].
+//!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
 use crate::kernel_and_memory::{FAMILIES, FORWARDED, KernelAndMemory, SYN, WEB, ip, wire};
@@ -102,6 +106,8 @@ fn tags_options_and_extension_headers_do_not_change_verdicts() {
     let (v4, v6) = (ip("10.0.0.2", "10.0.0.1"), ip("fd00::2", "fd00::1"));
     for (port, expected) in [(80, Reason::Rule), (81, Reason::NoRule)] {
         programs.expect(Ingress, &v4.clone().options(&[1; 40]).tcp(1000, port, SYN, b""), expected, "IPv4 options");
+        // Each extension header is a pair: its type, and its length in words as in the header. 0 is hop-by-hop options,
+        // 60 is destination options.
         for (headers, what) in [
             (&[(0, 0)][..], "hop-by-hop"),
             (&[(60, 2)], "destination options"),
@@ -124,45 +130,51 @@ fn tags_options_and_extension_headers_do_not_change_verdicts() {
 fn later_fragments_follow_the_first() {
     let mut programs = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
-        let from = |id, offset, more| ip(a.client, a.pod).fragment(id, offset, more);
+        let fragment = |id, offset, more| ip(a.client, a.pod).fragment(id, offset, more);
         let body = ip(a.client, a.pod).udp_body(1000, 53, &[7; 64]);
         let denied = ip(a.client, a.pod).udp_body(1000, 54, &[7; 64]);
         programs.expect(
             Ingress,
-            &from(1, 32, false).carrying(17, &body[32..]),
+            &fragment(1, 32, false).carrying(17, &body[32..]),
             Reason::OrphanFragment,
             "a later fragment before the first",
         );
-        programs.expect(Ingress, &from(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first fragment");
-        programs.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "its later fragment");
+        programs.expect(Ingress, &fragment(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first fragment");
+        programs.expect(Ingress, &fragment(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "its later fragment");
         programs.expect(
             Ingress,
-            &from(1, 0, true).carrying(17, &denied[..32]),
+            &fragment(1, 0, true).carrying(17, &denied[..32]),
             Reason::Malformed,
             "a second, different first fragment",
         );
         programs.expect(
             Ingress,
-            &from(2, 0, true).carrying(17, &denied[..32]),
+            &fragment(2, 0, true).carrying(17, &denied[..32]),
             Reason::NoRule,
             "a denied first fragment",
         );
         programs.expect(
             Ingress,
-            &from(2, 32, false).carrying(17, &denied[32..]),
+            &fragment(2, 32, false).carrying(17, &denied[32..]),
             Reason::OrphanFragment,
             "its later fragment",
         );
         let segment = [0x03, 0xe8, 0, 80, 0, 0, 0, 1];
-        programs.expect(Ingress, &from(3, 0, true).carrying(6, &segment), Reason::Malformed, "TCP without its flags");
         programs.expect(
             Ingress,
-            &from(3, 8, false).carrying(6, &segment),
+            &fragment(3, 0, true).carrying(6, &segment),
+            Reason::Malformed,
+            "TCP without its flags",
+        );
+        programs.expect(
+            Ingress,
+            &fragment(3, 8, false).carrying(6, &segment),
             Reason::Malformed,
             "a fragment that would overwrite flags",
         );
+        // Only the clock of the code in memory can be advanced.
         programs.memory.wait(31);
-        let late = wire(&from(1, 32, false).carrying(17, &body[32..]));
+        let late = wire(&fragment(1, 32, false).carrying(17, &body[32..]));
         assert_eq!(programs.memory.run(Ingress, &late, INTERFACE, 0), Reason::OrphanFragment, "half a minute later");
     }
 }
@@ -177,7 +189,7 @@ fn s19_a_later_fragment_before_the_first_passes_only_if_all_ports_are_allowed() 
         for a in FAMILIES {
             let packet = |peer: &str| if direction == Ingress { ip(peer, a.pod) } else { ip(a.pod, peer) };
             let body = packet(a.client).udp_body(1000, 54, &[7; 64]);
-            for (peer, kind, expected, what) in [
+            for (peer, ip_protocol, expected, what) in [
                 (a.trusted, 17, Reason::Rule, "UDP from a peer with all ports allowed"),
                 (a.trusted, 6, Reason::Rule, "TCP from the same peer"),
                 (a.trusted, 47, Reason::Rule, "GRE from the same peer"),
@@ -186,19 +198,20 @@ fn s19_a_later_fragment_before_the_first_passes_only_if_all_ports_are_allowed() 
                 (a.client, 47, Reason::OrphanFragment, "GRE from the same peer"),
                 (a.outsider, 17, Reason::OrphanFragment, "UDP from an outsider"),
             ] {
-                let later = packet(peer).fragment(1, 32, false).carrying(kind, &body[32..]);
+                let later = packet(peer).fragment(1, 32, false).carrying(ip_protocol, &body[32..]);
                 programs.expect(direction, &later, expected, what);
                 programs.expect(direction, &later, expected, "the same fragment again: it started no flow");
             }
             let whole = packet(a.trusted).udp(1000, 54, b"12345678");
             programs.expect(direction, &whole, Reason::Rule, "a whole datagram: the fragments started no flow");
         }
+        // From now on, the rules allow the client at all UDP ports.
         let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(2) };
         programs.kernel.set_port(PORT_PREFIX_PROTOCOL, all_of_udp, entry).unwrap();
         programs.memory.ports.insert((PORT_PREFIX_PROTOCOL, all_of_udp), entry);
         for a in FAMILIES {
             let packet = if direction == Ingress { ip(a.client, a.pod) } else { ip(a.pod, a.client) };
-            let later = |kind| packet.clone().fragment(2, 32, false).carrying(kind, &[7; 32]);
+            let later = |ip_protocol| packet.clone().fragment(2, 32, false).carrying(ip_protocol, &[7; 32]);
             programs.expect(direction, &later(17), Reason::Rule, "if all UDP ports are allowed");
             programs.expect(direction, &later(6), Reason::OrphanFragment, "if only one TCP port is allowed");
         }
@@ -207,7 +220,9 @@ fn s19_a_later_fragment_before_the_first_passes_only_if_all_ports_are_allowed() 
 
 #[test]
 fn unparsable_packets_pass_only_at_pods_that_are_not_isolated() {
-    let (mut open, mut closed) = (KernelAndMemory::isolated(&[]), KernelAndMemory::isolated(&[Ingress]));
+    let (mut open, mut isolated) = (KernelAndMemory::isolated(&[]), KernelAndMemory::isolated(&[Ingress]));
+    // The Ethernet header has 14 bytes; bytes 12 and 13 are the EtherType. The IP header follows: byte 14 has the
+    // version and the header length, bytes 16 and 17 the total length.
     let mut unknown_type = wire(&ip("10.0.0.2", "10.0.0.1").udp(1, 53, b"12345678"));
     unknown_type[12] = 0x99;
     let mut wrong_version = wire(&ip("10.0.0.2", "10.0.0.1").udp(1, 53, b"12345678"));
@@ -222,11 +237,12 @@ fn unparsable_packets_pass_only_at_pods_that_are_not_isolated() {
         (short_header, Reason::Malformed),
         (short_total, Reason::Malformed),
     ] {
-        assert_eq!(closed.run(Ingress, &frame), expected);
+        assert_eq!(isolated.run(Ingress, &frame), expected);
         assert_eq!(open.run(Ingress, &frame), Reason::NotIsolated);
     }
-    closed.change(|endpoint| endpoint.flags = endpoint_flags::UNKNOWN);
-    assert_eq!(closed.run(Egress, &wire(&ip("10.0.0.1", "10.0.0.2").udp(1, 53, b"12345678"))), Reason::UnknownPod);
+    // The endpoint of an unknown pod drops packets that can be parsed, too.
+    isolated.change(|endpoint| endpoint.flags = endpoint_flags::UNKNOWN);
+    assert_eq!(isolated.run(Egress, &wire(&ip("10.0.0.1", "10.0.0.2").udp(1, 53, b"12345678"))), Reason::UnknownPod);
 }
 
 /// A truncated packet is malformed if one of these parts is not complete: the IP header, the ports, the flags of TCP,
@@ -235,23 +251,24 @@ fn unparsable_packets_pass_only_at_pods_that_are_not_isolated() {
 fn truncated_packets_are_malformed() {
     let mut programs = KernelAndMemory::isolated(&[Ingress, Egress]);
     for a in FAMILIES {
-        let network = 14 + if a.v4() { 20 } else { 40 };
+        let ip_end = 14 + if a.v4() { 20 } else { 40 };
         let quoted = ip(a.pod, a.client).tcp(2000, 80, SYN, b"");
         programs.expect(Egress, &quoted, Reason::Rule, "the flow that the error quotes");
         let extended = if a.v4() { ip(a.client, a.pod).options(&[1; 8]) } else { ip(a.client, a.pod).extension(60, 0) };
         for (packet, needed) in [
-            (ip(a.trusted, a.pod).tcp(1000, 80, SYN, b"1234"), network + 14),
-            (ip(a.client, a.pod).udp(1000, 53, b"1234"), network + 4),
-            (extended.tcp(1000, 80, SYN, b"1234"), network + 8 + 14),
-            (ip(a.trusted, a.pod).icmp(a.echo().0, 0, [0; 4], b"1234"), network + 8),
-            (ip(a.outsider, a.pod).icmp(a.too_big(), 4, [0; 4], &quoted), network + 8),
+            (ip(a.trusted, a.pod).tcp(1000, 80, SYN, b"1234"), ip_end + 14),
+            (ip(a.client, a.pod).udp(1000, 53, b"1234"), ip_end + 4),
+            (extended.tcp(1000, 80, SYN, b"1234"), ip_end + 8 + 14),
+            (ip(a.trusted, a.pod).icmp(a.echo().0, 0, [0; 4], b"1234"), ip_end + 8),
+            (ip(a.outsider, a.pod).icmp(a.too_big(), 4, [0; 4], &quoted), ip_end + 8),
         ] {
             let whole = wire(&packet);
             for length in 0..=whole.len() {
                 let cut = &whole[..length];
                 let expected = if length < needed { Some(Reason::Malformed) } else { None };
-                // TEST_RUN does not create an sk_buff without the IP header. In memory, all lengths are tested.
-                let reason = if length < network {
+                // The kernel's BPF_PROG_TEST_RUN creates no sk_buff if the IP header is not complete. So these lengths
+                // are tested only in memory.
+                let reason = if length < ip_end {
                     programs.memory.source_endpoint.set(0);
                     programs.memory.run(Ingress, cut, INTERFACE, FORWARDED)
                 } else {

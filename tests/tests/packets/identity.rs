@@ -1,4 +1,8 @@
-//! Tests of which source addresses are accepted, and of tunnel endpoints.
+//! Tests which source addresses are accepted from which endpoint, and that pods cannot reach tunnel endpoints (ports
+//! and protocols at which nodes decapsulate packets).
+//!
+//! [`KernelAndMemory`] runs each packet through the loaded programs and through the same code in memory. A packet
+//! carries the source endpoint ID, which is the ID of the endpoint that sent the packet, or 0.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -14,17 +18,23 @@ use netpol_tests::program::INTERFACE;
 
 use super::kernel_and_memory::{ACK, Addresses, FAMILIES, KernelAndMemory, SYN, SYN_ACK, ip, wire};
 
-/// The endpoint ID of the pod.
+/// The endpoint ID of the pod under test. The programs run at the interface of this pod.
 const POD: u32 = 1;
-/// The endpoint ID of the client.
+/// The endpoint ID of the client, after [`KernelAndMemory::add_local_client`].
 const CLIENT: u16 = 2;
+/// The interface index of the client's veth.
 const CLIENT_VETH: u32 = 7;
-/// The endpoint ID of an endpoint that was deleted.
-const GONE: u32 = 9;
-/// Cluster IPs of both families.
+/// An ID without an endpoint, as if the endpoint had been deleted.
+const DELETED: u32 = 9;
+/// The `ingress_ifindex` of a packet that the node itself sends.
+const SENT_BY_NODE: u32 = 0;
+/// IP protocol number of IPv4 in IP (IPIP).
+const IPIP: u8 = 4;
+/// The address of a Service in IPv4 and in IPv6.
 const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
 impl KernelAndMemory {
+    /// Writes an address entry, in the kernel and in memory.
     fn set_address(&mut self, address: &str, entry: AddressEntry) {
         match address.parse().unwrap() {
             IpAddr::V4(address) => {
@@ -67,7 +77,8 @@ impl KernelAndMemory {
         self.kernel.set_tunnels(word.index, *bits).unwrap();
     }
 
-    /// Runs a packet that leaves the node, with this source endpoint ID and no recheck bit.
+    /// Runs a packet that leaves the node, with this source endpoint ID. Without the recheck mark, only the source
+    /// address is checked. `None`: the source address is valid.
     fn send_off_node(&mut self, packet: &[u8], source_endpoint: u32) -> Option<Reason> {
         let frame = wire(packet);
         let ifindex = if source_endpoint == POD { INTERFACE } else { 0 };
@@ -79,12 +90,15 @@ impl KernelAndMemory {
     }
 }
 
-/// Adds options or an extension header, so that the packet takes the slow path.
+/// Adds IP options or an extension header, so that the packet takes the slow path (the code for all packets that have
+/// more than plain headers).
 fn with_extension(packet: &Ip, addresses: Addresses) -> Ip {
     if addresses.v4() { packet.clone().options(&[1; 4]) } else { packet.clone().extension(60, 0) }
 }
 
-/// Runs a check for each family, with a pod that is isolated for ingress and with one that is not isolated.
+/// Runs a check for each address family, with a pod that is isolated for ingress and with one that is not isolated. The
+/// client is a pod of this node. The parameters of `check` are the programs, the addresses of the family, and the
+/// address of a Service.
 fn for_each_case(check: impl Fn(&mut KernelAndMemory, Addresses, &str)) {
     for isolated in [&[][..], &[Ingress]] {
         for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
@@ -112,22 +126,22 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
         assert_eq!(
             programs.receive_from(&packet.tcp(1001, 80, SYN, b""), POD),
             Reason::UnverifiedSource,
-            "with another pod's endpoint ID"
+            "with the endpoint ID of the receiving pod"
         );
         assert_eq!(
-            programs.receive_from(&packet.tcp(1001, 80, SYN, b""), GONE),
+            programs.receive_from(&packet.tcp(1001, 80, SYN, b""), DELETED),
             Reason::UnverifiedSource,
             "with the endpoint ID of a deleted endpoint"
         );
-        let local = programs.run_from(0, Ingress, &wire(&packet.tcp(1002, 80, SYN, b"")));
-        assert_eq!(local, allowed, "from the node itself, for example to reset a connection");
+        let by_node = programs.run_from(SENT_BY_NODE, Ingress, &wire(&packet.tcp(1002, 80, SYN, b"")));
+        assert_eq!(by_node, allowed, "sent by the node itself, for example to reset a connection");
         let outsider = ip(a.outsider, a.pod);
         let reason = programs.receive_from(&outsider.tcp(1000, 80, SYN, b""), 0);
         assert_eq!(reason, if programs.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
         assert_eq!(
             programs.receive_from(&outsider.tcp(1000, 80, SYN, b""), CLIENT.into()),
             Reason::UnverifiedSource,
-            "an outside address with a pod's endpoint ID, as from a tunnel"
+            "an outside address with a pod's endpoint ID, as if the pod had sent the packet through a tunnel of the node"
         );
     });
 }
@@ -135,46 +149,62 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
 #[test]
 fn s31_a_packet_with_a_spoofed_source_belongs_to_no_flow() {
     for_each_case(|programs, a, _| {
-        let (to, from) = (ip(a.client, a.pod), ip(a.pod, a.client));
-        assert!(programs.receive_from(&to.tcp(1000, 80, SYN, b""), CLIENT.into()).allows());
-        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT.into()), Reason::Flow);
-        assert_eq!(programs.receive_from(&to.tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
-        assert_eq!(programs.receive_from(&with_extension(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
+        let (to_pod, from_pod) = (ip(a.client, a.pod), ip(a.pod, a.client));
+        assert!(programs.receive_from(&to_pod.tcp(1000, 80, SYN, b""), CLIENT.into()).allows());
+        assert_eq!(programs.receive_from(&to_pod.tcp(1000, 80, ACK, b""), CLIENT.into()), Reason::Flow);
+        assert_eq!(programs.receive_from(&to_pod.tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
         assert_eq!(
-            programs.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT.into()),
+            programs.receive_from(&with_extension(&to_pod, a).tcp(1000, 80, ACK, b""), 0),
+            Reason::UnverifiedSource
+        );
+        assert_eq!(
+            programs.receive_from(&to_pod.tcp(1000, 80, ACK, b""), CLIENT.into()),
             Reason::Flow,
             "the flow is still known"
         );
-        // A flow that the pod starts, after the other side has replied.
-        assert!(programs.send(&from.tcp(2000, 90, SYN, b"")).0.allows());
-        assert_eq!(programs.receive_from(&to.tcp(90, 2000, SYN_ACK, b""), CLIENT.into()), Reason::Flow);
-        assert_eq!(programs.receive_from(&to.tcp(90, 2000, ACK, b""), 0), Reason::UnverifiedSource);
-        assert_eq!(programs.run_from(0, Ingress, &wire(&to.tcp(90, 2000, ACK, b""))), Reason::Flow, "the node itself");
+        // A flow that the pod initiated, after the client has replied.
+        assert!(programs.send(&from_pod.tcp(2000, 90, SYN, b"")).0.allows());
+        assert_eq!(programs.receive_from(&to_pod.tcp(90, 2000, SYN_ACK, b""), CLIENT.into()), Reason::Flow);
+        assert_eq!(programs.receive_from(&to_pod.tcp(90, 2000, ACK, b""), 0), Reason::UnverifiedSource);
+        assert_eq!(
+            programs.run_from(SENT_BY_NODE, Ingress, &wire(&to_pod.tcp(90, 2000, ACK, b""))),
+            Reason::Flow,
+            "sent by the node itself"
+        );
     });
 }
 
 #[test]
 fn s31_replies_through_a_service_may_come_from_any_backend() {
     for_each_case(|programs, a, service| {
-        let (to, from) = (ip(service, a.pod), ip(a.pod, service));
-        assert!(programs.send(&from.tcp(1000, 80, SYN, b"")).0.allows());
-        assert_eq!(programs.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT.into()), Reason::Flow);
-        assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT.into()), Reason::Flow);
-        assert_eq!(programs.receive_from(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
-        // Without a flow, such a reply starts no flow. So the next packet of the pod is not a reply: it starts a flow.
-        let reason = programs.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT.into());
+        let (to_pod, from_pod) = (ip(service, a.pod), ip(a.pod, service));
+        assert!(programs.send(&from_pod.tcp(1000, 80, SYN, b"")).0.allows());
+        assert_eq!(programs.receive_from(&to_pod.tcp(80, 1000, SYN_ACK, b""), CLIENT.into()), Reason::Flow);
+        assert_eq!(programs.receive_from(&to_pod.tcp(80, 1000, ACK, b""), CLIENT.into()), Reason::Flow);
+        assert_eq!(
+            programs.receive_from(&to_pod.tcp(80, 1000, ACK, b""), POD),
+            Reason::Flow,
+            "another backend: the pod itself"
+        );
+        // A packet from a Service address that belongs to no flow starts no flow, even if it is allowed. So the pod's
+        // next packet belongs to no flow either.
+        let reason = programs.receive_from(&to_pod.tcp(80, 1001, ACK, b""), CLIENT.into());
         if programs.endpoint.ingress.isolated() {
             assert_eq!(reason, Reason::NoRule);
         } else {
             assert_eq!(reason, Reason::NotIsolated);
-            assert_eq!(programs.send(&from.tcp(1001, 80, ACK, b"")).0, Reason::NotIsolated, "no flow yet");
+            assert_eq!(
+                programs.send(&from_pod.tcp(1001, 80, ACK, b"")).0,
+                Reason::NotIsolated,
+                "the packet before started no flow"
+            );
         }
         assert_eq!(
-            programs.receive_from(&to.tcp(80, 1002, ACK, b""), POD),
+            programs.receive_from(&to_pod.tcp(80, 1002, ACK, b""), POD),
             Reason::UnverifiedSource,
-            "a hairpin reply with a Service address"
+            "a packet of the pod to itself (hairpin) from a Service address, without a flow"
         );
-        // A packet that the node has masqueraded.
+        // A packet of the client that the node has masqueraded.
         let masqueraded = ip(a.node, a.pod);
         let reason = programs.receive_from(&masqueraded.tcp(3000, 80, SYN, b""), CLIENT.into());
         assert_eq!(reason, if programs.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
@@ -184,6 +214,7 @@ fn s31_replies_through_a_service_may_come_from_any_backend() {
 #[test]
 fn s31_without_anti_spoofing_a_pods_packets_may_have_any_source() {
     for_each_case(|programs, a, _| {
+        // Removes the flag `ANTI_SPOOFING`.
         programs.change(|endpoint| endpoint.flags = 0);
         let outsider = ip(a.outsider, a.trusted);
         assert_eq!(programs.send_off_node(&outsider.udp(1, 2, b""), POD), None);
@@ -209,15 +240,15 @@ fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_ser
                 expected,
                 "{source}, echo"
             );
-            let later = packet.clone().fragment(9, 72, false).carrying(protocol::UDP, &[7; 8]);
-            assert_eq!(programs.send_off_node(&later, POD), expected, "{source}, a fragment");
-            let checked = programs.memory.run_post_dnat(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
-            assert!(checked.allows(), "egress is open");
+            let later_fragment = packet.clone().fragment(9, 72, false).carrying(protocol::UDP, &[7; 8]);
+            assert_eq!(programs.send_off_node(&later_fragment, POD), expected, "{source}, a later fragment");
+            let recheck = programs.memory.run_post_dnat(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
+            assert!(recheck.allows(), "no policy isolates the pod for egress");
         }
         assert_eq!(
-            programs.send_off_node(&ip(a.trusted, a.outsider).udp(1, 2, b""), GONE),
+            programs.send_off_node(&ip(a.trusted, a.outsider).udp(1, 2, b""), DELETED),
             None,
-            "no endpoint to compare with"
+            "the endpoint is deleted, so its addresses are not known"
         );
     });
 }
@@ -227,24 +258,25 @@ fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
     for isolated in [&[][..], &[Egress]] {
         for a in FAMILIES {
             let mut programs = KernelAndMemory::isolated(isolated);
-            let other = a.trusted;
+            let other_node = a.trusted;
             programs.set_address(
-                other,
+                other_node,
                 AddressEntry { class: netpol_common::ClassId(2), flags: address_flags::NODE, endpoint: 0 },
             );
-            let allowed = programs.send(&ip(a.pod, a.node).udp(1000, 8472, b"")).0;
-            assert!(allowed.allows(), "before the tunnel is known");
+            let before = programs.send(&ip(a.pod, a.node).udp(1000, 8472, b"")).0;
+            assert!(before.allows(), "before the tunnel is known");
             programs.add_tunnel(TunnelScope::LocalNode, protocol::UDP, 8472);
             programs.add_tunnel(TunnelScope::LocalNode, protocol::GRE, 0);
             programs.add_tunnel(TunnelScope::OtherNodes, protocol::UDP, 4789);
-            programs.add_tunnel(TunnelScope::OtherNodes, 4, 0);
+            programs.add_tunnel(TunnelScope::OtherNodes, IPIP, 0);
+            // Increments the version of the endpoint, so that open flows are evaluated again.
             programs.change(|_| {});
-            let (local, other) = (ip(a.pod, a.node), ip(a.pod, other));
+            let (local, other) = (ip(a.pod, a.node), ip(a.pod, other_node));
             for (packet, expected, what) in [
                 (local.udp(1001, 8472, b""), Reason::TunnelEndpoint, "VXLAN to the local node"),
                 (local.carrying(protocol::GRE, &[0; 8]), Reason::TunnelEndpoint, "GRE to the local node"),
                 (other.udp(1001, 4789, b""), Reason::TunnelEndpoint, "VXLAN to another node"),
-                (other.carrying(4, &[0; 20]), Reason::TunnelEndpoint, "IPIP to another node"),
+                (other.carrying(IPIP, &[0; 20]), Reason::TunnelEndpoint, "IPIP to another node"),
                 (
                     local.clone().fragment(3, 0, true).udp(1002, 8472, &[0; 64]),
                     Reason::TunnelEndpoint,
@@ -295,6 +327,7 @@ fn every_packet_carries_its_source_endpoint_id() {
         for a in FAMILIES {
             let mut programs = KernelAndMemory::isolated(isolated);
             let packet = ip(a.pod, a.trusted);
+            // If a policy isolates the pod for egress, packets that start a flow are marked to be evaluated post-DNAT.
             let recheck = if isolated.is_empty() { 0 } else { RECHECK };
             assert_eq!(programs.send(&packet.tcp(1, 2, SYN, b"")).1, POD | recheck, "a packet that starts a flow");
             assert_eq!(programs.send(&packet.tcp(1, 2, ACK, b"")).1, POD);

@@ -19,9 +19,9 @@ pub(crate) const ACK: u8 = 0x10;
 pub(crate) const RST: u8 = 0x04;
 /// The `ingress_ifindex` of a packet that the node received on another interface and forwards.
 pub(crate) const FORWARDED: u32 = 4000;
-/// The rule set of the pod.
+/// The ID of the pod's rule set.
 pub(crate) const RULES: RuleSetId = RuleSetId(7);
-/// The port set with 80/TCP and 53/UDP.
+/// The ID of the port set with 80/TCP and 53/UDP.
 pub(crate) const WEB: PortSetId = PortSetId(1);
 
 /// The addresses of a test in IPv4 and in IPv6.
@@ -42,10 +42,12 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
+    /// Returns the IP protocol number of ICMP in this family.
     pub(crate) fn icmp(&self) -> u8 {
         if self.v4() { protocol::ICMP } else { protocol::ICMPV6 }
     }
 
+    /// Returns whether the addresses are IPv4.
     pub(crate) fn v4(&self) -> bool {
         self.pod.contains('.')
     }
@@ -91,8 +93,8 @@ pub(crate) struct KernelAndMemory {
 }
 
 impl KernelAndMemory {
-    /// Returns the programs for a pod that is isolated in these directions. In each of them, the rules of [`Addresses`]
-    /// apply.
+    /// Returns the programs with one endpoint: a pod that is isolated in these directions. In each of them, the rules
+    /// of [`Addresses`] apply.
     pub(crate) fn isolated(directions: &[Direction]) -> Self {
         Self::isolated_with(Programs::load().expect("the programs load"), directions)
     }
@@ -143,6 +145,7 @@ impl KernelAndMemory {
                 IpAddr::V6(address) => programs.endpoint.address_v6 = address.octets(),
             }
         }
+        // The classes of the client and of the trusted peer.
         programs.allow(1, WEB);
         programs.allow(2, PortSetId::ALL);
         for (protocol, port) in [(protocol::TCP, 80_u16), (protocol::UDP, 53)] {
@@ -164,6 +167,7 @@ impl KernelAndMemory {
         self.memory.allow.insert(key, entry);
     }
 
+    /// Writes the endpoint to the tables.
     pub(crate) fn write_endpoint(&mut self) {
         self.kernel.set_source_endpoint(self.endpoint.id, INTERFACE).unwrap();
         self.kernel.set_endpoint(&self.endpoint).unwrap();
@@ -215,6 +219,8 @@ impl KernelAndMemory {
         let ifindex = if source_endpoint == self.endpoint.id { INTERFACE } else { 0 };
         self.memory.source_endpoint.set(source_endpoint);
         let reason = self.memory.run_post_dnat(&frame, ifindex);
+        // If the source endpoint has no interface any more, its packets are counted for endpoint 0. Only denied packets
+        // are counted.
         let counter = if reason == Reason::SourceEndpointGone { 0 } else { source_endpoint };
         let before = self.kernel.packet_count(counter, Egress, reason).unwrap();
         let ran = self.kernel.run_post_dnat(&frame, source_endpoint | RECHECK, 1).expect("the kernel runs the frame");
@@ -245,6 +251,7 @@ impl KernelAndMemory {
         self.run_from(FORWARDED, direction, frame)
     }
 
+    /// Same as [`Self::run`], with this `ingress_ifindex`: [`FORWARDED`], or 0 for a packet that the node itself sends.
     pub(crate) fn run_from(&mut self, ingress_ifindex: u32, direction: Direction, frame: &[u8]) -> Reason {
         self.memory.source_endpoint.set(0);
         let reason = self.memory.run(direction, frame, INTERFACE, ingress_ifindex);
@@ -255,8 +262,8 @@ impl KernelAndMemory {
         reason
     }
 
-    /// Returns the initiator's direction and the timeout of a TCP flow of the pod with its trusted peer, in the kernel
-    /// and in memory. Ports are the pod's and the peer's.
+    /// Returns the direction of the first packet and the timeout of a TCP flow of the pod with its trusted peer,
+    /// in the kernel and in memory. Ports are the pod's and the peer's.
     pub(crate) fn tcp_flow(&self, a: &Addresses, ports: (u16, u16)) -> ((u8, u32), (u8, u32)) {
         let summary = |entry: FlowEntry| (entry.initiator, flow_timeout::of(protocol::TCP, entry.state));
         let (kernel, memory) = self.tcp_entry(a, ports);

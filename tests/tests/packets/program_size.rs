@@ -1,4 +1,5 @@
-//! Tests of events, endpoint lookups, full tables, and the number of instructions that the verifier processes.
+//! Tests of events, endpoint lookups, full tables, and the number of instructions that the verifier processes. In the
+//! tests, `a` is the addresses of one IP family, and [`RULES`] is the rule set of the pod.
 
 use crate::kernel_and_memory::{FAMILIES, FORWARDED, KernelAndMemory, RULES, SYN, ip, wire};
 use netpol_common::Direction::Ingress;
@@ -17,6 +18,7 @@ fn a_denied_flow_causes_at_most_one_event_a_second() {
         assert_eq!(events.len(), 1, "{events:?}");
         assert_eq!((events[0].reason, events[0].rule_set), (Reason::NoRule as u8, RULES));
         assert_eq!((events[0].destination_port, events[0].direction), (99_u16.to_be_bytes(), Ingress as u8));
+        // The length in the event does not include the Ethernet header.
         assert_eq!(events[0].length as usize, denied.len() - 14);
         std::thread::sleep(std::time::Duration::from_millis(1300));
         programs.run(Ingress, &denied);
@@ -29,21 +31,25 @@ fn a_denied_flow_causes_at_most_one_event_a_second() {
 fn endpoints_are_found_in_the_array_and_the_overflow_map() {
     let mut programs = KernelAndMemory::isolated(&[Ingress]);
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
-    // Both interfaces have the same slot in the array.
+    // The array has 1024 slots for interfaces, so both interfaces have the same slot.
     let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..programs.endpoint };
     programs.kernel.set_endpoint(&other).unwrap();
-    assert!(!programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "passes without an endpoint");
+    assert!(
+        !programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed,
+        "the pod has no endpoint, but the packet passed"
+    );
     assert_eq!(programs.kernel.packet_count(0, Ingress, Reason::NoEndpoint).unwrap(), 1);
     let endpoint = programs.endpoint;
     programs.kernel.set_endpoint_in_overflow(&endpoint, &other).unwrap();
-    assert_eq!(programs.run(Ingress, &packet), Reason::Rule, "from the overflow map");
+    assert_eq!(programs.run(Ingress, &packet), Reason::Rule, "the endpoint is found in the overflow map");
 }
 
 #[test]
 fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
-    let (open, closed) = (KernelAndMemory::isolated(&[]), KernelAndMemory::isolated(&[Ingress]));
+    let (not_isolated, isolated) = (KernelAndMemory::isolated(&[]), KernelAndMemory::isolated(&[Ingress]));
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
-    for (programs, expected) in [(open, Reason::NotIsolated), (closed, Reason::FlowTableFull)] {
+    for (programs, expected) in [(not_isolated, Reason::NotIsolated), (isolated, Reason::FlowTableFull)] {
+        // The flow table is full.
         programs.memory.room.set(false);
         assert_eq!(programs.memory.run(Ingress, &packet, INTERFACE, FORWARDED), expected);
     }
@@ -56,14 +62,15 @@ fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
 fn programs_stay_below_the_verifier_limit() {
     for enabled in [&[][..], &[COUNT_TRAFFIC]] {
         for (name, info) in program_infos(&object(), enabled).unwrap() {
-            let count = info.verified_instruction_count().expect("kernels before 5.16 do not report it");
+            let count = info.verified_instruction_count().expect("only Linux 5.16 and newer report this number");
             println!("{name} {enabled:?}: {count} instructions");
             assert!(count < 220_000, "{name} {enabled:?}: the verifier processes {count} instructions, limit 220,000");
         }
     }
 }
 
-/// The kernel's tag of a program is a hash of its instructions.
+/// Tests load another BPF object than the agent, because it has more programs. The programs of the agent must be equal
+/// in both objects: their tags, the kernel's hashes of their instructions, must be equal.
 #[test]
 fn tests_run_the_shipped_programs() {
     let (shipped, tested) = (program_infos(&object(), &[]).unwrap(), program_infos(&test_object(), &[]).unwrap());

@@ -19,6 +19,8 @@ const ALL: u32 = 11;
 const SOME: u32 = 12;
 /// The class of a frontend of which the rules allow no backend.
 const NONE: u32 = 13;
+/// The class of the client's address.
+const CLIENT: u32 = 1;
 
 /// Cluster IPs of both families.
 const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
@@ -35,6 +37,11 @@ fn isolated_with_service(service: &str) -> KernelAndMemory {
     programs.allow(ALL, PortSetId::ALL);
     programs.allow(SOME, PortSetId::SOME);
     programs
+}
+
+/// Gives the pod's endpoint a new version, so that its flows are evaluated again at their next packets.
+fn increment_version(programs: &mut KernelAndMemory) {
+    programs.change(|_| {});
 }
 
 #[test]
@@ -65,6 +72,8 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
         let to = ip(addresses.pod, service);
         assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Service, POD_WITH_RECHECK));
         assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD_WITH_RECHECK), "the next datagram too");
+        // Post-DNAT, the destination is a backend: here the client, which the rules allow at 53/UDP, and then the
+        // outsider, which no rule allows.
         let (client, outsider) = (ip(addresses.pod, addresses.client), ip(addresses.pod, addresses.outsider));
         assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Rule, "to an allowed backend");
         assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Flow, "a known flow");
@@ -74,7 +83,7 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
             "to another port of this backend"
         );
         assert_eq!(programs.send_post_dnat(&outsider.udp(1000, 53, b""), POD), Reason::BackendDenied);
-        // The packet is masqueraded, so its source address does not identify the sender.
+        // The packet is masqueraded: its source address is the node's, and only the endpoint ID identifies the sender.
         let masqueraded = ip(addresses.node, addresses.client);
         assert_eq!(programs.send_post_dnat(&masqueraded.udp(3000, 53, b""), POD), Reason::Rule);
         assert_eq!(
@@ -115,8 +124,8 @@ fn s22_a_policy_change_applies_to_flows_that_are_rechecked_post_dnat() {
         let (to, client) = (ip(addresses.pod, service), ip(addresses.pod, addresses.client));
         assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Service, POD_WITH_RECHECK));
         assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Rule);
-        programs.allow(1, PortSetId::NONE);
-        programs.change(|_| {});
+        programs.allow(CLIENT, PortSetId::NONE);
+        increment_version(&mut programs);
         assert_eq!(
             programs.send(&to.udp(1000, 2, b"")),
             (Reason::Flow, POD_WITH_RECHECK),
@@ -125,7 +134,7 @@ fn s22_a_policy_change_applies_to_flows_that_are_rechecked_post_dnat() {
         assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Revoked);
         // All current backends are allowed, but the backend of this flow may no longer be one of them.
         programs.allow(SOME, PortSetId::ALL);
-        programs.change(|_| {});
+        increment_version(&mut programs);
         for _ in 0..2 {
             assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD_WITH_RECHECK));
             assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Revoked);
@@ -164,6 +173,7 @@ fn s15_masqueraded_traffic_does_not_belong_to_an_earlier_flow_with_the_same_port
         assert_eq!(programs.receive_from(&packet.udp(1000, 8080, b""), POD), Reason::Hairpin);
         assert_eq!(programs.receive_from(&packet.udp(1000, 8080, b""), POD), Reason::Flow);
         assert_eq!(programs.receive_from(&packet.udp(1000, 8080, b""), 0), Reason::NoRule);
+        // The `ingress_ifindex` 0 means that the node itself sends the packet.
         assert_eq!(programs.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::LocalNode);
         assert_eq!(programs.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::Flow);
         assert_eq!(programs.receive_from(&packet.udp(1001, 8080, b""), 0), Reason::NoRule);

@@ -37,6 +37,7 @@ fn s11_s12_s13_blocks_and_their_excepts() -> Result<()> {
          shop/db -> outside      53/UDP
          shop/db -> shop/web     53/UDP",
     )?;
+    // A warning in the log: this CIDR has host bits.
     lab.agent().wait_log(&["203.0.113.9/24"])
 }
 
@@ -61,6 +62,7 @@ fn s14_blocks_apply_to_pod_addresses() -> Result<()> {
 
 #[test]
 fn s13_invalid_blocks_match_nothing_and_other_blocks_still_match() -> Result<()> {
+    // Only the third block is valid. One of its excepts, fd77::/16, contains the IPv6 addresses of the pods.
     let mut lab = Lab::start(
         shop_and_blog().outside("2001:db8:5::5").outside("2001:db8:6::6").families(Families::Dual),
         &[policy(

@@ -9,7 +9,7 @@ use netpol_tests::{Lab, policy};
 use super::shop_and_blog;
 
 #[test]
-fn s01_isolation_is_per_direction_and_policies_add_up() -> Result<()> {
+fn s01_isolation_is_per_direction_and_policies_are_additive() -> Result<()> {
     let web_from_api = policy(
         "shop/web-from-api",
         "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress],
@@ -37,6 +37,7 @@ fn s01_isolation_is_per_direction_and_policies_add_up() -> Result<()> {
          shop/api  -x outside   53/UDP
          outside   -> shop/api  53/UDP",
     )?;
+    // Also compares all other connections of the cluster with the verdicts of the reference evaluator.
     lab.wait_until_expected(&[(Tcp, 80), (Tcp, 443), (Udp, 53)])?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which pods the selectors of policies and of peers match: items 4 to 7 of docs/semantics.md.
+//! Tests which pods the selectors of policies and of peers match: items 4 to 7 and 30 of docs/semantics.md.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -51,6 +51,7 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
             "shop/web -> shop/db 80/TCP\nblog/web -x shop/db 80/TCP",
         ),
     ];
+    // Each row sets its own policy. Until then, no policy selects a pod: namespace `nowhere` has none.
     let lab = Lab::start(shop_and_blog().nodes(2), &[deny_all("nowhere")])?;
     for (case, peer, table) in rows {
         let spec = format!(
@@ -70,7 +71,7 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
 }
 
 #[test]
-fn s05_host_network_pods_are_not_isolated_and_are_no_peers() -> Result<()> {
+fn s05_peers_do_not_match_host_network_pods() -> Result<()> {
     let lab = Lab::start(
         shop_and_blog().nodes(2),
         &[policy(
@@ -78,7 +79,7 @@ fn s05_host_network_pods_are_not_isolated_and_are_no_peers() -> Result<()> {
             "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {}}]}]}",
         )],
     )?;
-    // A host-network pod on the other node. Its address is the node's, which must match no peer.
+    // A host-network pod on the other node. Its address is the node's, which the selectors of peers must not match.
     let address = lab.cluster.host("node-2").v4();
     lab.cluster.manifests().write(
         "host-network.yaml",
@@ -104,15 +105,15 @@ fn s06_selectors_match_neither_finished_pods_nor_their_former_addresses() -> Res
     lab.cluster.edit_pod("shop/web", |pod| pod.phase("Succeeded"))?;
     lab.expect("shop/web -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP")?;
 
-    // A new pod, which no rule allows, reuses the address. The manifest of the finished pod still exists.
-    let number = lab.cluster.host("shop/web").v4().octets()[3];
+    // A new pod, which no rule allows, gets the same address. The manifest of the finished pod still exists.
+    let address_number = lab.cluster.host("shop/web").v4().octets()[3];
     lab.cluster.remove_pod_keep_manifest("shop/web")?;
-    lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
+    lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(address_number))?;
     lab.expect("shop/heir -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP\nshop/heir -> shop/api 80/TCP")?;
 
-    // Another new pod, which a rule allows, reuses the address.
+    // Another new pod, which a rule allows, gets the same address.
     lab.cluster.remove_pod("shop/heir")?;
-    lab.cluster.add_pod(PodSpec::new("shop/young").labels("app=web").number(number))?;
+    lab.cluster.add_pod(PodSpec::new("shop/young").labels("app=web").number(address_number))?;
     lab.expect("shop/young -> shop/db 80/TCP\nshop/api -x shop/db 80/TCP")
 }
 
@@ -171,13 +172,14 @@ fn s06_an_address_that_several_pods_claim_belongs_to_one_of_them() -> Result<()>
     let mut lab = Lab::start(shop_and_blog(), &[from_web])?;
     lab.cluster.edit_pod("shop/api", |pod| pod.created("2026-01-01T00:00:00Z"))?;
     let address = lab.cluster.host("shop/api").v4();
-    // Another pod, which is an allowed peer on another node, claims the address of `api`.
+    // Another pod, which is an allowed peer on another node, claims the address of `api`. If the address belongs to the
+    // other pod, connections from `api` are allowed.
     let claim = |metadata: &str| {
-        let claim = format!(
+        let manifest = format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, labels: {{app: web}}, {metadata}}}, \
              spec: {{nodeName: node-9, containers: []}}, status: {{phase: Running, podIPs: [{{ip: {address}}}]}}}}"
         );
-        lab.cluster.manifests().write("claim.yaml", &claim)
+        lab.cluster.manifests().write("claim.yaml", &manifest)
     };
     let rows = [
         ("name: zzz, creationTimestamp: '2026-01-01T00:00:00Z'", "->", "the greatest name"),
@@ -209,7 +211,7 @@ fn s30_invalid_pod_addresses_are_ignored_and_a_node_address_is_no_peer() -> Resu
     let mut lab = Lab::start(shop_and_blog().nodes(2), &[closed, from_web])?;
     let denied = "shop/web -x shop/db 80/TCP\nshop/db -x shop/web 80/TCP\nblog/web -x shop/db 80/TCP";
     lab.expect(denied)?;
-    // None of these may replace the pod's own address of the same family.
+    // None of these addresses in `status.podIPs` may replace the pod's own address of the same family.
     for address in [
         "::ffff:10.9.9.9",
         "127.0.0.1",
@@ -224,16 +226,17 @@ fn s30_invalid_pod_addresses_are_ignored_and_a_node_address_is_no_peer() -> Resu
         lab.cluster.edit_pod("shop/db", |pod| pod.extra_pod_ip(address))?;
         lab.expect_without_reference(denied).with_context(|| format!("the pod's first address is {address}"))?;
     }
+    // Removes the additional address.
     lab.cluster.edit_pod("shop/db", |pod| pod.extra_pod_ip(""))?;
     // A pod of this node claims the address of `db` as an IPv4-mapped address. No policy selects this pod. Another pod
     // claims the address of the other node.
-    let claim = |name: &str, node: u8, address: &str| {
-        let claim = format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{namespace: {name}, name: zzz, labels: {{app: web}}, \
+    let claim = |namespace: &str, node: u8, address: &str| {
+        let manifest = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{namespace: {namespace}, name: zzz, labels: {{app: web}}, \
              creationTimestamp: '2030-01-01T00:00:00Z'}}, spec: {{nodeName: node-{node}, containers: []}}, \
              status: {{phase: Running, podIPs: [{{ip: '{address}'}}]}}}}"
         );
-        lab.cluster.manifests().write(&format!("claim-{name}.yaml"), &claim)
+        lab.cluster.manifests().write(&format!("claim-{namespace}.yaml"), &manifest)
     };
     claim("blog", 1, &format!("::ffff:{}", lab.cluster.host("shop/db").v4()))?;
     claim("shop", 2, &lab.cluster.host("node-2").v4().to_string())?;

@@ -63,8 +63,8 @@ fn s09_named_ports_resolve_on_the_destination() -> Result<()> {
 fn s10_many_peers_ports_and_blocks_are_all_enforced() -> Result<()> {
     use std::fmt::Write;
     let mut blocks = String::new();
-    for third in 0..200 {
-        let _ = write!(blocks, "{{ipBlock: {{cidr: 198.18.{third}.0/24}}}}, ");
+    for third_byte in 0..200 {
+        let _ = write!(blocks, "{{ipBlock: {{cidr: 198.18.{third_byte}.0/24}}}}, ");
     }
     let mut ports = String::new();
     for port in 0..400 {
@@ -104,24 +104,26 @@ fn s08_sctp_is_a_separate_protocol() -> Result<()> {
     );
     let lab = Lab::start(shop_and_blog(), &[rules])?;
     let ip = Ip::new(lab.cluster.host("shop/web").v4().into(), lab.cluster.host("shop/db").v4().into());
-    let test_packet = |what: &str, make: &dyn Fn(&[u8]) -> Vec<u8>| {
+    // The payload of each packet is a marker, by which the receiver identifies the packet.
+    let test_packet = |what: &str, packet_with: &dyn Fn(&[u8]) -> Vec<u8>| {
         let marker = Marker::new();
-        TestPacket::new(&lab.cluster, "shop/web", "shop/db", what, marker, &[make(&marker.0)])
+        TestPacket::new(&lab.cluster, "shop/web", "shop/db", what, marker, &[packet_with(&marker.0)])
     };
+    // Each packet, and whether it must arrive.
     check(
         &lab.cluster,
         "shop/web",
         "shop/db",
         &[
-            (test_packet("SCTP to the allowed port", &|mark| ip.sctp_init(5000, 36412, mark)), true),
-            (test_packet("SCTP to another port", &|mark| ip.sctp_init(5001, 36413, mark)), false),
-            (test_packet("UDP to the port with the same number", &|mark| ip.udp(5000, 36412, mark)), false),
+            (test_packet("SCTP to the allowed port", &|payload| ip.sctp_init(5000, 36412, payload)), true),
+            (test_packet("SCTP to another port", &|payload| ip.sctp_init(5001, 36413, payload)), false),
+            (test_packet("UDP to the port with the same number", &|payload| ip.udp(5000, 36412, payload)), false),
         ],
     )
 }
 
 #[test]
-fn s08_an_end_port_needs_a_numeric_port() -> Result<()> {
+fn s08_a_port_with_an_invalid_end_port_matches_nothing() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog(),
         &[policy(
@@ -142,6 +144,7 @@ fn s09_named_ports_of_sidecars_count_and_those_of_other_init_containers_do_not()
     );
     let lab = Lab::start(shop_and_blog(), &[named])?;
     let address = lab.cluster.host("shop/db").v4();
+    // The pod has no port with these names yet.
     lab.expect("shop/web -x shop/db 443/TCP\nshop/web -x shop/db 80/TCP")?;
     lab.cluster.manifests().write(
         "pod-shop-db.yaml",

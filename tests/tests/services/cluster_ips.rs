@@ -1,4 +1,5 @@
-//! Connections to cluster IPs.
+//! Connections to cluster IPs of Services. Rules allow `shop/client` to connect to all backends of `number::GOOD`, to
+//! no backend of `number::BAD`, and to some backends of `number::MIXED`. No policy isolates `shop/free` for egress.
 
 use anyhow::{Context, Result, ensure};
 
@@ -17,7 +18,7 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
     hairpin(shop).context("a pod that is a backend of its own Service")
 }
 
-/// Traffic is dropped at the pod's interface: it never reaches kube-proxy.
+/// Traffic is dropped at the pod's interface, so it never reaches kube-proxy.
 fn no_backend_allowed(shop: &Shop) -> Result<()> {
     shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
@@ -26,7 +27,7 @@ fn no_backend_allowed(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// Each connection is evaluated post-DNAT. The node's own processes are always allowed.
+/// Each connection is evaluated post-DNAT. Backends that are processes of the client's node are always allowed.
 fn some_backends_allowed(shop: &Shop) -> Result<()> {
     let allowed = ["shop/near", "shop/far", "node-1"];
     shop.expect_backends("shop/client", &Shop::cluster_ips(number::MIXED), &allowed)?;
@@ -37,7 +38,7 @@ fn some_backends_allowed(shop: &Shop) -> Result<()> {
         .try_for_each(|backend| shop.wait_denied_through(number::MIXED, "backend-denied", "shop/client", backend))
 }
 
-/// A pod reaches itself without a rule. This does not allow another backend of the same Service.
+/// A pod reaches itself through a Service without a rule, but not the other backend of the same Service.
 fn hairpin(shop: &Shop) -> Result<()> {
     let at = Shop::cluster_ips(number::CLIENT);
     shop.expect_backends("shop/client", &at, &["shop/client"])?;

@@ -13,6 +13,8 @@ use netpol_tests::{Interconnect, Mode, Topology};
 use super::Shape;
 use super::shop::{Shop, number, targets};
 
+/// The pod `guarded` is the only backend of its Service. Its policy allows ingress only from `visitor`. The pod reaches
+/// itself through the Service's cluster IPs and node ports.
 pub(super) fn check_all(shop: &Shop) -> Result<()> {
     let node = shop.cluster().host("node-1");
     // Whether bridged packets pass through nftables: the sysctl net.bridge.bridge-nf-call-iptables.
@@ -21,11 +23,11 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
         set_bridge_netfilter(node.netns(), bridge_nf)?;
         let cluster_ips = Shop::cluster_ips(number::GUARDED);
         let node_ports = targets(node.addresses(), &Shop::node_ports(number::GUARDED));
-        for at in [&cluster_ips, &node_ports] {
-            shop.expect_backends("shop/guarded", at, &["shop/guarded"])
+        for frontends in [&cluster_ips, &node_ports] {
+            shop.expect_backends("shop/guarded", frontends, &["shop/guarded"])
                 .with_context(|| format!("bridge-nf {bridge_nf}"))?;
         }
-        // Packets of another pod are masqueraded in the same way, but they are not hairpin traffic.
+        // Packets of the pod `free` to the same node ports are masqueraded, too, but they are not hairpin traffic.
         shop.expect_backends("shop/free", &node_ports, &[]).with_context(|| format!("bridge-nf {bridge_nf}"))?;
     }
     Ok(())
@@ -46,7 +48,7 @@ fn s15_a_spoofed_source_is_not_hairpin_traffic() -> Result<()> {
 fn check_spoofed_source(shape: Shape) -> Result<()> {
     let shop = Shop::open_with(shape, &["--no-anti-spoofing"])?;
     let cluster = shop.cluster();
-    let mut table = Vec::new();
+    let mut packets = Vec::new();
     for (protocol, service) in Shop::cluster_ips(number::GUARDED) {
         if protocol != Udp {
             continue;
@@ -60,11 +62,12 @@ fn check_spoofed_source(shape: Shape) -> Result<()> {
             let packet = Ip::new(source, service.ip()).udp(4000, service.port(), &marker.0);
             // The frame goes to the node, which forwards the packet.
             let what = format!("from the address of {name} to {service}");
-            table.push((TestPacket::new(cluster, "shop/free", "node-1", &what, marker, &[packet]), arrives));
+            packets.push((TestPacket::new(cluster, "shop/free", "node-1", &what, marker, &[packet]), arrives));
         }
     }
-    check(cluster, "shop/free", "shop/guarded", &table)?;
+    check(cluster, "shop/free", "shop/guarded", &packets)?;
+    // The packets were dropped at `guarded`, not earlier: kube-proxy sent all packets to this backend.
     let sent: u64 = shop.proxy.sent_connections()?.values().sum();
-    ensure!(sent == table.len() as u64, "{sent} of {} packets were forwarded to the pod", table.len());
+    ensure!(sent == packets.len() as u64, "{sent} of {} packets were forwarded to the pod", packets.len());
     Ok(())
 }

@@ -22,17 +22,20 @@ fn s22_s24_no_denied_backend_ever_replies_routed() -> Result<()> {
     check_replies(Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Iptables })
 }
 
-/// The hosts that may reply to the client.
+/// The number of the Service whose backends change.
+const SERVICE: u16 = number::MIXED;
+
+/// The hosts that may reply to `client`: the pods with `app=good`, and the local node.
 const ALLOWED: [&str; 4] = ["shop/near", "shop/far", "node-1", DELETED];
 
 /// An allowed backend that is deleted.
 const DELETED: &str = "shop/leaver";
-/// A pod that is not an allowed backend and reuses the address of [`DELETED`].
+/// A pod that is not an allowed backend and reuses the addresses of [`DELETED`].
 const REUSING: &str = "shop/heir";
-/// The last byte of this address.
-const NUMBER: u8 = 77;
+/// The last part of these addresses.
+const LAST_PART: u8 = 77;
 
-/// How long each state of kube-proxy's rules and the manifests lasts.
+/// How long each state of kube-proxy's rules and of the manifests lasts.
 const STATE_TIME: Duration = Duration::from_millis(400);
 
 /// The backends in each round.
@@ -53,28 +56,29 @@ fn check_replies(shape: Shape) -> Result<()> {
     })?;
     ensure!(answered > 100, "only {answered} connections got a reply");
 
-    shop.lab.cluster.add_pod(PodSpec::new(DELETED).labels("app=good").number(NUMBER))?;
+    shop.lab.cluster.add_pod(PodSpec::new(DELETED).labels("app=good").number(LAST_PART))?;
     let answered = under_load(&shop, || change_backends(&shop, &[DELETED], true))?;
     ensure!(answered > 0, "no connection got a reply from {DELETED}");
-    // kube-proxy's rules and the manifests still contain the address of the deleted pod.
+    // kube-proxy's rules and the manifests still contain the deleted pod's addresses, which another pod reuses.
     shop.lab.cluster.remove_pod(DELETED)?;
-    shop.lab.cluster.add_pod_without_manifest(PodSpec::new(REUSING).labels("app=bad").number(NUMBER))?;
+    shop.lab.cluster.add_pod_without_manifest(PodSpec::new(REUSING).labels("app=bad").number(LAST_PART))?;
     let answered = under_load(&shop, || {
         std::thread::sleep(STATE_TIME);
         shop.cluster().write_manifest(REUSING)?;
         std::thread::sleep(STATE_TIME);
         Ok(())
     })?;
-    ensure!(answered == 0, "{answered} connections got a reply from a pod that is not allowed");
-    shop.expect_backends("shop/free", &Shop::cluster_ips(number::MIXED), &[REUSING])
+    ensure!(answered == 0, "{answered} connections got a reply, but the only backend is not allowed");
+    // Pod `free` may connect to any address. The new pod replies to it, so kube-proxy still sends connections there.
+    shop.expect_backends("shop/free", &Shop::cluster_ips(SERVICE), &[REUSING])
 }
 
 /// Changes the backends of the Service first in kube-proxy's rules and then in the agent's manifests, or the other way
 /// round.
-fn change_backends(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()> {
-    let service = Shop::service(number::MIXED).backends(shop.cluster(), names);
-    for rules in [rules_first, !rules_first] {
-        if rules {
+fn change_backends(shop: &Shop, names: &[&str], kube_proxy_first: bool) -> Result<()> {
+    let service = Shop::service(SERVICE).backends(shop.cluster(), names);
+    for change_kube_proxy in [kube_proxy_first, !kube_proxy_first] {
+        if change_kube_proxy {
             shop.proxy.sync(std::slice::from_ref(&service))?;
         } else {
             service.write_manifest(shop.cluster())?;
@@ -84,8 +88,8 @@ fn change_backends(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()>
     Ok(())
 }
 
-/// Opens connections while `work` runs, and returns how many got a reply. Fails if a reply is from a host that is not
-/// allowed.
+/// Opens connections from `client` while `work` runs, and returns how many got a reply. Fails if a reply is from a host
+/// that is not allowed.
 fn under_load(shop: &Shop, work: impl FnOnce() -> Result<()>) -> Result<u64> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -100,7 +104,7 @@ fn under_load(shop: &Shop, work: impl FnOnce() -> Result<()>) -> Result<u64> {
 fn connect_until(shop: &Shop, done: &AtomicBool) -> Result<u64> {
     let mut answered = 0;
     while !done.load(Ordering::Relaxed) {
-        for found in connect_all(shop.cluster(), "shop/client", &Shop::cluster_ips(number::MIXED), 24)? {
+        for found in connect_all(shop.cluster(), "shop/client", &Shop::cluster_ips(SERVICE), 24)? {
             for (name, count) in found.by_host {
                 ensure!(ALLOWED.contains(&name.as_str()), "{name} is not allowed and replied {count} times");
                 answered += count;

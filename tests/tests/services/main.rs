@@ -1,5 +1,5 @@
 //! Egress through Services with real packets. The tests write kube-proxy's rules themselves. Backends are pods on the
-//! local node, pods on another node behind VXLAN or a plain route, and host-network processes.
+//! local node, pods on another node behind VXLAN, a `tun` device or a plain route, and host-network processes.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -22,6 +22,7 @@ use shop::Shop;
 struct Shape {
     topology: Topology,
     interconnect: Interconnect,
+    /// kube-proxy's mode.
     mode: Mode,
 }
 
@@ -33,7 +34,7 @@ fn check_all(topology: Topology, interconnect: Interconnect, mode: Mode) -> Resu
     cases.iter().try_for_each(|case| case(&shop)).with_context(|| format!("log of the agent:\n{}", shop.agent().log()))
 }
 
-// Every pair of values is tested, but not every combination of three.
+// Apart from the tunnel (`Interconnect::Tun`), every pair of values is tested, but not every combination of three.
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_vxlan_and_nftables() -> Result<()> {

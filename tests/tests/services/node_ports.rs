@@ -1,4 +1,5 @@
-//! `NodePorts` and `hostPorts`.
+//! Tests of `NodePorts` and `hostPorts`, with clients on the first node. Policies allow the pod `client` to connect
+//! only to `near` and `far`. No policy isolates the pod `free`. [`Shop`] and [`number`] describe all pods and Services.
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -13,7 +14,8 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
     host_ports(shop).context("hostPorts")
 }
 
-/// Traffic to the local node's addresses is always allowed. Traffic to the backends of its ports is not.
+/// Connects to `NodePorts` at the addresses of the local node. Each packet is evaluated post-DNAT, by the backend that
+/// kube-proxy selects. The backend `node-1` is allowed, because traffic with the local node always is.
 fn local_node(shop: &Shop) -> Result<()> {
     let gateway = gateway(1, shop.cluster().families());
     for addresses in [shop.cluster().host("node-1").addresses(), &gateway] {
@@ -27,7 +29,8 @@ fn local_node(shop: &Shop) -> Result<()> {
         .try_for_each(|backend| shop.wait_denied_through(number::MIXED, "backend-denied", "shop/client", backend))
 }
 
-/// The other node selects the backend. On this node, the selected backend is not known.
+/// Connects to `NodePorts` at the addresses of the other node. That node selects the backend, so the client's node
+/// allows the connection only if all backends are allowed.
 fn other_node(shop: &Shop) -> Result<()> {
     let at = |service| targets(shop.cluster().host("node-2").addresses(), &Shop::node_ports(service));
     shop.expect_backends("shop/free", &at(number::MIXED), &ALL)?;
@@ -40,7 +43,8 @@ fn other_node(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// Tests hostPorts with rules as the CNI plugin portmap writes them.
+/// Connects to hostPorts, with rules on the nodes as the CNI plugin portmap writes them. Each row has the node, the
+/// hostPort, the pod that has this hostPort, and the expected result for `client`.
 fn host_ports(shop: &Shop) -> Result<()> {
     let rows = [
         ("node-1", 8081, "shop/near", Allowed),

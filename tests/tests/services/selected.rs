@@ -1,5 +1,5 @@
-//! Services with a selector and no `EndpointSlices` in their manifests, and Services with host-network pods as
-//! backends.
+//! Services with a selector and no `EndpointSlice` in their manifests, and Services with host-network pods as backends.
+//! As in all tests of [`Shop`], the pod `shop/client` may connect only to pods with the label `app=good`.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -11,7 +11,8 @@ use super::shop::{Shop, number};
 
 const SHAPE: Shape = Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables };
 
-/// Writes a Service with this selector, and makes kube-proxy translate its addresses to these backends.
+/// Replaces a Service by one with this selector and without an `EndpointSlice`. Makes kube-proxy translate the
+/// addresses of the Service to these backends.
 fn set_selector(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<()> {
     let selecting = Shop::service(service).selecting(label).backends(shop.cluster(), backends);
     selecting.write_manifest(shop.cluster())?;
@@ -31,14 +32,14 @@ fn s37_the_backends_of_a_service_without_slices_are_the_pods_that_it_selects() -
     for (_, target) in Shop::cluster_ips(number::BAD) {
         shop.wait_denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
-    // With another selector, the only backend is a pod that is allowed.
+    // With other labels and another selector, the only backend is a pod that `shop/client` may connect to.
     shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
     set_selector(&shop, number::BAD, "tier: one", &["shop/bad"])?;
     shop.wait_applied()?;
     shop.expect_backends("shop/client", &Shop::cluster_ips(number::BAD), &["shop/bad"])
 }
 
-/// Writes a pod that runs on a node's own network.
+/// Writes the manifest of a host-network pod on a node.
 fn write_host_network_pod(cluster: &Cluster, node: &str, labels: &str) -> Result<()> {
     let addresses: Vec<String> =
         cluster.host(node).addresses().iter().map(|address| format!("{{ip: '{address}'}}")).collect();
@@ -57,7 +58,7 @@ fn s05_s22_host_network_backends_are_evaluated_by_their_nodes_addresses() -> Res
     write_host_network_pod(shop.cluster(), "node-2", "app: good, net: host")?;
     set_selector(&shop, number::GOOD, "net: host", &["node-2"])?;
     shop.wait_applied()?;
-    // The rule allows pods with these labels, but a selector never matches a pod on the host network.
+    // The rule of `shop/client` allows pods with these labels, but a selector never matches a host-network pod.
     shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
     shop.wait_denied_through(number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
     let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();
@@ -80,6 +81,7 @@ fn s05_s22_host_network_backends_are_evaluated_by_their_nodes_addresses() -> Res
     shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["node-1"]).context("on the local node")
 }
 
+/// Returns a peer with only this address.
 fn block(address: &std::net::IpAddr) -> String {
     format!("{{ipBlock: {{cidr: '{address}/{}'}}}}", if address.is_ipv4() { 32 } else { 128 })
 }

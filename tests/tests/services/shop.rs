@@ -24,8 +24,10 @@ pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053
 /// All hosts that can be backends.
 pub(super) const ALL: [&str; 6] = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
 
-/// Two nodes with an agent each. `client` may connect only to pods with `app=good`, other pods may connect to any
-/// address. `guarded`, and `vault` on the other node, accept connections only from pods with `app=visitor`.
+/// Two nodes with an agent each. On both nodes, there are backends with `app=good` and `app=bad`: `near` and `bad` on
+/// the first node, `far` and `worse` on the second one. `client` may connect only to pods with `app=good`, other pods
+/// may connect to any address. `guarded`, and `vault` on the second node, accept connections only from pods with
+/// `app=visitor`.
 pub(super) struct Shop {
     /// The agent on the second node. The first field, so that it is dropped before the cluster.
     _far: Agent,
@@ -36,7 +38,7 @@ pub(super) struct Shop {
     rounds: AtomicU32,
 }
 
-fn pods(shape: Shape) -> Result<Cluster> {
+fn build_cluster(shape: Shape) -> Result<Cluster> {
     let mut cluster = Cluster::builder()
         .topology(shape.topology)
         .interconnect(shape.interconnect)
@@ -88,7 +90,7 @@ const fn node_port(number: u16, protocol: Protocol) -> u16 {
     30000 + number * 10 + protocol.number() as u16 % 10
 }
 
-/// The numbers of the Services.
+/// The number of each Service. Its addresses and node ports contain this number.
 pub(super) mod number {
     /// All backends have `app=good`.
     pub(crate) const GOOD: u16 = 10;
@@ -102,7 +104,7 @@ pub(super) mod number {
     pub(crate) const CLIENT: u16 = 14;
     /// The only backend is `vault`, on the other node.
     pub(crate) const VAULT: u16 = 16;
-    /// The backends are `client` and a pod that it may not connect to.
+    /// The backends are `client`, and a pod to which `client` may not connect.
     pub(crate) const TWINS: u16 = 15;
 }
 
@@ -139,7 +141,7 @@ impl Shop {
 
     /// Starts the cluster with additional arguments for the agents.
     pub(super) fn open_with(shape: Shape, arguments: &[&str]) -> Result<Self> {
-        let cluster = pods(shape)?;
+        let cluster = build_cluster(shape)?;
         let proxy = KubeProxy::start(&cluster, shape.mode)?;
         let services = SERVICES.map(|(number, name, backends)| service(number, name).backends(&cluster, backends));
         proxy.sync(&services)?;
@@ -235,8 +237,9 @@ impl Shop {
         Ok(())
     }
 
-    /// Waits until the agent enforces the current manifests. In each call, this function also changes a policy. The
-    /// agent applies all changes together, so all are applied as soon as it enforces the new version of this policy.
+    /// Waits until the agent of the first node enforces the current manifests. In each call, this function also changes
+    /// a policy of `visitor`. The agent applies all changes together, so all are applied as soon as the agent enforces
+    /// the new version of this policy.
     pub(super) fn wait_applied(&self) -> Result<()> {
         let round = self.rounds.fetch_add(1, Ordering::Relaxed);
         let rule = if round.is_multiple_of(2) { "" } else { ", egress: [{}]" };

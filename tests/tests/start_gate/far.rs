@@ -12,7 +12,7 @@ use netpol_tests::{Agent, AgentOptions, PodSlots, PodSpec, StartGate, agent, pol
 
 use super::{REPLY_TIMEOUT, file_of, options, pods, received};
 
-/// Number of new pods. They start one after the other.
+/// Number of new pods on the first node. They start one after the other.
 const PODS: u8 = 10;
 
 /// The address of the bridge on the first node.
@@ -32,15 +32,18 @@ fn time_until_reply(server: Ipv4Addr) -> Result<Duration> {
     anyhow::bail!("no reply from {server} within {REPLY_TIMEOUT:?}")
 }
 
-/// A peer on another node denies the new pod at first, because the pod's address is unknown there. The peer allows the
-/// pod once the API server has published the address.
+/// The peer is pod `shop/far`. Its policy allows namespace `jobs`, in which the new pods are. At first, the node of
+/// `shop/far` denies a connection from a new pod, because the new pod's address is unknown there. Once the API server
+/// has published the address, the connection is allowed.
 #[test]
-fn s38_a_peer_on_another_node_allows_a_new_pod_when_its_address_is_published() -> Result<()> {
+fn s38_a_peer_on_another_node_allows_a_new_pod_once_the_new_pods_address_is_published() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let cluster = pods().nodes(2).pod(PodSpec::new("shop/far").labels("app=far").node(2)).build()?;
     let from_jobs = "{podSelector: {matchLabels: {app: far}}, ingress: [{from: [{namespaceSelector:
         {matchLabels: {kubernetes.io/metadata.name: jobs}}}]}]}";
     cluster.apply("policies", &policy("shop/far", from_jobs))?;
+    // `near` is the agent on the node of the new pods, and `far` is the agent on the node of `shop/far`. `near` does
+    // not install the start gate, because the test itself runs `netpol-cni` for each new pod.
     let near = Agent::start_with(&cluster, options(directory.path(), &["--start-gate", "off"])?)?;
     let far = Agent::start_with(&cluster, AgentOptions::default().node(2).api_server(agent::as_deployed()?))?;
     let mut slots = PodSlots::prepare(&cluster, PODS)?;
@@ -48,6 +51,7 @@ fn s38_a_peer_on_another_node_allows_a_new_pod_when_its_address_is_published() -
     let mut times = Vec::new();
     for slot in 0..slots.count() {
         let pod = format!("jobs/pod-{slot}");
+        // The API server has the pod, but no address yet.
         cluster.manifests().write(&file_of(&pod), &PodSpec::new(&pod).manifest(&[]))?;
         let address = slots.attach(slot, &format!("job{slot}"), 1)?;
         gate.add_at(&cluster, &pod, slots.netns(slot), address)?;

@@ -1,4 +1,5 @@
-//! The start gate, with a fake container runtime: pods that send from their first instruction.
+//! The start gate, which delays a pod until its policies are enforced. The tests use a fake container runtime that
+//! calls the agent by NRI. Each pod sends packets as soon as it can start.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -19,7 +20,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Number of pods that are started.
 const STARTS: usize = 240;
-/// Number of pods that exist at a time. Each has a slot: a prepared network namespace.
+/// Number of pods that exist at a time. Each pod uses a slot: a network namespace that was prepared before.
 const SLOTS: u8 = 60;
 /// Maximum time until an allowed reply arrives. On an idle machine, this takes much less time.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,15 +56,17 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     let lab = lab(directory.path(), &["--start-gate", "nri"])?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&lab.cluster, SLOTS)?;
+    // Policies allow connections from the new pods to `server`, and not to `other`.
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
 
     let before = received(lab.cluster.host("shop/other"))?;
     let mut delays = Vec::new();
     for first in (0..STARTS).step_by(slots.count()) {
+        // Also the interface group of the veths of this round.
         let round = u32::try_from(first / slots.count())? + 1;
         let names: Vec<_> = (0..slots.count()).map(|slot| format!("jobs/pod-{}", first + slot)).collect();
-        // The scheduler assigns a pod to a node long before the pod's sandbox exists. In this test, no pod's object
-        // gets an address.
+        // As in a cluster, the Pod objects exist before the sandboxes. These objects never have an address, so the
+        // agent can know the pods' addresses only from the runtime.
         for name in &names {
             lab.cluster.manifests().write(&file_of(name), &PodSpec::new(name).manifest(&[]))?;
         }
@@ -97,10 +100,11 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     Ok(())
 }
 
-/// This shows that the test above can fail: denied packets that arrive are detected.
+/// Shows that the test above detects denied packets that arrive.
 #[test]
 fn s38_without_the_gate_denied_packets_of_a_new_pod_arrive() -> Result<()> {
     let directory = tempfile::tempdir()?;
+    // The directory has no socket of a runtime, so `auto` turns the gate off.
     let lab = lab(directory.path(), &["--start-gate", "auto"])?;
     let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
@@ -133,9 +137,10 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     expect_refused(runtime.run(&sandbox("jobs/pod", address, true)), "no pod jobs/pod")?;
     let mut unreadable = sandbox("jobs/pod", address, true);
     unreadable.ips.clear();
+    // The second namespace is the network namespace.
     unreadable.linux.get_or_insert_default().namespaces[1].path = "/nowhere".to_owned();
     expect_refused(runtime.run(&unreadable), "cannot read the addresses of pod jobs/pod: network namespace /nowhere")?;
-    // Starts of pods of kube-system are not refused, because a node may need these pods to become ready.
+    // Starts of pods of `kube-system` are not refused, because a node may need these pods to become ready.
     unreadable.namespace = "kube-system".to_owned();
     ensure!(runtime.run(&unreadable) == Start::Allowed, "a pod of kube-system had to wait");
     ensure!(
@@ -148,9 +153,9 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     );
     // The runtime retries the start with a new sandbox.
     lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
-    let wrong = sandbox("jobs/pod", Ipv4Addr::new(10, 244, 1, 99), true);
-    expect_refused(runtime.run(&wrong), "no interface with an address of the pod was found yet")?;
-    runtime.stop(&wrong).map_err(anyhow::Error::msg)?;
+    let wrong_address = sandbox("jobs/pod", Ipv4Addr::new(10, 244, 1, 99), true);
+    expect_refused(runtime.run(&wrong_address), "no interface with an address of the pod was found yet")?;
+    runtime.stop(&wrong_address).map_err(anyhow::Error::msg)?;
     ensure!(
         runtime.run(&sandbox("jobs/pod", address, true)) == Start::Allowed,
         "not started: {}",
@@ -159,14 +164,15 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
     Ok(())
 }
 
-/// Before NRI 0.9, the runtime's requests have no addresses. When an agent starts, the runtime sends the agent all pods
-/// that were started while no agent was running.
+/// Before NRI 0.9, the runtime's requests contain no addresses, so the agent reads them from the network namespace of
+/// the sandbox. When an agent starts, the runtime sends it all pods that were started while no agent was running.
 #[test]
 fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are_enforced_later() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
-    // In `deploy/`, the agent may not enter other network namespaces.
+    // The agent has only the capabilities of `deploy/`. It must read the addresses without `setns`, which is not
+    // allowed.
     let confined = agent::with_deployed_capabilities(&directory.path().join("confined"))?;
     let options = options(directory.path(), &["--start-gate", "nri"])?.binary(&confined);
     let mut lab = Lab::start_with(pods(), &policies(), options)?;
@@ -200,6 +206,7 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are
     lab.agent().wait_ready()?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let until = Instant::now() + REPLY_TIMEOUT;
+    // The endpoints of `server`, `other`, `pod-0` and `pod-1`.
     while !lab.metrics()?.contains("netpol_endpoints 4") {
         ensure!(Instant::now() < until, "pod-1 is not enforced:\n{}", lab.agent_ref().log());
         std::thread::sleep(Duration::from_millis(20));
@@ -273,7 +280,7 @@ fn file_of(name: &str) -> String {
     format!("{}.yaml", name.replace('/', "-"))
 }
 
-/// Describes a pod's sandbox as containerd does.
+/// Describes a pod's sandbox as containerd does. Without `own_network`, the pod is on the host network.
 fn sandbox(name: &str, address: Ipv4Addr, own_network: bool) -> PodSandbox {
     let (namespace, pod) = name.split_once('/').unwrap_or(("default", name));
     let namespace_of = |kind: &str| LinuxNamespace { r#type: kind.to_owned(), path: String::new() };
@@ -292,7 +299,7 @@ fn sandbox(name: &str, address: Ipv4Addr, own_network: bool) -> PodSandbox {
     }
 }
 
-/// Sends the first packets of a pod.
+/// Sends the first packets of a pod: to `other`, which policies do not allow, and to `server`, which must reply.
 fn first_packets(server: Ipv4Addr, other: Ipv4Addr) -> Result<()> {
     first_packets::first_packets(server, other, REPLY_TIMEOUT)
 }

@@ -1,4 +1,5 @@
-//! What the agent reports about the gate, and the default of `deploy/base` on a node where no gate is possible.
+//! What the agent reports about the start gate, and the default options of `deploy/base` on a node where no start gate
+//! is possible.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -12,6 +13,9 @@ use netpol_tests::{Lab, PodSlots, PodSpec, ProbeResult};
 
 use super::{REPLY_TIMEOUT, lab, options, pods, policies, sandbox};
 
+/// The unprotected time of a pod (the time without enforcement) counts from the time at which its containers could
+/// start, not from the creation of its interface. Here the gate delays the start until the pod is enforced, so the time
+/// is 0.
 #[test]
 fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
     const SINCE_CONTAINER: &str = "netpol_unprotected_seconds_count{since=\"container\"}";
@@ -38,14 +42,16 @@ fn s38_unprotected_time_counts_from_the_start_of_containers() -> Result<()> {
     Ok(())
 }
 
-/// No runtime serves NRI, and no CNI configuration is writable. All traffic of unknown pods is dropped, but a node can
-/// always boot: pods of `kube-system` start, and their traffic is allowed as soon as their addresses are published.
+/// No runtime serves NRI, and no CNI configuration is writable. So with the options of `deploy/base`, the start gate is
+/// off, and all traffic of unknown pods is dropped. But a node can always boot: pods of `kube-system` start, and their
+/// traffic is allowed as soon as their addresses are in the Pod objects.
 #[test]
-fn s38_the_closed_default_does_not_lock_out_a_cluster() -> Result<()> {
+fn s38_the_default_of_deploy_base_does_not_lock_out_a_cluster() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let closed = options(directory.path(), &["--start-gate", "auto", "--unknown-pods", "deny"])?;
+    let options = options(directory.path(), &["--start-gate", "auto", "--unknown-pods", "deny"])?;
     let cluster = pods().namespace("kube-system", "").pods(&[("kube-system/proxy", "app=proxy")]);
-    let mut lab = Lab::start_with(cluster, &policies(), closed)?;
+    let mut lab = Lab::start_with(cluster, &policies(), options)?;
+    // Without a manifest, the agent does not know the pod.
     lab.cluster.add_pod_without_manifest(PodSpec::new("kube-system/dns").labels("app=dns"))?;
     let dns = lab.cluster.probe("kube-system/proxy", "kube-system/dns", Udp, 53);
     let before = lab.cluster.try_all(std::slice::from_ref(&dns))?;

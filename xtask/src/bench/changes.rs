@@ -1,4 +1,5 @@
-//! Makes changes of several kinds, in a hundred steps per second.
+//! Makes changes of several kinds in the fake API server, in a hundred steps per second. For each change,
+//! [`MapWatcher`] receives the expected state of the BPF maps. A remote pod is a pod of another node.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -16,20 +17,22 @@ use super::testbed::{LOCAL_NAMESPACES, Testbed, local_name};
 
 /// Time between two steps. Even steps add a remote pod, odd steps remove one: 50 of each per second.
 const STEP: Duration = Duration::from_millis(10);
-/// Number of added remote pods that exist before the oldest one is removed.
+/// Number of added remote pods that exist at the same time. If there are more, the oldest one is removed.
 const REMOTE_PODS: usize = 50;
 /// Index of the address of the first added remote pod.
 const FIRST_ADDED: usize = 3_000_000;
 
 /// A pod of this node. Its endpoint (its interface under enforcement) is read from the maps.
 struct LocalPod {
+    /// The index of the pod's app.
     app: usize,
     name: String,
     address: Ipv4Addr,
     interface: IfIndex,
 }
 
-/// Makes the changes. Reads the current values from the maps before each change.
+/// Makes the changes. Reads the current map entries before each change, so that [`MapWatcher`] can wait for other
+/// entries.
 pub(super) struct Changes {
     cluster_size: ClusterSize,
     maps: Pinned,
@@ -105,6 +108,7 @@ impl Changes {
         Ok(())
     }
 
+    /// Removes the oldest added remote pod.
     fn remove_remote_pod(server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) {
         let Some(number) = progress.present.pop_front() else { return };
         let name = format!("added-{number}");
@@ -127,7 +131,8 @@ impl Changes {
         Ok(())
     }
 
-    /// Changes the app label of a local pod and back, in turn for each pod of the last namespace with local pods.
+    /// Changes the app label of a local pod, in turn for each pod of the last namespace with local pods. The next round
+    /// changes the labels back.
     fn change_local_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         let pods = &self.local[LOCAL_NAMESPACES - 1];
         let (pod, round) = (&pods[progress.local % pods.len()], progress.local / pods.len());
@@ -141,11 +146,12 @@ impl Changes {
         Ok(())
     }
 
-    /// Changes the app label of a remote pod and back, in turn for the pods of `ns-1`.
+    /// Changes the app label of a remote pod, in turn for 40 pods of `ns-1`. The next round changes the labels back.
     fn change_remote_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         const PODS: usize = 40;
         let (turn, round) = (progress.remote % PODS, progress.remote / PODS);
         progress.remote += 1;
+        // Pods 100 to 199 are in `ns-1`, ten of each app.
         let index = 100 + turn;
         let address = cluster_state::address(index);
         let expectation = Expectation::Changed(vec![(address, self.maps.address(address)?)]);
@@ -155,11 +161,12 @@ impl Changes {
         Ok(())
     }
 
-    /// Changes the team label of the last namespace to the team that `ns-0` allows, and back.
+    /// Changes the team label of the last namespace to the team that `ns-0` allows. The next call changes it back.
     fn change_namespace_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         let last = self.cluster_size.namespaces() - 1;
         let team = if progress.namespaces.is_multiple_of(2) { 1 } else { last };
         progress.namespaces += 1;
+        // The pods of the last namespace.
         let addresses = (100 * last..self.cluster_size.pods).map(cluster_state::address);
         let before = addresses.map(|address| Ok((address, self.maps.address(address)?))).collect::<Result<_>>()?;
         let version = cluster_state::apply(server, cluster_state::namespace(last, team))?;

@@ -1,5 +1,5 @@
-//! Pod churn: adds and removes pods on a node, at several rates and for each value of `--attach`. Counts the pods that
-//! are removed before their policies are enforced.
+//! Pod churn: adds and removes pods on a node, at several rates and for several values of the agent's option `--attach`
+//! (how eBPF programs are attached). Counts the pods that are removed before their policies are enforced.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::process::ExitCode;
@@ -20,26 +20,29 @@ use crate::cli::BenchArgs;
 const RATES: [u32; 3] = [25, 50, 100];
 /// Values of `--attach`. The first is the default.
 const ATTACH: [&str; 2] = ["auto", "tcx"];
-/// Number of times per second that the oldest group of pods is removed. A pod exists for about a second.
+/// Number of groups of pods that are removed per second, the oldest group first. A group has all pods that were added
+/// in a fifth of a second. A pod exists for about a second.
 const REMOVALS_PER_SECOND: u32 = 5;
 /// Number of prepared network namespaces: one for each pod that exists at the highest rate, and some more.
 const SLOTS: u8 = 120;
 /// How long to wait for pods that are not enforced yet.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
-/// Seconds in a day. Times in the agent's log are compared by time of day.
+/// Seconds in a day. Only the times of day in the agent's log are used, without the dates.
 const DAY: f64 = 86_400.0;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
+    /// Number of pods on other nodes.
     pods: usize,
     policies: usize,
+    /// Duration of each run.
     seconds: u32,
     machine: Machine,
     runs: Vec<Run>,
 }
 
-/// Result at one rate.
+/// Result at one rate, with one value of `--attach`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Run {
@@ -48,10 +51,11 @@ struct Run {
     /// Pods per second that were actually created. The machine may not reach the requested rate, because the kernel
     /// creates and removes interfaces under one lock.
     created_per_second: f64,
+    /// Number of pods that were created.
     pods: usize,
-    /// Pods that were removed before their policies were enforced.
+    /// Number of pods that were removed before their policies were enforced.
     missed: usize,
-    /// From the time at which the pod is added to the API server, until the agent logs that its policies are enforced.
+    /// Time from just before a pod is added to the API server until the agent logs that the pod is enforced.
     times: Row,
 }
 
@@ -107,7 +111,7 @@ fn measure_at_rate(
     let mut present = VecDeque::new();
     let start = Instant::now();
     let group_size = rate / REMOVALS_PER_SECOND;
-    // Removes the oldest group as a kubelet does: first the network, then the objects.
+    // Removes the oldest group as a kubelet does: first the pods' network, then the Pod objects.
     let remove_oldest = |slots: &mut PodSlots, present: &mut VecDeque<(u32, String)>| -> Result<()> {
         let Some((oldest, _)) = present.front().cloned() else { return Ok(()) };
         slots.detach_group(oldest)?;
@@ -127,17 +131,19 @@ fn measure_at_rate(
         }
         let slot = usize::try_from(number)? % slots.count();
         let name = format!("{attach}-{rate}-{number}");
-        // Groups of interfaces start at 1, because 0 is the default group.
+        // Also the interface group of the pod's veth (as in `ip link set … group`): 0 is the default group of all
+        // interfaces, so the numbers start at 1.
         let group = number / group_size + 1;
         let address = slots.attach(slot, &format!("swift{number}"), group)?;
         let at = time_of_day()?;
+        // All pods have the labels of the same app, number 3.
         apply(server, pod_in(&namespace, &name, &node_name(1), 3, address))?;
         created_at.insert(name.clone(), at);
         present.push_back((group, name));
     }
     let elapsed = start.elapsed();
-    let last = Instant::now();
-    while testbed.pods_waiting()? > 0 && last.elapsed() < WAIT_LIMIT {
+    let wait_start = Instant::now();
+    while testbed.pods_waiting()? > 0 && wait_start.elapsed() < WAIT_LIMIT {
         std::thread::sleep(Duration::from_millis(50));
     }
     while !present.is_empty() {

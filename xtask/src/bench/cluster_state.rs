@@ -1,4 +1,4 @@
-//! The objects of a large cluster, with the size and the fields of a real API server's objects.
+//! The objects of a large cluster, for a fake API server. The objects have the size and the fields of real ones.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -40,8 +40,8 @@ impl ClusterSize {
         self.pods.div_ceil(PODS_PER_NAMESPACE).max(1)
     }
 
-    /// Adds all objects to a server. The pods are on other nodes; local pods of `ns-0`, `ns-1`, … are added
-    /// separately.
+    /// Adds all objects to a server. The pods are remote: they are on other nodes than the agent under test. The
+    /// benchmarks add local pods of the namespaces `ns-0`, `ns-1`, … separately.
     pub(super) fn fill(self, server: &ApiServer) -> Result<()> {
         for index in 0..self.namespaces() {
             apply(server, namespace(index, index))?;
@@ -50,22 +50,25 @@ impl ClusterSize {
             apply(server, self.policy(index, 8000))?;
         }
         for index in 0..self.pods {
+            // Each app of a namespace has ten pods.
             apply(server, pod(index, (index / 10) % APPS))?;
         }
         for index in 0..self.services {
             let pods = (self.pods * index / self.services)..(self.pods * (index + 1) / self.services);
             let pods: Vec<usize> = pods.collect();
+            // The namespace of the Service is that of its first backend.
             let home = namespace_name(pods.first().unwrap_or(&0) / PODS_PER_NAMESPACE);
             apply(server, service(&home, index))?;
             for (number, pods) in pods.chunks(ENDPOINTS_PER_SLICE).enumerate() {
-                apply(server, slice(&home, index, number, pods))?;
+                apply(server, endpoint_slice(&home, index, number, pods))?;
             }
         }
         Ok(())
     }
 
-    /// Returns a policy that allows ingress to one app of its namespace, from another app of this namespace and from
-    /// one other namespace. The first ten policies of each namespace select different apps.
+    /// Returns a policy for one app of its namespace. It allows ingress from another app of this namespace at one of 16
+    /// ports, of which `port` is the first. It also allows ingress from one other namespace at the port `http`. The
+    /// first ten policies of each namespace select different apps.
     pub(super) fn policy(self, index: usize, port: usize) -> Value {
         let namespaces = self.namespaces();
         let (home, app) = (index % namespaces, index / namespaces);
@@ -86,6 +89,7 @@ impl ClusterSize {
     }
 }
 
+/// Adds an object to a server, or replaces it. Returns its resource version.
 pub(super) fn apply(server: &ApiServer, object: Value) -> Result<u64> {
     Ok(server.apply(object).context("adding an object to the fake API server")?.version)
 }
@@ -112,13 +116,13 @@ pub(super) fn namespace(index: usize, team: usize) -> Value {
     })
 }
 
-/// Returns the address of a remote pod, in a range that no real pod uses.
+/// Returns the address of a remote pod. The range is not used by any local pod.
 pub(super) fn address(index: usize) -> Ipv4Addr {
     let offset = u32::try_from(index).unwrap_or(u32::MAX);
     Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 2).to_bits().wrapping_add(offset))
 }
 
-/// Returns a remote pod. Each namespace has a hundred remote pods, all on one node.
+/// Returns a remote pod of an app. Each namespace has a hundred remote pods, all on one node.
 pub(super) fn pod(index: usize, app: usize) -> Value {
     let home = namespace_name(index / PODS_PER_NAMESPACE);
     pod_in(&home, &format!("pod-{index}"), &format!("remote-{}", index / PODS_PER_NAMESPACE), app, address(index))
@@ -151,7 +155,8 @@ pub(super) fn pod_in(namespace: &str, name: &str, node: &str, app: usize, addres
             "annotations": {"checksum/config": "0f343b0931126a20f133d67c2b018a3b5a4d6f1a0d2d2f0c1b6e2f6d3c4b5a69"},
             "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": app, "controller": true,
                 "uid": "9d1c4a7e-52c4-4c55-9a0a-6f0f8d0c8a11", "blockOwnerDeletion": true}],
-            "managedFields": [managed("kube-controller-manager", None), managed("kubelet", Some("status"))],
+            "managedFields": [
+                managed_fields("kube-controller-manager", None), managed_fields("kubelet", Some("status"))],
         },
         "spec": {
             "nodeName": node, "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "serviceAccountName": "default",
@@ -199,7 +204,7 @@ fn service(namespace: &str, index: usize) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"namespace": namespace, "name": service_name(index),
-            "labels": {"app.kubernetes.io/managed-by": "Helm"}, "managedFields": [managed("helm", None)]},
+            "labels": {"app.kubernetes.io/managed-by": "Helm"}, "managedFields": [managed_fields("helm", None)]},
         "spec": {
             "type": "ClusterIP", "clusterIP": address.to_string(), "clusterIPs": [address.to_string()],
             "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
@@ -211,8 +216,9 @@ fn service(namespace: &str, index: usize) -> Value {
     })
 }
 
-/// Returns an `EndpointSlice` with some backends of a Service. The pods must exist already.
-fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value {
+/// Returns an `EndpointSlice` with some backends of a Service. `index`: the number of the Service; `number`: the number
+/// of the slice in the Service; `pods`: the numbers of the backends.
+fn endpoint_slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value {
     let service = service_name(index);
     let endpoint = |&pod: &usize| {
         json!({
@@ -236,8 +242,8 @@ fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value 
     })
 }
 
-/// Returns an entry of `managedFields`, which make up much of a real pod's size.
-fn managed(manager: &str, subresource: Option<&str>) -> Value {
+/// Returns an entry of `managedFields`. Such entries make up much of a real pod's size.
+fn managed_fields(manager: &str, subresource: Option<&str>) -> Value {
     let mut fields = json!({});
     for name in ["env", "image", "imagePullPolicy", "livenessProbe", "ports", "resources", "volumeMounts"] {
         let mut children = json!({".": {}});
@@ -256,6 +262,7 @@ fn managed(manager: &str, subresource: Option<&str>) -> Value {
     entry
 }
 
+/// Returns a text in the form of a container's ID or an image's ID.
 fn digest(scheme: &str, of: &str) -> String {
     let mut text = format!("{scheme}://");
     for number in 0..8_usize {
@@ -276,6 +283,7 @@ mod tests {
 
     #[test]
     fn each_namespace_has_a_policy_for_every_app() {
+        // 100 namespaces, each with 10 policies.
         let cluster_size = ClusterSize { pods: 10_000, policies: 1_000, services: 0 };
         let selected = |index| cluster_size.policy(index, 8000).pointer("/spec/podSelector/matchLabels/app").cloned();
         assert_eq!(selected(0), Some("app-0".into()));

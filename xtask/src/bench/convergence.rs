@@ -1,8 +1,10 @@
-//! Time from the API server's socket to the kernel's maps for each change, while pods are added and removed.
+//! Measures the time from when the fake API server sends a change until the kernel's maps contain the change. The
+//! changes are added and removed pods, and changes of policies and labels.
 //!
-//! The pinned maps are polled until they contain the change. The agent's own measurement is printed for comparison. If
-//! a pod is added on this node, a request to `/v1/wait` is sent instead, because the programs must be attached, too. To
-//! answer this request, the agent sends one more request to the API server. The measured time includes it.
+//! The pinned maps are polled until they contain the change. A pod that is added on this node is an exception: its
+//! programs must be attached, too, so a request to `/v1/wait` measures the time instead. To answer this request, the
+//! agent sends one more request to the API server, which the measured time includes. The agent's own measurement is
+//! printed for comparison.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -38,7 +40,7 @@ struct Report {
     rows: Vec<Row>,
     /// All changes except added pods of this node.
     all: Row,
-    /// Time between two polls of the maps: a measured time may be too high by this much.
+    /// Times between two polls of the maps. A measured time may be too long by this much.
     poll_intervals: Row,
     agent: AgentMeasurement,
     target_ms: f64,
@@ -101,9 +103,10 @@ fn print_report(report: &Report) {
     println!("p99 of all but local pods added: {:.2} ms, {verdict} the target of {TARGET} ms", all.p99_ms);
 }
 
+/// The measured times, for each kind of change.
 type Times = BTreeMap<ChangeKind, Vec<Duration>>;
 
-/// Makes changes for this duration. Returns how long they took, for each kind of change, and the times between polls.
+/// Makes changes for this duration. Returns how long each took to reach the maps, and the times between polls.
 fn measure(testbed: &mut Testbed, cluster_size: ClusterSize, duration: Duration) -> Result<(Times, Vec<Duration>)> {
     let watcher = MapWatcher::default();
     let until = Instant::now() + duration;
@@ -132,13 +135,13 @@ fn measure(testbed: &mut Testbed, cluster_size: ClusterSize, duration: Duration)
     for (SentChange { kind, version }, at) in watcher.take_found() {
         let sent = server
             .sent_at(version)
-            .with_context(|| format!("version {version} is in the maps, but the fake API server did not send it"))?;
+            .with_context(|| format!("the fake API server did not send resource version {version}"))?;
         times.entry(kind).or_default().push(at.saturating_duration_since(sent));
     }
     Ok((times, intervals))
 }
 
-/// Adds and removes pods of this node, one after the other.
+/// Adds and removes pods of this node, one after the other. Records when the agent enforces the policies of each pod.
 fn add_local_pods(
     agent: &netpol_tests::Agent,
     cluster: &mut netpol_tests::Cluster,
@@ -176,6 +179,7 @@ fn histogram(testbed: &Testbed) -> Result<BTreeMap<String, f64>> {
     lines.map(|(name, value)| Ok((name.to_owned(), value.parse()?))).collect()
 }
 
+/// Returns the agent's measurement between two readings of [`histogram`].
 fn agent_measurement(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Result<AgentMeasurement> {
     let increase = |name: &str| after.get(name).map(|value| value - before.get(name).unwrap_or(&0.0));
     let batches = increase("count").context("the agent's metrics have no netpol_convergence_seconds_count")?;

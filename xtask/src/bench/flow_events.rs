@@ -1,8 +1,8 @@
-//! Cost of flow events and of policies in shadow mode, for a new flow.
+//! Measures how much time flow events, and policies in shadow mode, add to a new flow.
 //!
-//! All variants alternate in each round, so that the load on the machine is the same for all of them. The flows have
-//! the same addresses and destination port, so only one of them causes an event each second, and the others are
-//! counted.
+//! All variants alternate in each round, so that the load on the machine is the same for all of them. The flows differ
+//! only in the source port, which the limit on events ignores. So only one of them causes an event each second, and the
+//! others are counted.
 
 use anyhow::{Result, ensure};
 use netpol_common::{
@@ -12,27 +12,31 @@ use netpol_tests::program::Programs;
 
 use super::packets::{Family, Host, PEERS, PORTS, ROUNDS, difference, new_flows};
 
-/// Target in nanoseconds for what a new flow costs more with flow events, or with policies in shadow mode.
+/// Target in nanoseconds for the time that flow events, or policies in shadow mode, add to a new flow.
 pub(super) const TARGET_EXTRA: f64 = 150.0;
 
-/// Two rule sets (compiled policies): one allows the flow. The other one has no map entries, so it denies the flow.
-const ALLOWS: RuleSetId = RuleSetId(8);
-const DENIES: RuleSetId = RuleSetId(9);
+/// A rule set (compiled policies) that allows the flow.
+const ALLOWING: RuleSetId = RuleSetId(8);
+/// A rule set without map entries, so it denies the flow.
+const DENYING: RuleSetId = RuleSetId(9);
 
 struct Variant {
     case: &'static str,
+    /// 1: the first packet of each allowed flow causes an event. 0: allowed flows cause no events.
     record_allowed: u32,
+    /// The rule set that would apply if policies in shadow mode were enforced. `NONE`: there are no such policies.
     shadow: RuleSetId,
 }
 
 const VARIANTS: [Variant; 4] = [
     Variant { case: "new, UDP, events off", record_allowed: 0, shadow: RuleSetId::NONE },
     Variant { case: "new, UDP, events on", record_allowed: 1, shadow: RuleSetId::NONE },
-    Variant { case: "new, UDP, shadow", record_allowed: 0, shadow: ALLOWS },
-    Variant { case: "new, UDP, shadow denies", record_allowed: 0, shadow: DENIES },
+    Variant { case: "new, UDP, shadow", record_allowed: 0, shadow: ALLOWING },
+    Variant { case: "new, UDP, shadow denies", record_allowed: 0, shadow: DENYING },
 ];
 
-/// The median above the empty program, the spread, and the empty program's median, in nanoseconds.
+/// The result of [`difference`], in nanoseconds: the median, less that of the empty program (which does nothing); the
+/// spread; the median of the empty program.
 type Cost = (f64, f64, f64);
 
 /// Measures all variants.
@@ -43,7 +47,7 @@ pub(super) fn measure(
     endpoint: Endpoint,
 ) -> Result<Vec<(&'static str, Cost)>> {
     let allow = AllowEntry { port_set: PORTS, rule: RuleId::NONE };
-    programs.set_allow(AllowKey { rule_set: ALLOWS, class: PEERS }, allow)?;
+    programs.set_allow(AllowKey { rule_set: ALLOWING, class: PEERS }, allow)?;
     let mut times = VARIANTS.map(|_| (Vec::new(), Vec::new()));
     for _ in 0..ROUNDS {
         for (variant, (full, empty)) in VARIANTS.iter().zip(&mut times) {
@@ -55,7 +59,7 @@ pub(super) fn measure(
             let before = programs.shadow_denied_count(endpoint.id, Direction::Ingress)?;
             let (empty_time, time) = new_flows(programs, family, peer)?;
             let denied = programs.shadow_denied_count(endpoint.id, Direction::Ingress)? - before;
-            ensure!((denied > 0) == (variant.shadow == DENIES), "{}: shadow mode denied {denied} flows", variant.case);
+            ensure!((denied > 0) == (variant.shadow == DENYING), "{}: shadow mode denied {denied} flows", variant.case);
             empty.push(empty_time);
             full.push(time);
             // Removes the events, so that their buffer is never full.

@@ -1,4 +1,4 @@
-//! Polls the kernel's maps to find out when each change has arrived.
+//! Polls the agent's BPF maps to measure when each change of an object has reached them.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -13,7 +13,7 @@ use netpol_tests::pinned::Pinned;
 /// The pause after each poll.
 const INTERVAL: Duration = Duration::from_micros(100);
 
-/// Kinds of change.
+/// Kinds of changes. A local pod is a pod of the agent's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ChangeKind {
     Policy,
@@ -26,6 +26,7 @@ pub(super) enum ChangeKind {
 }
 
 impl ChangeKind {
+    /// All kinds, in the order of the report.
     pub(super) const ALL: [Self; 7] = [
         Self::Policy,
         Self::LocalLabels,
@@ -49,21 +50,21 @@ impl ChangeKind {
     }
 }
 
-/// The expected state of the maps.
+/// The state of the maps from which it follows that a change has reached them.
 pub(super) enum Expectation {
-    /// The endpoint of an interface no longer has this ingress policy. The endpoint is written after all entries that
-    /// it refers to, so these are in the maps, too.
+    /// The endpoint of an interface no longer has this rule set and port set for ingress. The agent writes the endpoint
+    /// after all entries to which the endpoint refers, so these are in the maps, too.
     IngressChanged(IfIndex, DirectionPolicy),
     /// The address has an entry.
     Present(Ipv4Addr),
     /// The address has no entry.
     Absent(Ipv4Addr),
-    /// All of these addresses have other entries than these.
+    /// None of these addresses has the entry given here any more (`None`: no entry).
     Changed(Vec<(Ipv4Addr, Option<AddressEntry>)>),
 }
 
 impl Expectation {
-    /// Reports whether the maps are in this state.
+    /// Returns whether the maps are in this state. Removes addresses from `Changed` that need no further check.
     fn is_reached(&mut self, maps: &Pinned) -> Result<bool> {
         Ok(match self {
             Self::IngressChanged(ifindex, before) => {
@@ -84,7 +85,7 @@ impl Expectation {
     }
 }
 
-/// A change, and the resource version with which it was sent.
+/// A change, and the resource version with which the fake API server sent it.
 pub(super) struct SentChange {
     pub(super) kind: ChangeKind,
     pub(super) version: u64,
@@ -99,6 +100,7 @@ pub(super) struct MapWatcher {
 }
 
 impl MapWatcher {
+    /// Adds a pending change. The change has arrived when the maps are in the state of `expectation`.
     pub(super) fn expect(&self, change: SentChange, expectation: Expectation) {
         locked(&self.pending).push((change, expectation));
     }
@@ -124,7 +126,8 @@ impl MapWatcher {
         std::mem::take(&mut locked(&self.found))
     }
 
-    /// Polls until [`Self::stop`]. Returns the times between polls: a measured time may be too high by this much.
+    /// Polls until [`Self::stop`]. Returns the times between polls while changes are pending: a measured time may be
+    /// too high by the time between two polls.
     pub(super) fn poll(&self, pins: &Path) -> Result<Vec<Duration>> {
         let maps = Pinned::open(pins)?;
         let mut intervals = Vec::new();

@@ -1,4 +1,4 @@
-//! The agent's memory for a large cluster.
+//! Measures the agent's memory for a large cluster.
 
 use std::process::ExitCode;
 
@@ -11,20 +11,21 @@ use super::report::{self, Machine};
 use super::testbed::{LOCAL_NAMESPACES, Testbed};
 use crate::cli::BenchArgs;
 
-/// Target of the peak, in megabytes of a million bytes.
-const TARGET: f64 = 200.0;
+/// The peak of the resident memory should be below this number of megabytes (a million bytes).
+const TARGET_MB: f64 = 200.0;
 
-/// Result for one way of listing objects. A megabyte is a million bytes.
+/// Result for one way in which the agent lists objects. A megabyte is a million bytes.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Line {
+    /// `streamed` (a watch with `sendInitialEvents`) or `in pages`.
     list: &'static str,
     pods: usize,
     policies: usize,
     services: usize,
     /// From the agent's start until everything is enforced.
     ready_seconds: f64,
-    /// Resident memory a few seconds later.
+    /// Resident memory a few seconds after that.
     resident_mb: f64,
     /// Resident memory that no file backs.
     anonymous_mb: f64,
@@ -42,6 +43,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         let machine = Machine::now()?;
         eprintln!("starting the agent, objects {list} …");
         let ready = testbed.start()?;
+        // The pods of other nodes, and those of the agent's node.
         let pods = cluster_size.pods + LOCAL_NAMESPACES * APPS;
         for (resource, expected) in [(Resource::Pods, pods), (Resource::Services, cluster_size.services)] {
             let found = testbed.objects(resource)?;
@@ -66,7 +68,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         println!("{:<12}{:>10}{:>14}{:>14}{:>10}", "objects", "ready, s", "resident, MB", "anonymous, MB", "peak, MB");
         for line in lines {
             let Line { list, ready_seconds, resident_mb, anonymous_mb, peak_mb, .. } = line;
-            let comparison = if *peak_mb < TARGET { "below the target of 200" } else { "above the target of 200" };
+            let comparison = if *peak_mb < TARGET_MB { "below the target of 200" } else { "above the target of 200" };
             println!(
                 "{list:<12}{ready_seconds:>10.1}{resident_mb:>14.0}{anonymous_mb:>14.0}{peak_mb:>10.0}  {comparison}"
             );

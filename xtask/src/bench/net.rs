@@ -16,10 +16,11 @@ use serde::Serialize;
 use crate::cli::{BenchArgs, Output};
 
 const ROUNDS: usize = 5;
-/// Number of rules that do not match the traffic, in setups with many rules.
-const MANY: usize = 998;
+/// Number of policies or rules that do not match the traffic, in setups with 1,000 policies or rules.
+const OTHER_RULES: usize = 998;
 const CLIENT: &str = "bench/client";
 const SERVER: &str = "bench/server";
+/// netpol's programs at a pod's veth, by the names of their pins.
 const PROGRAMS: [&str; 2] = ["netpol_ingress", "netpol_egress"];
 
 /// What filters the traffic between the two pods.
@@ -57,16 +58,16 @@ struct Line {
     gigabits_per_second: f64,
     requests_per_second: f64,
     connections_per_second: f64,
-    /// Mean nanoseconds of one run of the ingress program for established flows, above the empty program.
+    /// Mean nanoseconds of one run of the ingress program for established flows, minus those of the empty program.
     ingress_ns: Option<f64>,
     /// The same for the egress program.
     egress_ns: Option<f64>,
-    /// Microseconds of all program runs for one connection, above the empty program.
+    /// Microseconds of all program runs for one connection, minus those of as many runs of the empty program.
     connection_us: Option<f64>,
 }
 
-/// The eBPF programs of a setup, until they are dropped or removed. Rules of nftables and iptables are in the node's
-/// network namespace only.
+/// What [`install`] has added for a setup. The rules of nftables and iptables have no value here: they are in the
+/// node's network namespace until [`remove`] deletes them.
 enum Installed {
     NoPrograms,
     EmptyProgram(Box<Programs>),
@@ -167,15 +168,18 @@ fn rate(load: Load, count: u64, elapsed: Duration) -> f64 {
 /// Cost of the programs in one round.
 #[derive(Clone, Copy, Default)]
 struct Cost {
+    /// Nanoseconds of one run of the ingress program.
     ingress_ns: f64,
+    /// Nanoseconds of one run of the egress program.
     egress_ns: f64,
+    /// Nanoseconds of all program runs for one connection.
     connection_ns: f64,
-    /// Program runs for one connection.
+    /// Number of program runs for one connection.
     runs: f64,
 }
 
-/// Measures the cost of the programs with `BPF_ENABLE_STATS`. This slows the traffic down, so rates are not measured at
-/// the same time.
+/// Measures the cost of the programs with `BPF_ENABLE_STATS`. These statistics slow the traffic down, so rates are not
+/// measured at the same time. Returns `None` for setups without programs.
 fn cost(cluster: &Cluster, installed: &Installed, duration: Duration) -> Result<Option<Cost>> {
     let read = || -> Result<Option<[Runs; 2]>> {
         match installed {
@@ -256,7 +260,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
                 ),
             ];
             if setup == Setup::ManyPolicies {
-                policies.extend((0..MANY).map(|number| {
+                policies.extend((0..OTHER_RULES).map(|number| {
                     policy(
                         &format!("bench/other-{number}"),
                         &format!(
@@ -271,7 +275,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
             return Ok(Installed::Agent(Box::new(Agent::start(cluster)?)));
         }
         Setup::Nftables => {
-            let others: String = (0..MANY).fold(String::new(), |mut text, number| {
+            let others: String = (0..OTHER_RULES).fold(String::new(), |mut text, number| {
                 let _ = write!(text, ", {} . {server} . {} : accept", unused_address(number), 6000 + number % 10);
                 text
             });
@@ -291,7 +295,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
         }
         Setup::Iptables => {
             let mut rules = "*filter\n:NETPOL-BENCH - [0:0]\n-A NETPOL-BENCH -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n".to_owned();
-            for number in 0..MANY {
+            for number in 0..OTHER_RULES {
                 let _ = writeln!(
                     rules,
                     "-A NETPOL-BENCH -s {}/32 -d {server}/32 -p tcp --dport {} -j ACCEPT",
@@ -328,12 +332,12 @@ fn remove(cluster: &Cluster, setup: Setup, installed: &mut Installed) -> Result<
     Ok(())
 }
 
-/// Returns an address that no pod has.
+/// Returns one of many addresses that no pod has.
 fn unused_address(number: usize) -> String {
     format!("198.18.{}.{}", number / 250, number % 250)
 }
 
-/// A random number generator. Each run of the benchmark has other numbers.
+/// A random number generator. Its numbers differ between runs of the benchmark.
 struct Random(u64);
 
 impl Random {

@@ -1,8 +1,8 @@
-//! Cost of a packet in the eBPF programs.
+//! Measures how much time the eBPF programs need for a packet.
 //!
-//! `BPF_PROG_TEST_RUN` runs a program on one frame many times and returns the mean. Each figure is the median of
-//! several rounds, less the median of a program that does nothing. Rounds of the two programs alternate, so that the
-//! load on the machine is the same for both.
+//! In each round, `BPF_PROG_TEST_RUN` runs a program on one frame many times and returns the mean time. Each figure is
+//! the median of several rounds, less the median of the empty program, which does nothing. Rounds of the two programs
+//! alternate, so that the load on the machine is the same for both.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
@@ -31,15 +31,20 @@ pub(super) const REPEAT: u32 = 200_000;
 /// Number of flows created per round, if each run needs a new flow.
 const NEW_FLOWS: u16 = 2_000;
 
-/// Targets in nanoseconds. They are the same with one peer and with ten thousand peers.
+/// Targets in nanoseconds, for the median less that of the empty program. They are the same with one peer and with ten
+/// thousand peers.
 pub(super) const TARGET_ESTABLISHED: f64 = 45.0;
 pub(super) const TARGET_NEW: f64 = 330.0;
 const TARGET_DENIED: f64 = 100.0;
-/// Target for what an established flow costs more if its packets and bytes are counted.
+/// Target for the additional time of a packet of an established flow if packets and bytes are counted
+/// (`--flow-totals`).
 const TARGET_TOTALS: f64 = 3.0;
 
+/// The rule set (compiled policies) of the pod.
 const RULE_SET: RuleSetId = RuleSetId(7);
+/// The class (equivalence class of addresses) of all peers.
 pub(super) const PEERS: ClassId = ClassId(1);
+/// The port set that the rule set allows to the peers.
 pub(super) const PORTS: PortSetId = PortSetId(1);
 const ALLOWED_PORT: u16 = 8080;
 /// The interface at which the packets to the pod arrived on the node.
@@ -52,11 +57,11 @@ pub(super) struct Line {
     pub(super) family: u8,
     pub(super) peers: u32,
     pub(super) case: &'static str,
-    /// Median above the empty program.
+    /// Median, less that of the empty program.
     pub(super) ns: f64,
-    /// Half of the distance between the quartiles.
+    /// Half of the distance between the quartiles of the measured program.
     pub(super) spread: f64,
-    /// Median of the empty program.
+    /// Median of the empty program, in nanoseconds.
     pub(super) empty_ns: f64,
     pub(super) target_ns: f64,
 }
@@ -104,7 +109,7 @@ impl Family {
         }
     }
 
-    /// Returns the address of the pod, of a peer, or of a host that no policy matches.
+    /// Returns the address of a host.
     #[expect(clippy::cast_possible_truncation, reason = "split into parts")]
     fn address(self, host: Host) -> IpAddr {
         let number = match host {
@@ -121,11 +126,15 @@ impl Family {
 
 #[derive(Clone, Copy)]
 pub(super) enum Host {
+    /// The pod whose packets are evaluated.
     Pod,
+    /// A peer, to which the pod's policies allow one port.
     Peer(u32),
+    /// A host that no peer of a policy matches.
     Unknown,
 }
 
+/// Adds the lines of an address family and a number of peers.
 fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     let (mut programs, mut counting) = (Programs::load()?, Programs::load_counting()?);
     let endpoint = fill(&mut programs, family, peers)?;
@@ -145,7 +154,7 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     add_line("established, TCP", TARGET_ESTABLISHED, without_totals);
     add_line("established, totals", TARGET_ESTABLISHED + TARGET_TOTALS, with_totals);
     drop(counting);
-    // A SYN is always evaluated, even if its flow exists.
+    // A SYN is always evaluated by the policies, even if its flow exists.
     add_line("new, TCP SYN", TARGET_NEW, compare(&mut programs, &syn, true)?);
     add_line("new, UDP", TARGET_NEW, compare_new(&mut programs, family, peer)?);
     if peers == 1 {
@@ -169,7 +178,8 @@ pub(super) fn wire(packet: &[u8]) -> Vec<u8> {
     frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
 }
 
-/// Fills the maps: one pod that all peers may reach at one port. Each peer has an address of its own.
+/// Fills the maps: one pod that all peers may reach at one port. Each peer has an address of its own. Returns the pod's
+/// endpoint.
 fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<Endpoint> {
     let mut endpoint = Endpoint {
         ifindex: IfIndex(INTERFACE),
@@ -201,7 +211,8 @@ fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<Endpoint>
     Ok(endpoint)
 }
 
-/// Returns the median above the empty program, the spread, and the empty program's median, in nanoseconds.
+/// Measures the ingress program with one frame. `passes`: whether the program must allow the frame. See [`difference`]
+/// for the result.
 fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, f64, f64)> {
     let mut empty = Vec::new();
     let mut full = Vec::new();
@@ -214,8 +225,8 @@ fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, 
     Ok(difference(full, empty))
 }
 
-/// Measures a packet of a known flow: with programs that do not count its packets and bytes, and with programs that
-/// count them. These programs and the empty program alternate.
+/// Measures a packet of an established flow: with `programs`, which do not count packets and bytes of flows, and with
+/// `counting`, which count them. Rounds of these programs and the empty program alternate.
 fn established(programs: &mut Programs, counting: &mut Programs, frame: &[u8]) -> Result<[(f64, f64, f64); 2]> {
     let (mut empty, mut without_totals, mut with_totals) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -229,8 +240,8 @@ fn established(programs: &mut Programs, counting: &mut Programs, frame: &[u8]) -
     Ok([difference(without_totals, empty.clone()), difference(with_totals, empty)])
 }
 
-/// Measures packets of new flows: each run has one packet, which creates a flow. The times of the program and of the
-/// empty program both include the overhead of a run, so the difference does not.
+/// Measures packets of new flows: each run has one packet, which creates a flow. The overhead of a run is in the time
+/// of the program and in that of the empty program, so it is not in the difference.
 fn compare_new(programs: &mut Programs, family: Family, peer: Host) -> Result<(f64, f64, f64)> {
     let mut empty = Vec::new();
     let mut full = Vec::new();
@@ -242,8 +253,8 @@ fn compare_new(programs: &mut Programs, family: Family, peer: Host) -> Result<(f
     Ok(difference(full, empty))
 }
 
-/// Creates the flows of one round, and deletes them. Returns the mean times of the empty program and of the program, in
-/// nanoseconds.
+/// Creates the flows of one round, and deletes them. Returns the mean times of the empty program and of the ingress
+/// program, in nanoseconds.
 pub(super) fn new_flows(programs: &mut Programs, family: Family, peer: Host) -> Result<(f64, f64)> {
     let (source, pod) = (family.address(peer), family.address(Host::Pod));
     let mut sums = [Duration::ZERO; 2];
@@ -284,7 +295,7 @@ fn key<A>(pod_address: A, remote_address: A, port: u16) -> FlowKey<A> {
 }
 
 /// Returns the difference of the medians, half of the distance between the quartiles of `full`, and the median of
-/// `empty`.
+/// `empty`. `full` and `empty` are the times of the measured program and of the empty program, in nanoseconds.
 pub(super) fn difference(mut full: Vec<f64>, mut empty: Vec<f64>) -> (f64, f64, f64) {
     full.sort_by(f64::total_cmp);
     empty.sort_by(f64::total_cmp);

@@ -1,9 +1,10 @@
-//! Starts of pods: by how much the start gate delays them, and which of their first packets arrive, with and without
-//! the gate.
+//! Starts pods with and without the start gate, which delays the start of a pod until its policies are enforced.
+//! Measures how long the gate delays them, and which of their first packets arrive.
 //!
-//! A pod exists in the API server before it starts, without an address. Then its interface appears, and the container
-//! runtime reports the pod. The first instructions of the pod send packets over UDP and TCP to two other pods: policies
-//! allow one of them and forbid the other. The address of the pod is published after that.
+//! The order of events is the same as on a real node. A pod exists in the API server before it starts, without an
+//! address. Then its interface appears, and the container runtime reports the pod to the gate. The first instructions
+//! of the pod send packets over UDP and TCP to two other pods. Policies allow traffic to one of these pods, and forbid
+//! traffic to the other. Only then is the address of the pod published in the API server.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -24,26 +25,26 @@ use super::report::{self, Machine, Row};
 use super::testbed::{Testbed, local_name};
 use crate::cli::BenchArgs;
 
-/// Number of pods that exist at a time.
+/// Number of new pods that exist at the same time. Each of them uses a prepared network namespace (a slot).
 const SLOTS: u8 = 100;
 /// The namespace of the new pods.
 const JOBS: &str = "jobs";
 /// How long the reply to an allowed packet may take.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The least time that a container runtime takes from the pod's interface to the first instruction of a container.
-/// Without the gate, the benchmark waits for this time. With `--unknown-pods=deny`, the agent attaches its programs to
-/// the new interface in this time, and they drop its traffic.
+/// The least time that a container runtime takes from the creation of the pod's interface to the first instruction of a
+/// container. Without the gate, the benchmark waits for this time. With `--unknown-pods=deny`, the agent uses this time
+/// to attach programs that drop the traffic of the new interface.
 const RUNTIME_DELAY: Duration = Duration::from_millis(100);
-/// How long the container runtime may take to accept the agent.
+/// How long the fake container runtime may take to accept the agent as an NRI plugin.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How pods are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Mode {
-    /// With the gate, called by the container runtime through NRI.
+    /// With the gate. The container runtime calls it through NRI.
     Nri,
-    /// With the gate, called by the CNI plugin.
+    /// With the gate. The CNI plugin `netpol-cni` calls it.
     Cni,
     /// Without the gate.
     Off,
@@ -67,15 +68,15 @@ struct Run {
     starts: usize,
     /// Packets to the forbidden pod that arrived.
     forbidden_arrived: u64,
-    /// Pods with an allowed datagram or connection that failed.
+    /// Pods for which the allowed datagram or the allowed connection failed.
     allowed_failed: usize,
-    /// The time by which the gate delayed the start, as measured by the runtime. Without the gate, there is no delay.
+    /// How long the gate delayed each start, as measured by the runtime. Without the gate, there is no delay.
     held: Row,
 }
 
 impl Mode {
-    /// All modes, each with the number of starts to measure. `OffDeny` has fewer: it drops allowed packets of new pods,
-    /// too, and then a start takes a second.
+    /// All modes, each with the number of starts to measure. `OffDeny` has fewer starts, because each of them takes
+    /// longer: it also drops the allowed packets of new pods, and so the pod waits for a reply until the timeout.
     const ALL: [(Self, usize); 4] = [(Self::Nri, 1_000), (Self::Cni, 1_000), (Self::Off, 1_000), (Self::OffDeny, 100)];
 
     fn name(self) -> &'static str {
@@ -87,6 +88,7 @@ impl Mode {
         }
     }
 
+    /// Returns the arguments of the agent.
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Nri => &["--start-gate=nri"],
@@ -147,6 +149,7 @@ fn peers() -> [String; 2] {
     [local_name(0, 0), local_name(0, 1)]
 }
 
+/// Creates the node, the cluster's objects and the policies of the new pods. The agent is not running yet.
 fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Testbed> {
     // With `--start-gate=cni`, the agent installs `netpol-cni` in the last two directories. No container runtime reads
     // them: `StartGate` runs `netpol-cni` directly.
@@ -164,14 +167,14 @@ fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Te
     let mut jobs = namespace(0, 0);
     jobs["metadata"] = json!({"name": JOBS, "labels": {"kubernetes.io/metadata.name": JOBS}});
     apply(server, jobs)?;
-    let open = json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]});
-    let to_server = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{
+    let allow_all = json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]});
+    let to_allowed_pod = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{
         "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ns-0"}},
                 "podSelector": {"matchLabels": {"app": "app-0"}}}],
         "ports": [{"protocol": "TCP", "port": 80}, {"protocol": "UDP", "port": 53}]}]});
     let deny_all = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
     for (namespace, name, spec) in
-        [("ns-0", "open", open), (JOBS, "to-server", to_server), (JOBS, "deny-all", deny_all)]
+        [("ns-0", "allow-all", allow_all), (JOBS, "to-allowed-pod", to_allowed_pod), (JOBS, "deny-all", deny_all)]
     {
         let metadata = json!({"namespace": namespace, "name": name});
         let (version, kind) = ("networking.k8s.io/v1", "NetworkPolicy");
@@ -180,6 +183,7 @@ fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Te
     Ok(testbed)
 }
 
+/// Starts `starts` pods, in groups that fill all slots.
 fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) -> Result<Run> {
     let server = testbed.server()?;
     let [allowed, forbidden] = peers().map(|peer| testbed.cluster.host(&peer));
@@ -188,11 +192,12 @@ fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) ->
     let before = received_packets(forbidden.netns())?;
     let (mut held, mut allowed_failed) = (Vec::new(), 0);
     for first in (0..starts).step_by(slots.count()) {
+        // The interface group of the veths, with which all of them are removed at once.
         let group = u32::try_from(first)? + 1;
         let names: Vec<_> = (first..starts.min(first + slots.count())).map(|number| format!("job-{number}")).collect();
-        // The pods are scheduled long before they start.
+        // The pods are scheduled long before they start, so the agent has received them when they start.
         for name in &names {
-            apply(server, unpublished(name))?;
+            apply(server, scheduled_pod(name))?;
         }
         std::thread::sleep(Duration::from_millis(500));
         for (slot, name) in names.iter().enumerate() {
@@ -234,7 +239,7 @@ fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) ->
 }
 
 /// Returns a pod that is scheduled and has no address yet.
-fn unpublished(name: &str) -> Value {
+fn scheduled_pod(name: &str) -> Value {
     let mut pod = pod_in(JOBS, name, &node_name(1), 3, Ipv4Addr::UNSPECIFIED);
     pod["status"] = json!({"phase": "Pending", "qosClass": "Burstable"});
     pod

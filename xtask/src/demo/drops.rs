@@ -1,4 +1,4 @@
-//! The agent's deny events, grouped by pod and reason.
+//! Connections that were denied in the demo, grouped by the pod and the reason in the agent's deny events.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ pub(super) struct DropPoint {
     pub(super) pod: String,
     /// `ingress` or `egress`.
     pub(super) direction: String,
-    /// The agent's name of the reason.
+    /// The reason in the deny event, such as `no-rule`.
     pub(super) reason: String,
     /// The policies that isolate the pod in this direction.
     pub(super) policies: Vec<String>,
@@ -28,7 +28,8 @@ pub(super) struct Drops {
 }
 
 impl Drops {
-    /// Finds the deny event of each connection that was dropped.
+    /// Finds the deny event of each connection that did not pass in `measured`. Waits until each has one, at most for
+    /// [`WAIT_LIMIT`].
     pub(super) fn collect(cluster: &Cluster, agent: &Agent, measured: &Matrix) -> Self {
         let start = Instant::now();
         loop {
@@ -41,6 +42,7 @@ impl Drops {
     }
 
     fn group_by_drop_point(cluster: &Cluster, events: &[Denied], measured: &Matrix) -> Self {
+        // The first event of each flow.
         let mut by_flow = BTreeMap::new();
         for event in events {
             by_flow.entry((event.from(), event.to(), event.port(), event.protocol())).or_insert(event);

@@ -10,12 +10,13 @@ use super::inventory::Inventory;
 use super::scenes::{ALIASES, Scene};
 
 const WIDTH: usize = 100;
-/// Width of the column with the names of hosts.
+/// Width of the column with the names of hosts (pods and external hosts).
 const NAME_WIDTH: usize = 9;
-/// Maximum number of lines about drops in each scene. If there are more drop points, one more line has the sum of the
-/// rest.
+/// Maximum number of drop points that are printed for each scene, one on each line. A drop point is a pod, a direction,
+/// a reason and policies. If there are more drop points, one more line has the sum of the rest.
 const MAX_DROP_POINTS: usize = 10;
 
+/// A port that the demo connects to, with the letter that stands for it in the tables.
 type Port = (char, Protocol, u16);
 
 pub(super) struct Printer {
@@ -58,16 +59,18 @@ impl Printer {
         println!("\n{}\n", self.paint(Style::Bold, text));
     }
 
+    /// Prints what the demo does now. [`Self::done`] prints the result below it.
     pub(super) fn progress(&self, what: &str) {
         print!("  {} {what} … ", self.paint(Style::Accent, "›"));
         // If stdout is closed, the next `println!` reports it.
         let _ = std::io::stdout().flush();
     }
 
-    pub(super) fn done(&self, found: &str) {
-        println!("\n    {}", self.paint(Style::Dim, found));
+    pub(super) fn done(&self, result: &str) {
+        println!("\n    {}", self.paint(Style::Dim, result));
     }
 
+    /// Explains the tables that [`Self::tables`] prints.
     pub(super) fn legend(&self, ports: &[Port]) {
         let letters: Vec<_> = ports
             .iter()
@@ -93,30 +96,30 @@ impl Printer {
         );
     }
 
-    pub(super) fn scene(&self, number: usize, of: usize, scene: &Scene) {
-        self.heading(&format!("{number}/{of}  {}", scene.title));
+    pub(super) fn scene(&self, number: usize, total: usize, scene: &Scene) {
+        self.heading(&format!("{number}/{total}  {}", scene.title));
         println!("{}", scene.about);
         for (_, policies) in scene.apply {
             self.policies(policies);
         }
     }
 
-    /// Prints a single policy in full. Of several policies, prints only the names.
+    /// Prints the policies of a file: a single policy in full, but only the names of several policies.
     fn policies(&self, yaml: &str) {
-        let spec: Vec<_> = yaml.lines().skip_while(|line| !line.starts_with("metadata")).collect();
+        let lines: Vec<_> = yaml.lines().skip_while(|line| !line.starts_with("metadata")).collect();
         if yaml.contains("\n---") {
-            for line in spec.iter().filter(|line| line.starts_with("metadata")) {
+            for line in lines.iter().filter(|line| line.starts_with("metadata")) {
                 let name = line.trim_start_matches("metadata: {name: ").split(',').next().unwrap_or_default();
                 println!("    {}", self.paint(Style::Dim, &format!("NetworkPolicy {name}")));
             }
             return;
         }
-        for line in spec {
+        for line in lines {
             println!("    {}", self.paint(Style::Dim, line));
         }
     }
 
-    /// Prints two tables: measured on the left, expected on the right.
+    /// Prints two tables of connections between all ends (hosts): measured on the left, expected on the right.
     pub(super) fn tables(&self, ends: &[String], ports: &[Port], measured: &Matrix, expected: &Matrix) {
         let letter = |index: usize| char::from(b'A' + u8::try_from(index).unwrap_or_default());
         let header: Vec<_> = (0..ends.len()).map(|index| format!("{:<4}", letter(index))).collect();
@@ -147,6 +150,8 @@ impl Printer {
         }
     }
 
+    /// Returns the letters of the ports at which `shown` has an allowed connection between two hosts, and a character
+    /// for each other port: see [`Self::legend`].
     fn cell(&self, from: &str, to: &str, ports: &[Port], shown: &Matrix, expected: &Matrix) -> String {
         ports
             .iter()
@@ -162,6 +167,7 @@ impl Printer {
             .collect()
     }
 
+    /// Prints the number of allowed connections, and the number of connections that are not as expected.
     pub(super) fn summary(&self, measured: &Matrix, different: usize, elapsed: Duration) {
         let summary = if different == 0 {
             self.paint(Style::Good, "all as expected")
@@ -176,6 +182,7 @@ impl Printer {
         );
     }
 
+    /// Prints where and why connections were dropped, with an example for each drop point.
     pub(super) fn drops(&self, drops: &Drops) {
         if drops.points.is_empty() && drops.unreported.is_empty() {
             return;
@@ -216,6 +223,7 @@ impl Printer {
         }
     }
 
+    /// Prints what the demo created, and which of these objects remain after it was cleaned up.
     pub(super) fn clean(&self, inventory: &Inventory, remaining: &[String]) {
         println!("  Created: {}.", inventory.description());
         if remaining.is_empty() {
@@ -226,9 +234,11 @@ impl Printer {
         }
     }
 
-    pub(super) fn verdict(&self, good: bool, wrong: usize, elapsed: Duration) {
+    /// Prints the result of the whole demo. `wrong`: the number of connections that are not as expected or have no deny
+    /// event.
+    pub(super) fn verdict(&self, succeeded: bool, wrong: usize, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
-        if good {
+        if succeeded {
             println!("\n{} {seconds:.1} s.\n", self.paint(Style::Good, "All measured connections match the policies."));
         } else {
             let text = format!(

@@ -9,12 +9,13 @@ use crate::{run, setup};
 
 const GROUP: &str = "kernel";
 const AGENT: &str = "netpol-agent";
-/// The oldest kernel that `kernels` tests.
+/// The oldest kernel that `cargo xtask kernels` tests.
 const OLDEST: (u32, u32) = (5, 10);
 
 pub(super) fn check() -> Vec<Finding> {
+    // `found`: what was found, or why the feature counts as missing.
     let finding = |name: &str, used_by, found, absence: Absence| Finding::new(GROUP, name, used_by, found, absence);
-    // Tests in a network namespace need root.
+    // Returns a finding about a feature. `found` uses the feature in a new network namespace, which needs root.
     let tested = |name: &str, used_by, found: fn() -> Result<String, String>, fix: &str| {
         if run::is_root() {
             return finding(name, used_by, found(), required(fix));
@@ -100,6 +101,7 @@ fn tcx() -> Result<String, String> {
     }
 }
 
+/// Creates a clsact qdisc, and finds the kernel's module `cls_bpf`, which runs eBPF programs at this qdisc.
 fn clsact() -> Result<String, String> {
     let found = run_in_namespace("ip link add npt-a type veth peer name npt-b && tc qdisc add dev npt-a clsact")?;
     if read("/proc/kallsyms")?.contains("cls_bpf_classify") {
@@ -109,7 +111,7 @@ fn clsact() -> Result<String, String> {
     if loaded { Ok(found) } else { Err("clsact found, cls_bpf not found".into()) }
 }
 
-/// Runs a shell line in a temporary network namespace.
+/// Runs a line of shell commands in a new network namespace, which is removed afterwards.
 fn run_in_namespace(line: &str) -> Result<String, String> {
     let mut command = Command::new("unshare");
     command.args(["--net", "sh", "-ec", line]);

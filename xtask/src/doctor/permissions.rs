@@ -6,6 +6,7 @@ use super::{Finding, required};
 use crate::run;
 
 const GROUP: &str = "permissions";
+/// The fix for a missing permission.
 const AS_ROOT: &str = "run as root: sudo -E env \"PATH=$PATH\" cargo xtask …";
 
 /// Capabilities: their names, their bits in `CapEff` (from linux/capability.h), and what needs them.
@@ -48,8 +49,8 @@ fn effective_capabilities() -> Result<u64, String> {
     u64::from_str_radix(line.trim(), 16).map_err(|error| format!("CapEff {line:?}: {error}"))
 }
 
-/// Checks the limit of locked memory. Before Linux 5.11, BPF maps count against this limit. An agent that runs as root
-/// raises the limit. Later kernels count maps in the cgroup.
+/// Checks the limit of locked memory (`RLIMIT_MEMLOCK`). Before Linux 5.11, BPF maps count against this limit, but an
+/// agent that runs as root raises the limit. From Linux 5.11 on, maps count against the memory limit of the cgroup.
 fn memlock() -> Result<String, String> {
     let limits = fs::read_to_string("/proc/self/limits").map_err(|error| format!("/proc/self/limits: {error}"))?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")).unwrap_or_default();

@@ -23,7 +23,7 @@ pub(super) fn check() -> Vec<Finding> {
         finding("rustfmt", "tidy", version("rustfmt"), optional("rustup component add rustfmt")),
         finding("clippy", "tidy", version("cargo-clippy"), optional("rustup component add clippy")),
         finding("git", "tidy", version("git"), optional("apt-get install -y git")),
-        finding("Rust compiler for BPF", "ebpf, build, test", compiler(), required("cargo xtask setup")),
+        finding("Rust compiler for BPF", "ebpf, build, test", bpf_compiler(), required("cargo xtask setup")),
         finding(
             "standard library for static binaries",
             "netpol-cni",
@@ -31,7 +31,7 @@ pub(super) fn check() -> Vec<Finding> {
             required("cargo xtask setup"),
         ),
         finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), required("cargo xtask setup")),
-        finding("BPF object", "embedded in the agent", object(), optional("cargo xtask build")),
+        finding("BPF object", "embedded in the agent", bpf_object(), optional("cargo xtask build")),
     ];
     findings.push(finding("kubectl", "tests of deploy/", kubectl::describe(), required("cargo xtask setup")));
     let found = prometheus::describe();
@@ -45,13 +45,14 @@ fn finding(name: &str, used_by: &'static str, found: Result<String, String>, abs
     Finding::new(GROUP, name, used_by, found, absence)
 }
 
+/// Checks that a tool is on the PATH. `absence`: [`required`] or [`optional`].
 fn program(tool: &Tool, absence: impl Fn(String) -> Absence) -> Finding {
-    let line = format!("apt-get install -y --no-install-recommends {}", tool.package);
+    let install = format!("apt-get install -y --no-install-recommends {}", tool.package);
     let found = run::find(tool.program).map(|path| path.display().to_string()).ok_or_else(|| "not on the PATH".into());
-    finding(tool.program, tool.used_by, found, absence(line))
+    finding(tool.program, tool.used_by, found, absence(install))
 }
 
-/// Returns the first line of the output of `--version`.
+/// Returns the first line that a program prints with `--version`.
 fn version(program: &str) -> Result<String, String> {
     let path = run::find(program).ok_or("not on the PATH")?;
     let output = Command::new(path).arg("--version").output().map_err(|error| error.to_string())?;
@@ -79,7 +80,8 @@ fn major_and_minor(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-fn compiler() -> Result<String, String> {
+/// Describes the compiler that builds the eBPF programs.
+fn bpf_compiler() -> Result<String, String> {
     match toolchain::compiler() {
         Ok(Compiler::Prebuilt(rustc)) => Ok(format!("{}, with core for {}", rustc.display(), toolchain::TARGET)),
         Ok(Compiler::Nightly) => Ok("rustup's nightly with rust-src".into()),
@@ -87,7 +89,8 @@ fn compiler() -> Result<String, String> {
     }
 }
 
-fn object() -> Result<String, String> {
+/// Describes the object file of the eBPF programs.
+fn bpf_object() -> Result<String, String> {
     let path = workspace::bpf_object();
     let size = std::fs::metadata(&path).map_err(|_| "not built yet")?.len();
     Ok(format!("{}, {} KiB", path.display(), size / 1024))

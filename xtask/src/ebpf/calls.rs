@@ -1,4 +1,4 @@
-//! Checks that the programs do not call library functions. The compiler can generate calls of `memcpy` and similar
+//! Checks that the eBPF programs do not call library functions. The compiler can generate calls of `memcpy` and similar
 //! functions. The flags in [`crate::toolchain`] prevent most of these calls, and this check finds those that remain.
 
 use std::collections::BTreeMap;
@@ -42,6 +42,7 @@ fn library_calls(object: &[u8]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for (caller, callee) in calls(&file)? {
         let Some(name) = functions.get(&callee).filter(|name| LIBRARY_FUNCTIONS.contains(name)) else { continue };
+        // The function that contains the call: the last one that starts before it.
         let caller = functions.range((caller.0, 0)..=caller).next_back().map_or("code", |(_, name)| *name);
         // Library functions may call each other. Only calls by other functions matter.
         if !LIBRARY_FUNCTIONS.contains(&caller) {
@@ -94,8 +95,9 @@ mod tests {
 
     use super::*;
 
-    /// Returns an object with a function `program` in a section of its own. `program` calls the function `name`, the
-    /// second one in `.text`. The relocation of the call is against `name`, or against `.text` (`by_section`).
+    /// Returns an object with a function `program` in a section of its own. `program` calls the function with the name
+    /// `name`, which is the second function in the section `.text`. The relocation of the call is against the symbol of
+    /// this function, or, if `by_section` is true, against the symbol of the section.
     fn program_that_calls(name: &str, by_section: bool) -> Vec<u8> {
         let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];
         let mut file = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
@@ -103,15 +105,16 @@ mod tests {
         file.append_section_data(text, &[exit, exit].concat(), 8);
         file.add_symbol(function("first", text, 0));
         let callee = file.add_symbol(function(name, text, INSTRUCTION_BYTES));
-        let start = file.section_symbol(text);
+        let section_symbol = file.section_symbol(text);
 
         let programs = file.add_section(Vec::new(), b"classifier".to_vec(), SectionKind::Text);
+        // The number of instructions from the symbol to the callee, minus one: see `calls`.
         let distance: i32 = if by_section { 0 } else { -1 };
         let mut call = [CALL, BPF_FUNCTION << 4, 0, 0, 0, 0, 0, 0];
         call[4..].copy_from_slice(&distance.to_le_bytes());
         file.append_section_data(programs, &[call, exit].concat(), 8);
         file.add_symbol(function("program", programs, 0));
-        let symbol = if by_section { start } else { callee };
+        let symbol = if by_section { section_symbol } else { callee };
         let flags = RelocationFlags::Elf { r_type: elf::R_BPF_64_32 };
         file.add_relocation(programs, Relocation { offset: 0, symbol, addend: 0, flags }).expect("a relocation of BPF");
         file.write().expect("an ELF file")

@@ -8,16 +8,17 @@
 use anyhow::{Context, Result};
 use object::{Object, ObjectSection};
 
-/// Positions of fields in the header of `.BTF.ext`: the length of the header, and the offset and the length of the line
-/// info. The offset of the line info counts from the end of the header.
+/// Positions of three fields in the header of `.BTF.ext`: the length of the header, the offset of the line info, and
+/// the length of the line info. The offset of the line info counts from the end of the header.
 const HEADER_LENGTH_FIELD: usize = 4;
 const LINE_OFFSET_FIELD: usize = 16;
 const LINE_LENGTH_FIELD: usize = 20;
-/// Size of the header of a section's entries: name and number of entries.
+/// The line info has a list of entries for each ELF section with instructions. Size of the header of such a list: name
+/// of the section and number of entries.
 const SECTION_HEADER: usize = 8;
 
-/// Keeps only the last entry for each instruction. The object keeps its length, and the unused rest is filled with
-/// zeros.
+/// Keeps only the last entry of the line info for each instruction. The object keeps its length, and the unused rest of
+/// the line info is filled with zeros.
 pub(super) fn keep_one_for_each_instruction(object: &mut [u8]) -> Result<()> {
     let range = {
         let file = object::File::parse(&*object).context("reading the BPF object as ELF")?;
@@ -26,20 +27,22 @@ pub(super) fn keep_one_for_each_instruction(object: &mut [u8]) -> Result<()> {
     };
     let start = usize::try_from(range.0)?;
     let section = object.get_mut(start..start + usize::try_from(range.1)?).context(".BTF.ext ends beyond the file")?;
-    let lines = u32_at(section, HEADER_LENGTH_FIELD)? + u32_at(section, LINE_OFFSET_FIELD)?;
+    let line_info = u32_at(section, HEADER_LENGTH_FIELD)? + u32_at(section, LINE_OFFSET_FIELD)?;
     let length = u32_at(section, LINE_LENGTH_FIELD)?;
-    let old = section.get(lines..lines + length).context("line info ends beyond its section")?;
+    let old = section.get(line_info..line_info + length).context("line info ends beyond its section")?;
     let mut new = compact(old)?;
     section[LINE_LENGTH_FIELD..LINE_LENGTH_FIELD + 4].copy_from_slice(&u32::try_from(new.len())?.to_le_bytes());
     new.resize(length, 0);
-    section[lines..lines + length].copy_from_slice(&new);
+    section[line_info..line_info + length].copy_from_slice(&new);
     Ok(())
 }
 
-fn compact(lines: &[u8]) -> Result<Vec<u8>> {
-    let size = u32_at(lines, 0)?;
-    let mut new = lines.get(..4).context("line info without its record size")?.to_vec();
-    let mut rest = &lines[4..];
+/// Returns the line info with only the last entry for each instruction.
+fn compact(line_info: &[u8]) -> Result<Vec<u8>> {
+    // The size of an entry, called a record in the kernel.
+    let size = u32_at(line_info, 0)?;
+    let mut new = line_info.get(..4).context("line info without its record size")?.to_vec();
+    let mut rest = &line_info[4..];
     while !rest.is_empty() {
         let count = u32_at(rest, 4)?;
         let records = rest.get(SECTION_HEADER..SECTION_HEADER + count * size).context("line info is cut off")?;

@@ -18,11 +18,12 @@ const FRAME_UNIT: u32 = 32;
 /// Register of the frame pointer.
 const FRAME_POINTER: u8 = 10;
 
-/// From linux/bpf.h: the mask of instruction classes, three classes, and two complete opcodes (of 64-bit operations).
+/// From linux/bpf.h: the mask of the instruction class in an opcode, and three classes.
 const CLASS: u8 = 0x07;
 const LDX: u8 = 0x01;
 const ST: u8 = 0x02;
 const STX: u8 = 0x03;
+/// Two complete opcodes: `BPF_ALU64 | BPF_MOV | BPF_X` and `BPF_ALU64 | BPF_ADD | BPF_K`.
 const MOVE: u8 = 0xbf;
 const ADD: u8 = 0x07;
 
@@ -35,6 +36,7 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
         graph.frames.insert(position, depth);
     }
     for (caller, callee) in calls(&file)? {
+        // The function that contains the call: the last one of the section that starts before it.
         if let Some((caller, _)) = functions.range((caller.0, 0)..=caller).next_back() {
             graph.calls.entry(*caller).or_default().insert(callee);
         }
@@ -54,14 +56,19 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The functions of the object. Each function is identified by the position of its first instruction: the section, and
+/// the offset in the section.
 #[derive(Default)]
 struct Graph {
+    /// The bytes of stack that each function uses, not rounded up.
     frames: BTreeMap<Position, u32>,
+    /// The functions that each function calls.
     calls: BTreeMap<Position, BTreeSet<Position>>,
 }
 
 impl Graph {
-    /// Returns the call chain from this function that uses the most stack. Programs do not recurse.
+    /// Returns the call chain from this function that uses the most stack, and the number of bytes that it uses.
+    /// `path`: the callers of this function. They are not followed again, although programs do not recurse.
     fn deepest(&self, from: Position, path: &mut Vec<Position>) -> (u32, Vec<Position>) {
         let frame = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(FRAME_UNIT);
         path.push(from);
@@ -92,8 +99,8 @@ fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<B
     Ok(depths)
 }
 
-/// Returns how far below the frame pointer an instruction reaches. `pointers` are the registers that have the frame
-/// pointer's value.
+/// Returns how many bytes below the frame pointer an instruction reads, writes or computes an address. `pointers`: the
+/// registers to which earlier instructions have copied the frame pointer.
 fn depth_used(instruction: &[u8], pointers: &mut BTreeSet<u8>) -> u32 {
     let (code, registers) = (instruction[0], instruction[1]);
     let (destination, source) = (registers & 0x0f, registers >> 4);
@@ -117,20 +124,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stores_loads_and_stack_pointers_count() {
+    fn stores_loads_and_addresses_on_the_stack_are_measured() {
         let mut pointers = BTreeSet::new();
         let mut depth_of = |bytes: [u8; 8]| depth_used(&bytes, &mut pointers);
         // *(u64 *)(r10 - 48) = r2, and r2 = *(u64 *)(r10 - 24).
         assert_eq!(depth_of([0x7b, 0x2a, 0xd0, 0xff, 0, 0, 0, 0]), 48);
         assert_eq!(depth_of([0x79, 0xa2, 0xe8, 0xff, 0, 0, 0, 0]), 24);
-        // r2 = r10 and r2 += -64. Then r3 += -64, which does not count, because r3 is not a stack pointer.
+        // r2 = r10 (the frame pointer) and r2 += -64. Then r3 += -64, which does not count: r3 is no address on the
+        // stack.
         assert_eq!(depth_of([0xbf, 0xa2, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(depth_of([0x07, 0x02, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
         assert_eq!(depth_of([0x07, 0x03, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 0);
     }
 
     #[test]
-    fn frames_are_rounded_up_and_the_deepest_chain_counts() {
+    fn frames_are_rounded_up_and_the_deepest_chain_is_found() {
         let [main, shallow, deep, leaf] = [(1, 0), (2, 0), (2, 8), (2, 16)];
         let graph = Graph {
             frames: BTreeMap::from([(main, 72), (shallow, 200), (deep, 136), (leaf, 288)]),

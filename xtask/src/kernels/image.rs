@@ -1,4 +1,5 @@
-//! Builds the initramfs: busybox, kernel modules, iproute2, netpol's programs, and their libraries.
+//! Builds the initramfs of the virtual machine in which `cargo xtask kernels` runs the smoke test. It contains busybox,
+//! kernel modules, iproute2, netpol's programs, and their libraries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,7 +12,8 @@ use super::{Programs, path_str};
 use crate::kernels::suite::Kernel;
 use crate::run;
 
-/// Modules for the test cluster and clsact. Some kernels have some of them built in.
+/// Kernel modules that the smoke test needs: for the veths and bridge of its cluster, and to attach programs with
+/// clsact. Some of these modules are built into some kernels.
 const MODULES: &[&str] = &["veth", "bridge", "sch_ingress", "cls_bpf"];
 /// Tools that the smoke test runs.
 const TOOLS: &[&str] = &["ip", "tc"];
@@ -28,11 +30,12 @@ pub(super) fn build(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
         &root.join("bin/busybox"),
     )?;
     copy(&programs.object, &root.join("netpol.o"))?;
+    // The programs whose libraries are copied, too.
     let mut dynamic = Vec::new();
     for program in [&programs.smoke, &programs.agent] {
         let name = program.file_name().context("the program has no file name")?;
         let target = root.join("bin").join(name);
-        // Without stripping, nine tenths of the file would be debug information.
+        // `strip` removes the debug information, which is nine tenths of the file.
         let mut strip = run::command("strip", ["-o"]);
         run::output(&format!("stripping {}", program.display()), strip.arg(&target).arg(program))?;
         dynamic.push(target);
@@ -88,7 +91,8 @@ fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
     Ok(words.filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
-/// Copies the modules and their dependencies. Returns their file names in load order.
+/// Copies the modules and their dependencies to `to`. Returns their file names in the order in which they must be
+/// loaded.
 fn copy_modules(kernel: &Kernel, to: &Path) -> Result<Vec<String>> {
     let mut files = BTreeMap::new();
     find_modules(&kernel.modules, &mut files)?;
@@ -129,7 +133,8 @@ fn add_module(
     Ok(())
 }
 
-/// Reads `depends=` in a module's `.modinfo`, where strings are terminated by zeros.
+/// Returns the names of the modules that a module needs. They are in the string `depends=` of its section `.modinfo`,
+/// in which each string ends with a zero byte.
 fn dependencies(module: &[u8]) -> Result<Vec<String>> {
     const KEY: &[u8] = b"\0depends=";
     let Some(start) = module.windows(KEY.len()).position(|window| window == KEY) else {
@@ -159,9 +164,10 @@ fn module_name(file: &Path) -> Option<String> {
     Some(file.strip_suffix(".ko").or_else(|| file.strip_suffix(".ko.xz"))?.replace('-', "_"))
 }
 
+/// Writes the initramfs: a cpio archive of the folder `root`. Returns its path, `to`.
 fn pack(root: &Path, to: &Path) -> Result<PathBuf> {
-    let line = "cd \"$0\" && find . | cpio --quiet -o -H newc >\"$1\"";
-    run::output("packing the initramfs", &mut run::command("sh", ["-c", line, path_str(root)?, path_str(to)?]))?;
+    let script = "cd \"$0\" && find . | cpio --quiet -o -H newc >\"$1\"";
+    run::output("packing the initramfs", &mut run::command("sh", ["-c", script, path_str(root)?, path_str(to)?]))?;
     Ok(to.to_owned())
 }
 

@@ -1,4 +1,4 @@
-//! Boots a kernel in a virtual machine.
+//! Boots a kernel in a virtual machine, which runs the smoke test `netpol-smoke`.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -16,8 +16,8 @@ use crate::run;
 /// How long the machine may run. On an emulated CPU, the verifier takes a minute for what takes a second on a real CPU.
 const TIME_LIMIT: Duration = Duration::from_mins(10);
 
-/// Boots the kernel, waits until the machine stops, and reads its console.
-pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
+/// Boots the kernel with this initramfs, waits until the machine stops, and reads the results from its console.
+pub(super) fn boot(kernel: &Kernel, initramfs: &Path) -> Result<Report> {
     run::announce(&format!("booting {}", kernel.release));
     let console = kernel.folder.join("console.log");
     let output = File::create(&console).with_context(|| format!("creating {}", console.display()))?;
@@ -41,7 +41,7 @@ pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
             "-kernel",
             path_str(&kernel.image)?,
             "-initrd",
-            path_str(image)?,
+            path_str(initramfs)?,
             "-append",
             "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off",
         ],

@@ -1,18 +1,19 @@
-//! Results of the smoke test on each kernel.
+//! Results of the smoke test `netpol-smoke` on each kernel.
 
 use std::fmt::Write;
 
 /// The checks of `netpol-smoke`, in order.
 const CHECKS: &[&str] = &["verifier", "attach", "allow", "deny", "event", "reply", "change", "restart", "uninstall"];
-/// Number of console lines in a failure report.
+/// Maximum number of console lines in the description of a failure.
 const TAIL: usize = 30;
 
 /// Results on one kernel.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) kernel: String,
-    /// Results in the order of [`CHECKS`]: a detail, or the error. Checks that did not run have no result.
+    /// Results in the order of [`CHECKS`]: a detail, or the error. They end before the first check without a result.
     results: Vec<Result<String, String>>,
+    /// The output of the smoke test and of the kernel.
     console: String,
 }
 
@@ -29,14 +30,14 @@ impl Report {
         Self { kernel, results: results.collect(), console: console.to_owned() }
     }
 
-    /// Reports whether all checks passed.
+    /// Returns whether all checks passed.
     pub(super) fn passed(&self) -> bool {
         self.results.len() == CHECKS.len() && self.results.iter().all(Result::is_ok)
     }
 
     /// Describes the failure, with the last lines of the console.
     pub(super) fn failure(&self) -> String {
-        let mut text = match self.results.iter().zip(CHECKS).find(|(results, _)| results.is_err()) {
+        let mut text = match self.results.iter().zip(CHECKS).find(|(result, _)| result.is_err()) {
             Some((Err(detail), check)) => format!("{check} failed: {detail}"),
             _ => format!("stopped before {}", CHECKS.get(self.results.len()).unwrap_or(&"the end")),
         };
@@ -50,7 +51,7 @@ impl Report {
 
     fn cell(&self, index: usize) -> &str {
         match (self.results.get(index), CHECKS[index]) {
-            // The detail of this check is the hook that was used.
+            // The detail of this check is the hook at which the programs were attached.
             (Some(Ok(hook)), "attach") => hook,
             (Some(Ok(_)), _) => "ok",
             (Some(Err(_)), _) => "FAILED",
@@ -74,6 +75,7 @@ pub(super) fn table(reports: &[Report]) -> String {
     }
     text += "\n\nverifier:\n";
     for report in reports {
+        // The detail of the first check, `verifier`, is the statistics.
         if let Some(Ok(statistics)) = report.results.first() {
             let _ = writeln!(text, "{:width$}  {statistics}", report.kernel);
         }
@@ -85,17 +87,18 @@ pub(super) fn table(reports: &[Report]) -> String {
 mod tests {
     use super::*;
 
-    fn lines(checks: &[&str]) -> String {
+    /// Returns console output in which these checks pass.
+    fn passing_output(checks: &[&str]) -> String {
         checks.iter().flat_map(|check| ["[    1.0] noise\ncheck ", check, " ok fine\n"]).collect()
     }
 
     #[test]
     fn a_report_passes_only_if_all_checks_passed() {
         let report = |console: &str| Report::read("6.1".into(), console);
-        assert!(report(&lines(CHECKS)).passed());
-        assert!(!report(&lines(&CHECKS[..8])).passed());
+        assert!(report(&passing_output(CHECKS)).passed());
+        assert!(!report(&passing_output(&CHECKS[..8])).passed());
         assert!(!report("").passed());
-        let failed = report(&(lines(&CHECKS[..8]) + "check uninstall FAILED a pin remains\n"));
+        let failed = report(&(passing_output(&CHECKS[..8]) + "check uninstall FAILED a pin remains\n"));
         assert!(!failed.passed());
         assert!(failed.failure().starts_with("uninstall failed: a pin remains"), "{}", failed.failure());
         assert!(report("Kernel panic\n").failure().contains("stopped before verifier"));
@@ -104,7 +107,7 @@ mod tests {
     #[test]
     fn the_table_has_one_line_per_kernel() {
         let reports =
-            [Report::read("5.10".into(), &lines(CHECKS)), Report::read("6.1".into(), "check verifier FAILED")];
+            [Report::read("5.10".into(), &passing_output(CHECKS)), Report::read("6.1".into(), "check verifier FAILED")];
         let table = table(&reports);
         assert!(table.contains("\n5.10    ok         fine       ok"), "{table}");
         assert!(table.contains("\n6.1     FAILED     -          -"), "{table}");

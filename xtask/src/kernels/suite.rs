@@ -1,4 +1,4 @@
-//! Downloads each kernel once from Debian's archive.
+//! Downloads kernels from Debian's archive, each one once. `cargo xtask kernels` boots them in virtual machines.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,15 @@ use anyhow::{Context, Result};
 
 use crate::{debian, run, workspace};
 
-/// Metapackage that depends on the suite's current kernel.
-const CURRENT: &str = "linux-image-cloud-amd64";
+/// Metapackage that depends on the package of the suite's current kernel.
+const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
 
-/// A Debian suite, and the version of its kernels.
+/// A Debian suite (release), and the version of its kernels.
 #[derive(Debug)]
 pub(super) struct Suite {
+    /// Version of the kernels, such as `6.1`.
     pub(super) version: &'static str,
+    /// Name of the suite, such as `bookworm`.
     pub(super) name: &'static str,
 }
 
@@ -26,7 +28,7 @@ pub(super) struct Kernel {
     pub(super) image: PathBuf,
     /// Folder of the kernel's modules.
     pub(super) modules: PathBuf,
-    /// Folder with everything about this kernel.
+    /// Folder for all files of this kernel: the unpacked package, the initramfs and the console log.
     pub(super) folder: PathBuf,
 }
 
@@ -37,9 +39,11 @@ impl Suite {
         if update || !folder.join("root").is_dir() {
             run::announce(&format!("downloading Debian's kernel {} ({})", self.version, self.name));
             debian::fetch(self.name, &folder, |packages| {
-                let depends = packages.cache("looking up the newest kernel", &["depends", CURRENT])?;
+                let depends = packages.cache("looking up the newest kernel", &["depends", KERNEL_METAPACKAGE])?;
                 let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-                package.map(str::to_owned).with_context(|| format!("{CURRENT} of {} depends on no kernel", self.name))
+                package
+                    .map(str::to_owned)
+                    .with_context(|| format!("{KERNEL_METAPACKAGE} of {} depends on no kernel", self.name))
             })
             .with_context(|| format!("cannot get kernel {}", self.version))?;
         }
@@ -54,7 +58,7 @@ impl Kernel {
             .with_context(|| format!("listing {}", boot.display()))?
             .find_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("vmlinuz-").map(str::to_owned))
             .with_context(|| {
-                format!("no kernel in {}: remove this folder and run the command again", boot.display())
+                format!("no kernel in {}: remove {} and run the command again", boot.display(), folder.display())
             })?;
         // Newer packages have the modules below /usr.
         let modules = ["lib/modules", "usr/lib/modules"].map(|path| folder.join("root").join(path).join(&release));

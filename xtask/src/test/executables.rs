@@ -10,13 +10,14 @@ use serde::Deserialize;
 
 use crate::run;
 
-/// The crate with the live integration tests.
+/// The crate with the live tests: integration tests that use real packets.
 const LIVE: &str = "tests";
 
-/// Live executables that run a second time, unchanged, with an agent that reads its objects from an API server.
+/// Executables with live tests that run a second time, unchanged. Then their agents read Kubernetes objects from a fake
+/// API server.
 const ALSO_WITH_API_SERVER: [&str; 4] = ["independent_of_rules", "change", "selection", "unknown_pods"];
 
-/// Source of the objects of the agents under test.
+/// The source from which the agents under test read Kubernetes objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     /// The source that the test selects.
@@ -36,7 +37,7 @@ pub(super) struct Executable {
     pub(super) integration: bool,
     /// The file to run.
     pub(super) path: PathBuf,
-    /// Source of the agents' objects.
+    /// The source from which the agents under test read Kubernetes objects.
     pub(super) source: Source,
 }
 
@@ -65,8 +66,8 @@ impl fmt::Display for Executable {
 /// Programs that tests run. Cargo builds a crate's programs with its integration tests.
 const PROGRAMS: [&str; 3] = ["netpol-agent", "netpol", "netpol-cni"];
 
-/// Builds all tests, and the programs that they run. Returns the tests, fast ones first, and the path of the agent. The
-/// other programs are in the same folder as the agent.
+/// Builds all tests, and the programs that they run. Returns the executables with tests (those with live tests last), and
+/// the path of the agent. The other programs are in the same folder as the agent.
 pub(super) fn build() -> Result<(Vec<Executable>, PathBuf)> {
     run::announce("building the tests");
     let mut cargo = run::cargo(["test", "--workspace", "--all-features", "--no-run"]);
@@ -108,11 +109,11 @@ fn with_api_server(executables: &[Executable]) -> Result<Vec<Executable>> {
     ALSO_WITH_API_SERVER.iter().map(find).collect()
 }
 
-/// What cargo has built.
+/// An executable that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
 enum Built {
     Test(Executable),
-    /// A program with its name.
+    /// The name and the path of a program.
     Program(String, PathBuf),
 }
 

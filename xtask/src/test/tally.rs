@@ -1,6 +1,6 @@
 //! Counts test results in the output of the test executables.
 
-/// Totals of all executables.
+/// Number of results, and failures, of all test executables.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) passed: usize,
@@ -14,14 +14,19 @@ pub(super) struct Tally {
 #[derive(Debug, Default)]
 struct CurrentExecutable {
     name: String,
+    /// Whether the executable has printed its result line, or its failure was counted.
     reported_result: bool,
+    /// Number of its failures.
     failed: usize,
 }
 
+/// A failed test, or an executable that failed as a whole.
 #[derive(Debug, PartialEq, Eq)]
 struct Failure {
     executable: String,
+    /// The failed test; `None` if the executable failed.
     test: Option<String>,
+    /// Why the executable failed; empty for a test.
     error: &'static str,
 }
 
@@ -52,11 +57,12 @@ impl Tally {
     /// Counts an executable that hung and was stopped.
     pub(super) fn hung(&mut self) {
         self.fail_executable("hung and was stopped");
+        // So that `end` does not count the executable again.
         self.current.reported_result = true;
         self.current.failed += 1;
     }
 
-    /// Ends the count of an executable.
+    /// Ends the count of an executable. `success` is whether its exit status is 0.
     pub(super) fn end(&mut self, success: bool) {
         if !self.current.reported_result {
             self.fail_executable("ended without a result: it crashed or does not compile");

@@ -20,7 +20,7 @@ pub(super) fn reasons() -> Result<Vec<String>> {
     Ok(undocumented.map(|reason| format!("docs/ does not explain `{reason}`")).collect())
 }
 
-/// Checks that docs/ has every option of the agent.
+/// Checks that docs/ describes every option of the agent.
 pub(super) fn options() -> Result<Vec<String>> {
     let names = options_of(&sources::read(Path::new("netpol-agent/src/cli/mod.rs"))?);
     ensure!(names.len() > 10, "netpol-agent/src/cli/mod.rs no longer has its options as `#[arg(long…)]`");
@@ -42,7 +42,7 @@ pub(super) fn docs() -> Result<String> {
     files.map(|path| sources::read(&path)).collect()
 }
 
-/// Returns `no-rule` for `NoRule = 16, "no-rule", false;`.
+/// Returns the name of the reason that a line of reason.rs defines: `no-rule` for `NoRule = 16, "no-rule", false;`.
 fn reason(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(" = ")?;
     let mut parts = rest.strip_suffix(';')?.split(", ");
@@ -55,8 +55,8 @@ pub(super) fn semantics() -> Result<Vec<String>> {
     let text = sources::read(Path::new("docs/semantics.md"))?;
     let mut tested = BTreeSet::new();
     for (_, text) in sources::rust()? {
-        let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn s"));
-        tested.extend(names.flat_map(items_of));
+        let rests = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn s"));
+        tested.extend(rests.flat_map(items_of));
     }
     let items: Vec<u32> =
         text.lines().filter_map(|line| line.split_once(". ")).filter_map(|(number, _)| number.parse().ok()).collect();
@@ -65,19 +65,20 @@ pub(super) fn semantics() -> Result<Vec<String>> {
     Ok(untested.map(|item| format!("no test is named s{item}_…")).collect())
 }
 
-/// Returns 11 and 12 for `11_and_s12_excepts()`, the text after `fn s`.
-fn items_of(name: &str) -> Vec<u32> {
-    name.split('_')
+/// Returns the items in the name of a test: 11 and 12 for `11_and_s12_excepts()`. `rest`: the text after `fn s`.
+fn items_of(rest: &str) -> Vec<u32> {
+    rest.split('_')
         .map_while(|part| if part == "and" { Some(None) } else { number(part).map(Some) })
         .flatten()
         .collect()
 }
 
+/// Returns the number in `12` or `s12`.
 fn number(part: &str) -> Option<u32> {
     part.strip_prefix('s').unwrap_or(part).parse().ok()
 }
 
-/// Checks the links between the docs, and the list of examples.
+/// Checks that the links in all Markdown files lead to existing files, and that examples/README.md lists all examples.
 pub(super) fn links() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     let tracked = sources::tracked()?;
@@ -121,7 +122,7 @@ fn is_test_name(word: &str) -> bool {
     word.matches('_').count() > 4 && word.bytes().all(plain)
 }
 
-/// Checks that CONTRIBUTING.md has every command.
+/// Checks that CONTRIBUTING.md describes every command of `cargo xtask`.
 pub(super) fn commands() -> Result<Vec<String>> {
     let text = sources::read(Path::new("CONTRIBUTING.md"))?;
     let cli = Cli::command();
@@ -140,7 +141,7 @@ mod tests {
             ("17_rules() {", &[17][..]),
             ("07_x() {", &[7]),
             ("11_and_s12_excepts() {", &[11, 12]),
-            // The rest of `fn settles(&self) {`.
+            // Not a test: the rest of `fn settles(&self) {`.
             ("ettles(&self) {", &[]),
         ] {
             assert_eq!(items_of(name), items, "{name}");

@@ -97,7 +97,8 @@ fn not_in_lower_layers<'a>(layers: &BTreeMap<&str, usize>, module: &str, line: &
     .collect()
 }
 
-/// Returns the layer of each module in lib.rs, where blank lines separate layers.
+/// Returns the number of each module's layer. lib.rs lists the modules from the lowest layer to the highest, and blank
+/// lines separate the layers.
 fn layers(library: &str) -> BTreeMap<&str, usize> {
     let mut layers = BTreeMap::new();
     for (layer, modules) in library.split("\n\n").enumerate() {
@@ -135,7 +136,7 @@ mod tests {
         assert_eq!(not_in_lower_layers(&layers, "right", "use crate::low::Low;"), none);
         assert_eq!(not_in_lower_layers(&layers, "right", "pub(in crate::right) fn up() // See crate::top."), none);
         assert_eq!(not_in_lower_layers(&layers, "right", "use crate::left; use crate::top::up;"), ["left", "top"]);
-        // Each module needs its own `use`: a list in braces is reported as a module without a name.
+        // Each module needs its own `use`: a list in braces is reported as a module with an empty name.
         assert_eq!(not_in_lower_layers(&layers, "right", "use crate::{low, Low};"), [""]);
     }
 }

@@ -172,6 +172,7 @@ impl Page {\n    fn each(&self) -> Labels {\n        [(\"direction\", self.direc
             ("b", &["namespace", "pod"]),
             ("c", &["kind", "reason"]),
             ("d", &[]),
+            // A metric that the table does not have.
             ("e", &[]),
             ("f", &["direction"]),
         ] {

@@ -10,17 +10,17 @@ use super::{metrics, promql, sources};
 
 const FOLDER: &str = "deploy/monitoring";
 
-/// A query of the dashboard or of an alert.
+/// A `PromQL` query of the dashboard or of an alert.
 #[derive(Debug, PartialEq, Eq)]
 struct Query {
     /// The panel, the variable or the alert that has the query.
     location: String,
     text: String,
-    /// The labels that are shown beside the result.
+    /// The labels whose values are shown with the result, for example in the legend.
     shown: Vec<String>,
 }
 
-/// Checks that the metrics and labels in queries exist.
+/// Checks that the metrics and labels in queries exist. Returns the findings.
 pub(super) fn queries() -> Result<Vec<String>> {
     let metrics = metrics::all()?;
     let (panels, alerts) = (panels(&read("dashboard.json")?)?, alert_queries(&read("alerts.yaml")?));
@@ -35,8 +35,8 @@ pub(super) fn queries() -> Result<Vec<String>> {
     Ok(findings.collect())
 }
 
-/// Checks that each alert has a section in docs/alerts.md, a link to it, and a test; and that each section has an
-/// alert.
+/// Checks that each alert has a section in docs/alerts.md, a link to this section, and a test, and that each section
+/// has an alert. Returns the findings.
 pub(super) fn alerts() -> Result<Vec<String>> {
     let (alerts, tests) = (read("alerts.yaml")?, read("alerts.test.yaml")?);
     let docs = sources::read(Path::new("docs/alerts.md"))?;
@@ -99,12 +99,13 @@ fn alert_queries(text: &str) -> Vec<Query> {
     queries.collect()
 }
 
-/// Returns the name and the text of each rule.
+/// Returns the name and the text of each alert rule.
 fn rules(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.split("- alert: ").skip(1).filter_map(|rule| Some((rule.lines().next()?.trim(), rule)))
 }
 
-/// Returns the value of `expr`: in its line, or folded (`>-`) in the lines below, which are indented more.
+/// Returns the value of the field `expr` of a rule. The value is in the line of the field, or folded (`>-`) in the
+/// lines below, which are indented more.
 fn expression(rule: &str) -> String {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let mut lines = rule.lines().skip_while(|line| !line.trim_start().starts_with("expr:"));

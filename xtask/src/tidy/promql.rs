@@ -1,5 +1,5 @@
-//! Finds metrics and labels in queries for Prometheus (`PromQL`). Prometheus itself parses the queries, in
-//! tests/tests/deploy/monitoring/.
+//! Finds metrics and labels that do not exist, in queries for Prometheus (`PromQL`). This module does not check the
+//! syntax of queries: in the tests of tests/tests/deploy/monitoring/, Prometheus itself parses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,35 +41,37 @@ pub(super) fn unknown(query: &str, shown: &[&str], metrics: &BTreeMap<String, Me
     findings
 }
 
-/// Returns the labels of a series. `word` is the name of the series, such as `netpol_a`, or `netpol_b_bucket` of a
-/// histogram.
+/// Returns the labels of the series with the name `word`; `None` if there is no such series. A gauge or counter
+/// `netpol_a` has one series of this name. A histogram `netpol_b` has `netpol_b_bucket`, `netpol_b_sum` and
+/// `netpol_b_count`.
 fn labels_of(word: &str, metrics: &BTreeMap<String, Metric>) -> Option<BTreeSet<String>> {
     if let Some((_, labels)) = BUILT_IN.iter().find(|(name, _)| *name == word) {
         return Some(labels.iter().map(|label| (*label).to_owned()).collect());
     }
-    let part =
-        |end: &str, kinds: &[&str]| metrics.get(word.strip_suffix(end)?).filter(|metric| kinds.contains(&metric.kind));
-    let metric = part("", &["gauge", "counter"])
-        .or_else(|| part("_bucket", &["histogram"]))
-        .or_else(|| part("_sum", &["histogram", "summary"]))
-        .or_else(|| part("_count", &["histogram", "summary"]))?;
+    let find = |suffix: &str, kinds: &[&str]| {
+        metrics.get(word.strip_suffix(suffix)?).filter(|metric| kinds.contains(&metric.kind))
+    };
+    let metric = find("", &["gauge", "counter"])
+        .or_else(|| find("_bucket", &["histogram"]))
+        .or_else(|| find("_sum", &["histogram", "summary"]))
+        .or_else(|| find("_count", &["histogram", "summary"]))?;
     let labels = metric.labels.iter().filter(|label| *label != "le" || word.ends_with("_bucket")).cloned();
     Some(labels.chain(TARGET_LABELS.map(str::to_owned)).collect())
 }
 
-/// Returns a query with empty strings, because the content of strings is not a name.
+/// Returns the query, with the content of all strings removed: words in strings are not names of metrics or labels.
 fn without_strings(query: &str) -> String {
     query.split('"').step_by(2).collect::<Vec<_>>().join("\"\"")
 }
 
-/// Returns the names in a query with their positions. Variables such as `$__rate_interval` are left out.
+/// Returns the words of a query with their positions. Grafana's variables such as `$__rate_interval` are left out.
 fn words(query: &str) -> impl Iterator<Item = (usize, &str)> {
     let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '$';
     let words = query.split(move |letter| !is_part(letter)).filter(|word| !word.is_empty() && !word.starts_with('$'));
     words.map(move |word| (word.as_ptr() as usize - query.as_ptr() as usize, word))
 }
 
-/// Returns `node` for ` node=~""`.
+/// Returns the label in one item of a list of labels: `node` for ` node=~""` and for ` node`.
 fn label(text: &str) -> Option<&str> {
     let text = text.trim();
     let end = text.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').unwrap_or(text.len());

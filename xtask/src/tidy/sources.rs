@@ -1,4 +1,4 @@
-//! Checks of single files: length, name, and text that should not be committed.
+//! Checks each file in git: its length, its name, and text that should not be committed.
 
 use std::path::{Path, PathBuf};
 
@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 
 use crate::{run, workspace};
 
-/// Maximum lines in a file.
+/// Maximum number of lines in a Rust file.
 const MAX_LINES: usize = 500;
 
 /// File names that do not describe the content.
 const VAGUE_NAMES: [&str; 4] = ["util.rs", "utils.rs", "helpers.rs", "misc.rs"];
 
-/// Leftovers, and what to do instead.
+/// Leftovers of unfinished work in Rust files, and what to do instead.
 const LEFTOVERS: [(&str, &str); 6] = [
     ("todo!(", "write it"),
     ("unimplemented!(", "write it"),
@@ -22,7 +22,7 @@ const LEFTOVERS: [(&str, &str); 6] = [
     ("XXX", "fix it"),
 ];
 
-/// Paths that exist only on one machine.
+/// Parts of paths that exist only on one machine.
 const MACHINE_PATHS: [&str; 2] = ["/home/", "/root/"];
 
 pub(super) fn check() -> Result<Vec<String>> {
@@ -61,7 +61,7 @@ fn check_file(path: &Path, text: &str, findings: &mut Vec<String>) {
     }
 }
 
-/// Returns the files in git that exist, relative to the workspace's root.
+/// Returns the paths of the files that are in git and in the working tree, relative to the workspace's root.
 pub(super) fn tracked() -> Result<Vec<PathBuf>> {
     let list = run::output("listing the files in git", &mut run::command("git", ["ls-files", "-z"]))?;
     let exists = |path: &PathBuf| workspace::root().join(path).is_file();
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leftovers_are_found_by_line() {
+    fn leftovers_vague_names_and_machine_paths_are_found() {
         for (path, text, expected) in [
             ("a/src/lib.rs", "fn a() {\n    todo!()\n}\n", "a/src/lib.rs:2: `todo!(`: write it"),
             ("a/src/utils.rs", "", "a/src/utils.rs: rename the file after what it does"),

@@ -1,4 +1,4 @@
-//! Checks by other programs, typos and cargo-deny. Cargo builds fixed versions of these programs in target/tools.
+//! Checks by two other programs: typos and cargo-deny. Cargo builds fixed versions of these programs in target/tools.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -61,7 +61,7 @@ impl Tool {
         }
         let mut install =
             run::cargo(["install", self.package, "--version", self.version, "--locked", "--force", "--root"]);
-        // Run outside of the workspace, so that its configuration does not apply.
+        // Runs outside of the workspace, so that the workspace's Cargo configuration does not apply.
         install.arg(&root).current_dir("/");
         run::step(&format!("building {} {} (a few minutes)", self.package, self.version), &mut install)?;
         Ok(run::command::<&str>(&installed.to_string_lossy(), []))

@@ -1,4 +1,5 @@
-//! Checks names of concepts and commit subjects, see section "Words" of CONTRIBUTING.md.
+//! Checks that sources and docs use the current names of concepts, and that commit subjects are short. See section
+//! "Words" of CONTRIBUTING.md.
 
 use std::path::Path;
 
@@ -33,10 +34,10 @@ const REPLACED: [(&str, &str); 20] = [
 
 /// Maximum length of a commit subject in characters.
 const MAX_SUBJECT: usize = 72;
-/// Option of `git log`: the subjects of this many commits are checked. Older commits cannot be changed.
+/// Option of `git log`: only the subjects of the last 20 commits are checked, because older commits cannot be changed.
 const LAST_COMMITS: &str = "-20";
 
-/// Checks comments and strings of sources, and docs.
+/// Finds replaced words in docs, and in the comments and strings of Rust sources.
 pub(super) fn concepts() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for path in sources::tracked()? {
@@ -59,24 +60,24 @@ pub(super) fn concepts() -> Result<Vec<String>> {
     Ok(findings)
 }
 
-/// Checks the subjects of the last commits.
+/// Finds commits with a long subject.
 pub(super) fn subjects() -> Result<Vec<String>> {
     let log = run::output("reading commits", &mut run::command("git", ["log", LAST_COMMITS, "--format=%h %s"]))?;
-    let subject = |line: &str| line.split_once(' ').map_or(0, |(_, subject)| subject.chars().count());
-    let long = log.lines().filter(|line| subject(line) > MAX_SUBJECT);
-    Ok(long.map(|line| format!("{line}: the subject has {} characters, over {MAX_SUBJECT}", subject(line))).collect())
+    let length = |line: &str| line.split_once(' ').map_or(0, |(_, subject)| subject.chars().count());
+    let long = log.lines().filter(|line| length(line) > MAX_SUBJECT);
+    Ok(long.map(|line| format!("{line}: the subject has {} characters, over {MAX_SUBJECT}", length(line))).collect())
 }
 
-/// Returns the comment and the strings of a line of Rust, in lower case. Of strings that contain quotes or `//`, only a
-/// part is returned.
+/// Returns the comment and the strings of a line of Rust, in lower case. For strings that contain quotes or `//`, only
+/// a part of the string is returned.
 fn prose(line: &str) -> String {
     let (code, comment) = line.split_once("//").unwrap_or((line, ""));
     let strings = code.split('"').skip(1).step_by(2);
     strings.chain([comment]).collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Returns whether the text contains a word or a phrase. Parts of longer words, and of names like `shop:nobody`, do not
-/// count.
+/// Returns whether the text contains a word or a phrase. A part of a longer word does not count. The last part of a
+/// name like `shop:nobody` does not count either.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |character: char| character.is_alphanumeric() || character == '_';
     text.match_indices(word).any(|(start, _)| {

@@ -1,4 +1,4 @@
-//! Policies, with the flows of each rule.
+//! Lists policies, with the number of flows of each rule.
 
 use std::collections::BTreeMap;
 
@@ -41,14 +41,15 @@ impl PolicyQuery {
 struct PolicyContext<'a> {
     cluster_state: &'a ClusterState,
     hits: &'a HitCounters,
-    /// Policies that exceed the memory limit, by name. Parts of these policies are omitted.
+    /// Policies that exceed the memory limit, by `namespace/name`. Parts of these policies are not enforced.
     partial: BTreeMap<String, PartialPolicy>,
     suspensions: Vec<Suspension>,
     /// Policies in shadow mode that are not evaluated for all of their pods, with the reason.
     unevaluated: BTreeMap<PolicyKey, &'static str>,
 }
 
-/// Lists policies. The engine must be available (not compiling).
+/// Lists policies. The engine must be available (not compiling). `generation` is the number of the last enforced batch
+/// of changes.
 pub fn policies<D: Dataplane>(
     reconciler: &Reconciler<D>,
     reporter: &Reporter,
@@ -113,7 +114,7 @@ fn mode_without_suspension(listed: &ListedPolicy<'_>, cluster_state: &ClusterSta
     }
 }
 
-/// Returns the time at which the policy's last suspension ends.
+/// Returns the time at which the last suspension of the policy's namespace or of the cluster ends.
 fn suspended_until(policy: &Policy, suspensions: &[Suspension]) -> Option<String> {
     let of_policy =
         suspensions.iter().filter(|suspension| suspension.cluster || suspension.namespace == policy.key.namespace);

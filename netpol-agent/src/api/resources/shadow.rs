@@ -1,4 +1,4 @@
-//! What policies in shadow mode would have denied.
+//! Reports what policies in shadow mode would have denied. Such policies are evaluated, but not enforced.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,24 +32,25 @@ impl ShadowQuery {
     }
 }
 
-/// Reports flows that policies in shadow mode would have denied. The engine must be available (not compiling).
+/// Returns the flows that policies in shadow mode would have denied. `generation` is the number of the last batch of
+/// changes that is enforced. The engine must be available (not compiling).
 pub fn shadow<D: Dataplane>(
     reconciler: &Reconciler<D>,
     reporter: &Reporter,
     query: ShadowQuery,
     generation: u64,
 ) -> ShadowReport {
-    let since = SystemTime::now().checked_sub(query.since).unwrap_or(UNIX_EPOCH);
+    let period_start = SystemTime::now().checked_sub(query.since).unwrap_or(UNIX_EPOCH);
     let flows = reporter.shadow();
     ShadowReport {
         node: reconciler.node().to_owned(),
         generation,
-        since: rfc3339(since),
+        since: rfc3339(period_start),
         collected_since: rfc3339(flows.since()),
         observe: reconciler.observes(),
-        policies: policies(reconciler, reporter, since),
-        other_flows: flows.other(since),
-        items: flows.denials(since),
+        policies: policies(reconciler, reporter, period_start),
+        other_flows: flows.other(period_start),
+        items: flows.denials(period_start),
     }
 }
 
@@ -57,20 +58,20 @@ pub fn shadow<D: Dataplane>(
 fn policies<D: Dataplane>(
     reconciler: &Reconciler<D>,
     reporter: &Reporter,
-    reported_since: SystemTime,
+    period_start: SystemTime,
 ) -> Vec<ShadowPolicy> {
     let unevaluated = reconciler.unevaluated_shadow();
     let listed = reconciler.engine().policies_on_node().filter_map(|listed| {
-        let since = reporter.shadow().since_of(&listed.policy.key)?;
+        let shadow_mode_since = reporter.shadow().since_of(&listed.policy.key)?;
         let key = &listed.policy.key;
         let reason = unevaluated.get(key);
         Some(ShadowPolicy {
             policy: key.to_string(),
             pods: listed.pods.len(),
-            since: rfc3339(since),
+            since: rfc3339(shadow_mode_since),
             evaluated: reason.is_none(),
             not_evaluated_because: reason.map(ToString::to_string),
-            other_flows: reporter.shadow().other_of(&key.namespace, reported_since),
+            other_flows: reporter.shadow().other_of(&key.namespace, period_start),
         })
     });
     listed.collect()
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_query_has_one_parameter() {
+    fn since_is_the_only_parameter_of_the_query() {
         let minutes = |minutes| ShadowQuery { since: Duration::from_mins(minutes) };
         assert_eq!(ShadowQuery::parse(""), Ok(minutes(60)));
         assert_eq!(ShadowQuery::parse("since=5m"), Ok(minutes(5)));

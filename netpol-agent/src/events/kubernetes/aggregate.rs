@@ -1,5 +1,5 @@
-//! Decides which Events are written, and when: many packets become one Event and its series. Does no I/O; the time is
-//! an argument.
+//! Decides which Kubernetes Events are written, and when: many packets become one Event and its series (the count and
+//! the time of the last packet, which are updated later). Does no I/O; the time is an argument.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,10 +12,11 @@ use super::notice::{Notice, NoticeSchedule};
 use super::sink::{Denied, DropReason};
 use super::topic::Topic;
 
-/// The first Event of a topic (see [`Topic`]) is delayed by this time, to include further packets.
+/// The Event of a topic (what the packets have in common, see [`Topic`]) is first written after this delay, to include
+/// further packets.
 const COALESCE: Duration = Duration::from_millis(300);
-/// Minimum time from a topic's first Event to its first update. Each further interval is three times as long, up to
-/// [`MAX_INTERVAL`].
+/// Minimum time from the first write of a topic's Event to its first update. Each further interval is three times as
+/// long, up to [`MAX_INTERVAL`].
 const FIRST_INTERVAL: Duration = Duration::from_secs(15);
 /// Maximum interval between two updates of a topic.
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
@@ -41,13 +42,13 @@ const NODE_BURST: u32 = 25;
 const NODE_REFILL: Duration = Duration::from_secs(1);
 /// Number of the node's tokens that would-be denials may not use.
 const NODE_RESERVED_FOR_DENIALS: u32 = 15;
-/// Interval for removing expired topics.
+/// Interval at which expired topics are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
 /// A pod and its creation time, which distinguishes it from a later pod with the same name.
 type Subject = (PodKey, i64);
 
-/// The order of publications that are due: would-be denials last, updates after new Events.
+/// The order of series that are due: would-be denials last, updates after new Events, then by time.
 type Rank = (bool, bool, Instant);
 
 /// Something to write to the API server.
@@ -87,16 +88,17 @@ pub struct Series {
 pub struct Aggregator {
     pods: HashMap<Subject, Pod>,
     notices: NoticeSchedule,
+    /// The tokens of the node.
     node: Bucket,
     /// Number of topics so far.
     topics_started: u64,
-    /// The earliest time at which something may be due.
+    /// The earliest time at which a series may be due, or expired topics must be removed.
     next_due: Option<Instant>,
     /// When expired topics were last removed.
     swept: Instant,
 }
 
-/// The series of one pod, and the limit for writes about it.
+/// The series of one pod, and the tokens for writes about the pod.
 #[derive(Debug)]
 struct Pod {
     series: Vec<SeriesState>,
@@ -114,6 +116,7 @@ struct SeriesState {
     count: u64,
     /// The number of packets when the Event was last written.
     reported: u64,
+    /// Whether the Event was written, so that the next write is an update.
     update: bool,
     /// The earliest time of the next write.
     not_before: Instant,
@@ -134,7 +137,7 @@ impl SeriesState {
         self.count > self.reported && !self.in_flight
     }
 
-    /// Returns the number of tokens that this series must not use.
+    /// Returns the number of the pod's tokens that this series must not use.
     fn reserve(&self) -> u32 {
         let for_denials = if self.topic.shadow { RESERVED_FOR_DENIALS } else { 0 };
         let for_new = if self.update { RESERVED } else { 0 };
@@ -171,7 +174,7 @@ impl Aggregator {
     /// If too many pods are in memory. Then the packets are not reported.
     pub fn denied(&mut self, denied: Denied, now: Instant) -> Result<(), DropReason> {
         let subject = (denied.pod, denied.created);
-        // Would-be denials may use only half of the places for pods.
+        // A would-be denial may add a pod only while fewer than half of the pods are in memory.
         let max_pods = if denied.topic.shadow { MAX_PODS / 2 } else { MAX_PODS };
         if !self.pods.contains_key(&subject) && self.pods.len() >= max_pods {
             self.pods.retain(|_, pod| !pod.series.is_empty());
@@ -182,8 +185,8 @@ impl Aggregator {
         let new = || Pod { series: Vec::new(), bucket: Bucket::new(POD_BURST, POD_REFILL, now) };
         let pod = self.pods.entry(subject).or_insert_with(new);
         let index = pod.series.iter().position(|state| state.has_topic(&denied.topic));
-        let is_named = |state: &&SeriesState| !state.merged && state.topic.shadow == denied.topic.shadow;
-        let full = pod.series.iter().filter(is_named).count() >= MAX_TOPICS;
+        let names_peer = |state: &&SeriesState| !state.merged && state.topic.shadow == denied.topic.shadow;
+        let full = pod.series.iter().filter(names_peer).count() >= MAX_TOPICS;
         let index = index
             .or_else(|| full.then(|| pod.series.iter().position(|state| state.is_merged_for(&denied.topic))).flatten());
         let state = if let Some(index) = index {

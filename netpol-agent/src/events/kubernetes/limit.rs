@@ -1,4 +1,4 @@
-//! A rate limiter.
+//! A rate limiter for writes of Events.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,13 @@ pub(super) struct Bucket {
     refill: Duration,
     tokens: u32,
     /// The start of the current refill interval. Not used while the bucket is full.
-    since: Instant,
+    interval_start: Instant,
 }
 
 impl Bucket {
     /// Creates a full bucket.
     pub(super) fn new(burst: u32, refill: Duration, now: Instant) -> Self {
-        Self { burst, refill, tokens: burst, since: now }
+        Self { burst, refill, tokens: burst, interval_start: now }
     }
 
     /// Takes a token if more than `reserve` tokens are left. Returns whether it took one.
@@ -25,7 +25,7 @@ impl Bucket {
             return false;
         }
         if self.tokens == self.burst {
-            self.since = now;
+            self.interval_start = now;
         }
         self.tokens -= 1;
         true
@@ -40,7 +40,7 @@ impl Bucket {
     pub(super) fn ready_at(&mut self, reserve: u32, now: Instant) -> Instant {
         self.fill(now);
         let missing = (reserve + 1).saturating_sub(self.tokens);
-        if missing == 0 { now } else { self.since + self.refill * missing }
+        if missing == 0 { now } else { self.interval_start + self.refill * missing }
     }
 
     /// Returns whether the bucket is full. A full bucket is the same as a new one.
@@ -51,9 +51,9 @@ impl Bucket {
 
     /// Adds the tokens that became available since the last call.
     fn fill(&mut self, now: Instant) {
-        while self.tokens < self.burst && now.saturating_duration_since(self.since) >= self.refill {
+        while self.tokens < self.burst && now.saturating_duration_since(self.interval_start) >= self.refill {
             self.tokens += 1;
-            self.since += self.refill;
+            self.interval_start += self.refill;
         }
     }
 }

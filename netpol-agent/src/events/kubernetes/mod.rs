@@ -6,7 +6,8 @@
 //!                                        (these run on a separate thread)
 //! ```
 //!
-//! * topic: what the packets of one Event have in common (peer, port, reason)
+//! * topic: what the packets of one Event have in common: for example, the reason, the peer (the other end of the
+//!   connection) and the port
 //! * series: the Event of one topic, with the number of packets
 //! * notice: a diagnostic of a policy, or a suspension of enforcement
 //! * publication: one write to the API server: a new Event of a topic, an update of its series, or a notice

@@ -1,15 +1,17 @@
-//! Schedules Events about policies and namespaces: diagnostics, and suspensions of enforcement.
+//! Notices: Events about diagnostics of policies, and about suspensions of enforcement. Schedules when they are
+//! written.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use netpol_policy::model::{NamespaceName, PolicyKey, Suspension};
 
-/// Interval for repeating a notice that is still present: the API server deletes an Event after an hour
-/// (`--event-ttl`).
+/// While the cause of a notice exists, the notice is written again after this interval. Otherwise, users would no
+/// longer see the notice, because the API server deletes an Event after an hour (`--event-ttl`).
 const REPEAT_INTERVAL: Duration = Duration::from_mins(30);
 
-/// A message about a policy or a namespace. Every agent finds the same notices.
+/// A message about a policy or a namespace. All agents find the same notices. A few agents write them, each with the
+/// same Event name, so that there is one Event for each notice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Notice {
     /// The object.
@@ -32,11 +34,11 @@ pub enum NoticeObject {
 /// What a notice is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NoticeReason {
-    /// A field of a policy is invalid.
+    /// A field of a policy is invalid or unsupported.
     InvalidPolicyField,
     /// Enforcement is suspended.
     EnforcementSuspended,
-    /// A suspension is not in effect, because it ends too late.
+    /// A suspension is not in effect yet, because its end is more than 24 hours from now.
     SuspensionRejected,
     /// A suspension has ended.
     EnforcementResumed,
@@ -93,20 +95,21 @@ impl Notice {
     }
 }
 
-/// All notices, with the time when each is due; `None` while it is being written.
+/// All notices. Each has the time at which it must be written next; `None` while it is being written.
 #[derive(Debug, Default)]
 pub(super) struct NoticeSchedule {
     due: BTreeMap<Notice, Option<Instant>>,
 }
 
 impl NoticeSchedule {
-    /// Replaces all notices. New notices are due immediately. Notices that are missing in `all` are not written again.
+    /// Replaces all notices. New notices are due immediately. A notice that is missing in `all` is not written again:
+    /// its cause no longer exists.
     pub(super) fn set(&mut self, all: Vec<Notice>, now: Instant) {
-        let known = std::mem::take(&mut self.due);
+        let before = std::mem::take(&mut self.due);
         self.due = all
             .into_iter()
             .map(|notice| {
-                let due = known.get(&notice).copied().unwrap_or(Some(now));
+                let due = before.get(&notice).copied().unwrap_or(Some(now));
                 (notice, due)
             })
             .collect();
@@ -124,7 +127,7 @@ impl NoticeSchedule {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now + REPEAT_INTERVAL));
     }
 
-    /// Records that a notice could not be written. It is due again.
+    /// Records that a notice could not be written. It is due again immediately.
     pub(super) fn failed(&mut self, notice: &Notice, now: Instant) {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now));
     }
@@ -156,6 +159,7 @@ mod tests {
         schedule.reported(&notice("b"), start);
         assert_eq!(schedule.next_due(), Some(start + REPEAT_INTERVAL));
         assert_eq!(schedule.take_due(start + REPEAT_INTERVAL), Some(notice("a")));
+        // The notice is still being written, so it is not due.
         assert_eq!(schedule.take_due(start + 2 * REPEAT_INTERVAL), None);
     }
 }

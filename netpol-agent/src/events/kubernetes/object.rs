@@ -1,5 +1,5 @@
-//! Builds Event objects. The API server's rules are `ValidateEventCreate` and `ValidateEventUpdate` in
-//! kubernetes/pkg/apis/core/validation/events.go; only the series of an existing Event may change.
+//! Builds Kubernetes Event objects. The API server validates them with `ValidateEventCreate` and `ValidateEventUpdate`
+//! in kubernetes/pkg/apis/core/validation/events.go: only the series of an existing Event may change.
 
 use std::time::SystemTime;
 
@@ -23,9 +23,11 @@ pub(super) fn name_of_series(series: &Series) -> String {
     event_name(&series.pod.name, series.id)
 }
 
-/// Returns an Event about a pod.
+/// Returns an Event about packets of a pod that were denied, or that policies in shadow mode would deny. `uid`: the UID
+/// of the pod.
 pub(super) fn of_series(series: &Series, uid: Option<String>, node: &str) -> Event {
     let topic = &series.topic;
+    // A merged Event counts the packets of many peers, so it names none of these peers.
     let note = if series.merged { topic::merged_note(topic, MAX_TOPICS) } else { topic::note(topic) };
     let related = topic.peer.namespace.as_deref().zip(topic.peer.pod.as_deref()).filter(|_| !series.merged);
     let reference = |namespace: &str, name: &str, uid| reference("v1", "Pod", namespace, name, uid);
@@ -47,8 +49,8 @@ pub(super) fn series_patch(series: &Series) -> Value {
     json!({"series": event_series(series)})
 }
 
-/// Returns an Event about a policy or a namespace. Every agent gives it the same name, so that the API server stores it
-/// once.
+/// Returns an Event about a policy or a namespace. Every agent gives the Event the same name, so that the API server
+/// stores it once. `uid`: the UID of the policy or namespace.
 pub(super) fn of_notice(notice: &Notice, uid: Option<String>, node: &str, now: SystemTime) -> Event {
     let (namespace, name, regarding) = match &notice.object {
         NoticeObject::Policy(key) => (
@@ -60,8 +62,8 @@ pub(super) fn of_notice(notice: &Notice, uid: Option<String>, node: &str, now: S
         // `kubectl events -n NAMESPACE` shows it.
         NoticeObject::Namespace(name) => (name, name, reference("v1", "Namespace", name, name, uid)),
     };
-    let owner = regarding.uid.clone().unwrap_or_else(|| format!("{namespace}/{name}"));
-    let event = event_name(name, fnv(&[&owner, &notice.message]));
+    let object_id = regarding.uid.clone().unwrap_or_else(|| format!("{namespace}/{name}"));
+    let event = event_name(name, fnv(&[&object_id, &notice.message]));
     Event {
         action: Some("Enforce".to_owned()),
         event_time: Some(time(now)),
@@ -78,6 +80,7 @@ fn event_base(namespace: &str, name: String, node: &str) -> Event {
     Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
         reporting_controller: Some(CONTROLLER.to_owned()),
+        // The API server allows at most 128 bytes.
         reporting_instance: Some(node.chars().take(128).collect()),
         ..Event::default()
     }
@@ -94,7 +97,7 @@ fn reference(version: &str, kind: &str, namespace: &str, name: &str, uid: Option
     }
 }
 
-/// Returns the series. The API server requires a count of at least 2.
+/// Returns the series of an Event. The API server requires a count of at least 2.
 fn event_series(series: &Series) -> EventSeries {
     let count = i32::try_from(series.count).unwrap_or(i32::MAX).max(2);
     EventSeries { count, last_observed_time: time(series.last) }
@@ -128,6 +131,7 @@ mod tests {
         assert_eq!(event_name("web-0", 0xabc), "web-0.0000000000000abc");
         for length in 200..=253 {
             for end in ["a", "-", "."] {
+                // For some lengths, the name is cut directly after `end`.
                 let object = format!("{}{end}{}", "a".repeat(length - 1), "b".repeat(253 - length));
                 let name = event_name(&object, 1);
                 assert!(name.len() <= MAX_NAME_LENGTH && !name.contains("-.") && !name.contains(".."), "{name}");

@@ -1,5 +1,5 @@
-//! Selects the agents of a cluster that report the diagnostics of a policy, and suspensions of enforcement. All agents
-//! find the same diagnostics and suspensions, but only a few agents need to report them.
+//! Selects which agents of a cluster report the diagnostics of a policy, and which agents report suspensions of
+//! enforcement. All agents find the same diagnostics and suspensions, but only a few agents need to report them.
 
 use std::collections::BTreeSet;
 
@@ -49,14 +49,15 @@ fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> boo
         pods.take_while(|pod| pod.key.namespace == *namespace).filter(|pod| pod.is_selectable())
     };
     let selected = first_nodes(in_namespace().filter(|pod| policy.pods.isolates(&pod.labels)));
-    let candidates = if selected.is_empty() { first_nodes(in_namespace()) } else { selected };
-    if !candidates.is_empty() {
-        return candidates.contains(node);
+    let nodes = if selected.is_empty() { first_nodes(in_namespace()) } else { selected };
+    if !nodes.is_empty() {
+        return nodes.contains(node);
     }
     is_first_node(cluster_state, node)
 }
 
-/// Returns the suspensions that the agent on `node` reports. The agents on the first nodes report them.
+/// Returns the suspensions that the agent on `node` reports. The agents on the first nodes report them. `ended`: the
+/// suspensions that have ended.
 pub(super) fn suspensions(cluster_state: &ClusterState, ended: &[Suspension], node: &str) -> Vec<Notice> {
     if !is_first_node(cluster_state, node) {
         return Vec::new();

@@ -1,4 +1,5 @@
-//! Accepts reports from the main loop for the thread that writes Events, and never blocks the main loop.
+//! Accepts reports from the main loop, and queues them for the thread that writes Kubernetes Events. Never blocks the
+//! main loop. A report is about denied packets, or is a notice (a policy's diagnostic, or a suspension of enforcement).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +33,7 @@ pub struct Denied {
     pub at: SystemTime,
 }
 
-/// A message to the thread.
+/// A message to the thread that writes Events.
 #[derive(Clone, Debug)]
 pub(super) enum Message {
     Denied(Box<Denied>),
@@ -45,7 +46,7 @@ pub(super) enum Message {
 pub enum DropReason {
     /// The queue was full.
     QueueFull,
-    /// Too many pods are in memory.
+    /// The thread stores the Events of too many pods.
     TooManyPods,
     /// The pod, the policy or its namespace was deleted.
     Deleted,
@@ -109,7 +110,9 @@ pub struct Sink {
     sender: mpsc::Sender<Message>,
     counters: Arc<EventCounters>,
     node: Arc<str>,
+    /// When notices were last compared with those that were sent.
     checked_at: Option<Instant>,
+    /// When the agents that report about policies were last selected: when notices were last sent.
     selected_at: Option<Instant>,
     /// The diagnostics of all policies when notices were last sent to the thread.
     diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
@@ -160,8 +163,8 @@ impl Sink {
         &self.counters
     }
 
-    /// Reports a packet that was denied at `pod`. For a would-be denial (by policies in shadow mode), `shadow` has the
-    /// policies that are not enforced.
+    /// Reports a packet that was denied at `pod`, or that would be denied if policies in shadow mode were enforced.
+    /// Only then, `shadow` has a value: the policies that are not enforced.
     pub(in crate::events) fn denied(
         &self,
         event: &FlowEvent,
@@ -204,7 +207,8 @@ impl Sink {
         })));
     }
 
-    /// Sends changed notices to the thread. May be called at any time; most calls return immediately.
+    /// Sends all notices to the thread if they may have changed. May be called at any time; most calls return
+    /// immediately.
     pub(in crate::events) fn send_changed_notices(&mut self, cluster_state: &ClusterState, now: Instant) {
         let since = |time: Option<Instant>| time.map_or(Duration::MAX, |time| now.saturating_duration_since(time));
         if since(self.checked_at) < CHECK_INTERVAL {
@@ -215,11 +219,11 @@ impl Sink {
             reporters::policies_with_errors(cluster_state).map(|policy| (&policy.key, policy.diagnostics.as_slice()))
         };
         let sent = self.diagnostics.iter().map(|(key, diagnostics)| (key, diagnostics.as_slice()));
-        let same_diagnostics =
+        let diagnostics_are_current =
             current().eq(sent) && (self.diagnostics.is_empty() || since(self.selected_at) < RESELECT_INTERVAL);
-        // If the queue is full, the next call finds the same difference.
+        // If the queue is full, nothing is updated here, so the next call finds the same difference.
         let Ok(permit) = self.sender.try_reserve() else { return };
-        if !self.suspensions.update(cluster_state, now) && same_diagnostics {
+        if !self.suspensions.update(cluster_state, now) && diagnostics_are_current {
             return;
         }
         let ended: Vec<_> = self.suspensions.ended.iter().map(|(suspension, _)| suspension.clone()).collect();
@@ -254,7 +258,8 @@ mod tests {
                 Err(_) => None,
             }
         };
-        // In `here`, the only pod is on this node. In `moved`, the policy selects only pods on other nodes.
+        // Both clusters have the same invalid policy. In `here`, the only pod is on this node. In `moved`, the policy
+        // selects only pods on other nodes.
         let (here, moved) = (cluster_state(1, 1), cluster_state(4, 4));
         assert_eq!(sent(&mut sink, &here, Duration::ZERO), Some(1));
         let almost = RESELECT_INTERVAL.saturating_sub(Duration::from_millis(1));

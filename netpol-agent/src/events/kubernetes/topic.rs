@@ -1,4 +1,5 @@
-//! The topic of an Event, and its text.
+//! The topic of a Kubernetes Event about denied packets (what these packets have in common), and the Event's note (its
+//! text).
 
 use std::fmt::Write;
 
@@ -6,7 +7,8 @@ use netpol_api::FlowEnd;
 use netpol_common::{Direction, Reason};
 use netpol_policy::text::Safe;
 
-/// Maximum length of an Event's note. Source: `NoteLengthLimit` of the API server's validation is 1024 bytes.
+/// Maximum length of an Event's note in bytes, without the `…` of a shortened note. The API server's validation allows
+/// 1024 bytes (`NoteLengthLimit`).
 pub(super) const MAX_NOTE_LENGTH: usize = 1000;
 /// Maximum number of policies that a note names; the others are only counted.
 const MAX_NAMED_POLICIES: usize = 4;
@@ -42,7 +44,7 @@ pub(super) fn event_reason(topic: &Topic) -> Option<&'static str> {
     Some(if topic.shadow { SHADOW_DENIED } else { name })
 }
 
-/// The `reason` of an Event about would-be denials.
+/// The `reason` of an Event about would-be denials: see [`Topic::shadow`].
 const SHADOW_DENIED: &str = "NetworkPolicyShadowDenied";
 
 /// Returns the cause: the text after "denied by …: " or "dropped: " in a note.
@@ -80,10 +82,12 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         Reason::TablesIncomplete => {
             (FULL, "a BPF map of the node is full; the agent's log names the option that increases its size")
         }
+        // Denied, but at no known pod.
         Reason::UnknownPod
         | Reason::NoEndpoint
         | Reason::SourceEndpointGone
         | Reason::OtherHost
+        // Allowed.
         | Reason::NotIsolated
         | Reason::Rule
         | Reason::Service
@@ -121,7 +125,8 @@ pub(super) fn note(topic: &Topic) -> String {
     escape_and_shorten(note)
 }
 
-/// Returns the note of the Event that counts all further traffic of a pod which already has `reported` Events.
+/// Returns the note of a merged Event: it counts all further denied traffic of a pod that already has `reported`
+/// Events.
 pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     let denied = if topic.shadow { "would be denied" } else { "denied" };
@@ -148,6 +153,7 @@ fn peer(end: &FlowEnd) -> String {
     }
 }
 
+/// Formats Services: `Service shop/db`; `Service shop/db and 2 more`.
 fn services(names: &[String]) -> Option<String> {
     match names {
         [] => None,
@@ -156,10 +162,12 @@ fn services(names: &[String]) -> Option<String> {
     }
 }
 
+/// Formats a protocol's name or number: `TCP`; `protocol 47`.
 fn protocol(name: &str) -> String {
     if name.bytes().all(|byte| byte.is_ascii_digit()) { format!("protocol {name}") } else { name.to_owned() }
 }
 
+/// Formats policies: `NetworkPolicy shop/web`; `NetworkPolicies shop/a, shop/b and 3 more`.
 fn policies(policies: &[String]) -> String {
     let names = &policies[..policies.len().min(MAX_NAMED_POLICIES)];
     match (policies.len(), policies.len().saturating_sub(MAX_NAMED_POLICIES)) {
@@ -185,16 +193,19 @@ pub(super) fn escape_and_shorten(note: String) -> String {
 mod tests {
     use super::*;
 
-    fn topic(direction: Direction, reason: Reason, pod: &str, port: Option<u16>) -> Topic {
+    /// Returns a topic. Its peer has the address 10.1.2.3. The peer is the pod `peer_pod`; if this is empty, it is no
+    /// pod.
+    fn topic(direction: Direction, reason: Reason, peer_pod: &str, port: Option<u16>) -> Topic {
         let policies = vec!["shop/deny-all".to_owned()];
         let (namespace, pod) =
-            pod.split_once('/').map(|(namespace, pod)| (namespace.to_owned(), pod.to_owned())).unzip();
+            peer_pod.split_once('/').map(|(namespace, pod)| (namespace.to_owned(), pod.to_owned())).unzip();
         let peer = Box::new(FlowEnd { namespace, pod, address: Some([10, 1, 2, 3].into()), ..FlowEnd::default() });
         Topic { direction, reason, shadow: false, peer, protocol: "TCP".into(), port, policies }
     }
 
-    fn with_services(reason: Reason, pod: &str, services: &[&str], via_services: &[&str]) -> Topic {
-        let mut topic = topic(Direction::Egress, reason, pod, Some(80));
+    /// Returns an egress topic. Its peer is the address of `services`, or a backend of `via_services`.
+    fn with_services(reason: Reason, peer_pod: &str, services: &[&str], via_services: &[&str]) -> Topic {
+        let mut topic = topic(Direction::Egress, reason, peer_pod, Some(80));
         topic.peer.services = services.iter().map(ToString::to_string).collect();
         topic.peer.via_services = via_services.iter().map(ToString::to_string).collect();
         topic
@@ -253,8 +264,8 @@ mod tests {
     fn policies_beyond_the_limit_are_counted_and_notes_are_shortened() {
         let long = |n: usize| format!("{}/{n}{}", "n".repeat(63), "p".repeat(250));
         let policies: Vec<_> = (0..40).map(long).collect();
-        let all = Topic { policies, ..topic(Direction::Egress, Reason::NoRule, "shop/db", Some(1)) };
-        let note = note(&all);
+        let long_topic = Topic { policies, ..topic(Direction::Egress, Reason::NoRule, "shop/db", Some(1)) };
+        let note = note(&long_topic);
         assert!(note.len() <= 1024 && note.ends_with('…'), "{note}");
         let six: Vec<_> = (0..6).map(|n| format!("a/{n}")).collect();
         assert_eq!(super::policies(&six), "NetworkPolicies a/0, a/1, a/2, a/3 and 2 more");

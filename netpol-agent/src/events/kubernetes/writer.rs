@@ -1,4 +1,7 @@
 //! Writes Events to the API server, one request at a time.
+//!
+//! A *publication* is one write: the Event of a *series* (denied packets of a pod, with their number), or a *notice*
+//! (about a policy or a namespace).
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -23,6 +26,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of cached pod UIDs. They are cached so that further Events about a pod need no lookup.
 const MAX_CACHED_UIDS: usize = 256;
 
+// Rules of the agent's `ClusterRole`, as YAML.
 const EVENTS_RULE: &str = r#"{apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create", "patch"]}"#;
 const PODS_RULE: &str = r#"{apiGroups: [""], resources: ["pods"], verbs: ["get"]}"#;
 const POLICIES_RULE: &str = r#"{apiGroups: ["networking.k8s.io"], resources: ["networkpolicies"], verbs: ["get"]}"#;
@@ -32,9 +36,9 @@ const POLICIES_RULE: &str = r#"{apiGroups: ["networking.k8s.io"], resources: ["n
 pub(super) enum WriteResult {
     /// The API server stored the publication.
     Written,
-    /// It can never be written.
+    /// The publication can never be written.
     Discarded(DropReason, String),
-    /// It may be written later.
+    /// The publication was not written; a later attempt may succeed.
     Retry(WriteFailure),
 }
 
@@ -43,9 +47,9 @@ pub(super) enum WriteResult {
 pub(super) struct WriteFailure {
     /// The error message for the log.
     pub(super) error: String,
-    /// The delay that the server requested.
+    /// The delay that the server requested; zero if none.
     pub(super) retry_after: Duration,
-    /// The rule that the agent's `ClusterRole` lacks.
+    /// The missing rule of the agent's `ClusterRole`, if the server rejected the request because of it.
     pub(super) missing: Option<&'static str>,
     /// The server rejected the credentials: 401.
     pub(super) unauthorized: bool,
@@ -59,6 +63,7 @@ pub(super) struct Writer {
     client: Client,
     credentials: Credentials,
     node: String,
+    /// The UIDs of pods, by name and creation time (seconds since 1970).
     uids: HashMap<(PodKey, i64), String>,
     /// Missing rules of the `ClusterRole` that were already logged. Without these rules, Events are written without a
     /// UID.
@@ -118,7 +123,7 @@ impl Writer {
             match events.patch(&name, &PatchParams::default(), &update).await {
                 // The API server has deleted the Event, because it was old. The Event is created again below.
                 Err(Error::Api(status)) if status.is_not_found() => {}
-                response => return response.map(drop).map_err(|error| failed(&error, EVENTS_RULE)),
+                response => return response.map(drop).map_err(|error| result_of_error(&error, EVENTS_RULE)),
             }
         }
         let uid = self.pod_uid(&series.pod, series.created).await?;
@@ -126,10 +131,10 @@ impl Writer {
             // An earlier request succeeded, but its response was lost.
             Err(Error::Api(status)) if status.is_already_exists() && series.count > 1 => {
                 let patched = events.patch(&name, &PatchParams::default(), &update).await;
-                patched.map(drop).map_err(|error| failed(&error, EVENTS_RULE))
+                patched.map(drop).map_err(|error| result_of_error(&error, EVENTS_RULE))
             }
             Err(Error::Api(status)) if status.is_already_exists() => Ok(()),
-            response => response.map(drop).map_err(|error| failed(&error, EVENTS_RULE)),
+            response => response.map(drop).map_err(|error| result_of_error(&error, EVENTS_RULE)),
         }
     }
 
@@ -148,11 +153,12 @@ impl Writer {
         match events.create(&PostParams::default(), &event).await {
             // Another agent has written this Event, or this agent did so earlier.
             Err(Error::Api(status)) if status.is_already_exists() => Ok(()),
-            response => response.map(drop).map_err(|error| failed(&error, EVENTS_RULE)),
+            response => response.map(drop).map_err(|error| result_of_error(&error, EVENTS_RULE)),
         }
     }
 
-    /// Looks up the pod's UID, because `kubectl describe pod` shows only Events with this UID.
+    /// Looks up the pod's UID, because `kubectl describe pod` shows only Events with this UID. `created` is the
+    /// creation time of the pod in seconds since 1970, or 0 if it is unknown.
     async fn pod_uid(&mut self, pod: &PodKey, created: i64) -> Result<Option<String>, WriteResult> {
         let subject = (pod.clone(), created);
         if let Some(uid) = self.uids.get(&subject) {
@@ -177,7 +183,8 @@ impl Writer {
         Ok(found.uid)
     }
 
-    /// Returns `None` if the lookup is forbidden: an Event that `kubectl describe` does not show is better than none.
+    /// Returns `None` if the lookup of a UID is forbidden. Then the Event is written without the UID: an Event that
+    /// `kubectl describe` does not show is better than no Event.
     fn ignore_forbidden<T>(
         &mut self,
         response: kube::Result<Option<T>>,
@@ -195,13 +202,13 @@ impl Writer {
                 }
                 Ok(None)
             }
-            response => response.map_err(|error| failed(&error, rule)),
+            response => response.map_err(|error| result_of_error(&error, rule)),
         }
     }
 }
 
-/// Returns whether permission is missing. If a namespace is being deleted, the API server also returns 403, with a
-/// cause.
+/// Returns whether the agent lacks permission. If the namespace is being deleted, the API server also returns 403, but
+/// this is no lack of permission.
 fn lacks_permission(status: &Status) -> bool {
     status.is_forbidden() && !is_terminating(status)
 }
@@ -210,8 +217,9 @@ fn is_terminating(status: &Status) -> bool {
     status.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == "NamespaceTerminating")
 }
 
-/// Returns the result of a request that failed. The request needs `rule` in the agent's `ClusterRole`.
-fn failed(error: &Error, rule: &'static str) -> WriteResult {
+/// Converts the error of a request to the result of the publication. `rule` is the rule of the agent's `ClusterRole`
+/// that the request needs.
+fn result_of_error(error: &Error, rule: &'static str) -> WriteResult {
     let retry = |retry_after, missing, unauthorized| {
         WriteResult::Retry(WriteFailure { error: error_chain(error), retry_after, missing, unauthorized })
     };

@@ -1,4 +1,4 @@
-//! Pauses between retries: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-throttling>.
+//! Pauses before a failed request is sent again: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-throttling>.
 
 use std::time::Duration;
 
@@ -6,19 +6,22 @@ use netpol_source::kube::jitter;
 
 /// The first pause after a failure. Each further pause is twice as long, up to [`MAX`].
 const MIN: Duration = Duration::from_secs(1);
+/// The longest pause, if the collector requests none.
 const MAX: Duration = Duration::from_secs(30);
-/// Longest pause that a collector can request.
+/// The longest pause that a collector can request.
 const MAX_REQUESTED: Duration = Duration::from_mins(4);
 
-/// The pauses since the last accepted request.
+/// Computes growing pauses. After an accepted request, the caller starts again with a new value.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
+    /// The last growing pause, without the random part. It also grows at failures for which the collector requests a
+    /// pause.
     last: Duration,
 }
 
 impl Backoff {
-    /// Returns the pause after a failure: the pause that the collector requests with `Retry-After`, or else a growing
-    /// pause. It is partly random: agents that failed at the same time should not retry at the same time.
+    /// Returns the pause after a failure: the pause that the collector requests with `Retry-After`, or else the growing
+    /// pause. A random part is added, so that agents that failed at the same time do not retry at the same time.
     pub(super) fn pause(&mut self, requested: Option<Duration>) -> Duration {
         self.last = (self.last * 2).clamp(MIN, MAX);
         let pause = requested.map_or(self.last, |requested| requested.min(MAX_REQUESTED));

@@ -1,4 +1,4 @@
-//! One connection to a collector, kept between requests.
+//! A client with one connection to an OpenTelemetry collector. The connection is kept between requests.
 
 use std::time::Duration;
 
@@ -36,7 +36,9 @@ pub(super) enum Response {
 /// A client of one collector.
 #[derive(Debug)]
 pub(super) struct Client {
+    /// The URL of the collector.
     endpoint: Endpoint,
+    /// The connection of the last request; `None` if the next request must connect.
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -95,7 +97,7 @@ impl Client {
     }
 }
 
-/// Reads a response. Only four status codes are retried, as the specification requires.
+/// Reads a response. Only four status codes are retried, as the OTLP specification requires.
 async fn read(response: hyper::Response<Incoming>) -> Result<Response, String> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|error| error.to_string())?.to_bytes();

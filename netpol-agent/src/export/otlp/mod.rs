@@ -1,4 +1,4 @@
-//! Sends records as logs to an OpenTelemetry collector: OTLP/HTTP with JSON bodies, as defined in
+//! Sends flow records as log records to an OpenTelemetry collector: OTLP/HTTP with JSON bodies, as defined in
 //! <https://opentelemetry.io/docs/specs/otlp/#otlphttp>.
 
 mod backoff;
@@ -36,7 +36,7 @@ pub(super) fn run(endpoint: Endpoint, node: &str, Input { records, counters, sto
                 backoff: Backoff::default(),
                 counters,
                 stopped,
-                reported: None,
+                logged_failure: None,
             };
             runtime.block_on(sender.run(records));
             // Dropping the runtime would wait until a DNS lookup of the collector has finished.
@@ -53,8 +53,9 @@ struct Sender {
     backoff: Backoff,
     counters: Arc<ExportCounters>,
     stopped: oneshot::Receiver<()>,
-    /// The kind of failure that was logged last, if no records have been accepted since then.
-    reported: Option<DropReason>,
+    /// The kind of the failure that was logged last; `None` if the collector has accepted all records of a request
+    /// since then.
+    logged_failure: Option<DropReason>,
 }
 
 impl Sender {
@@ -63,6 +64,7 @@ impl Sender {
         while receive(&mut records, &mut batch).await {
             let mut rest = &batch[..];
             while !rest.is_empty() {
+                // A request has as many of the records as its maximum size permits.
                 let (body, count) = self.encoder.request(rest, SystemTime::now());
                 self.deliver(body, count).await;
                 rest = &rest[count..];
@@ -97,7 +99,7 @@ impl Sender {
         self.counters.count_dropped(DropReason::Rejected, rejected);
         if rejected > 0 {
             self.report(DropReason::Rejected, message, "the collector rejected some flow records of a batch");
-        } else if self.reported.take().is_some() {
+        } else if self.logged_failure.take().is_some() {
             tracing::info!(url = self.url, "the collector accepts flow records again");
         }
     }
@@ -107,14 +109,14 @@ impl Sender {
         self.report(DropReason::Rejected, error, "the collector rejected flow records; check its URL and its log");
     }
 
-    /// Logs the first failure of a kind.
+    /// Logs a failure, unless the failure that was logged last is of the same kind.
     fn report(&mut self, kind: DropReason, error: &str, what: &str) {
-        if self.reported.replace(kind) != Some(kind) {
+        if self.logged_failure.replace(kind) != Some(kind) {
             tracing::warn!(url = self.url, error, "{what} (policy enforcement is not affected)");
         }
     }
 
-    /// Waits for a retry. Returns false if the agent stops.
+    /// Waits until this time, for a retry. Returns false early if the agent stops.
     async fn wait(&mut self, until: Instant) -> bool {
         tokio::select! {
             () = sleep_until(until) => true,
@@ -124,7 +126,7 @@ impl Sender {
     }
 }
 
-/// Receives a batch. Returns false if the queue is closed.
+/// Receives the records of a batch. Returns false if the queue is closed and empty.
 async fn receive(records: &mut mpsc::Receiver<Arc<Record>>, batch: &mut Vec<Arc<Record>>) -> bool {
     if records.recv_many(batch, BATCH).await == 0 {
         return false;

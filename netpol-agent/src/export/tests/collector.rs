@@ -1,4 +1,4 @@
-//! A collector that gives prepared answers.
+//! A fake OpenTelemetry collector for tests. It receives HTTP requests, and sends prepared responses.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,10 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::super::Endpoint;
 
-/// What the collector does with a request.
+/// What the collector does after it has received a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Answer {
-    /// Sends status, `Retry-After` and body.
+    /// Sends a response with this status, header `Retry-After` and body.
     Status(u16, Option<&'static str>, &'static str),
     /// Closes the connection without a response.
     Close,
@@ -36,7 +36,7 @@ pub(super) struct Received {
     pub(super) body: Value,
 }
 
-/// A running collector. After the prepared answers, it accepts all requests.
+/// A running collector. After the prepared answers, it responds to each request with status 200.
 pub(super) struct Collector {
     address: SocketAddr,
     requests: Receiver<Received>,
@@ -46,6 +46,7 @@ pub(super) struct Collector {
 }
 
 impl Collector {
+    /// Starts a collector on its own thread. It gives each answer to one request, in this order.
     pub(super) fn start(answers: Vec<Answer>) -> Self {
         let (request_sender, requests) = channel();
         let (running, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -72,12 +73,12 @@ impl Collector {
         Endpoint { host: self.address.ip().to_string(), port: self.address.port(), path: path.to_owned() }
     }
 
-    /// Returns the next request.
+    /// Waits for the next request, and returns it.
     pub(super) fn request(&self) -> Received {
         self.requests.recv_timeout(Duration::from_secs(20)).expect("no request has arrived")
     }
 
-    /// Returns the number of connections so far.
+    /// Returns the number of connections that clients have opened so far.
     pub(super) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
@@ -95,7 +96,7 @@ async fn serve(listener: TcpListener, answers: Answers, requests: Sender<Receive
 
 async fn connection(stream: TcpStream, answers: Answers, requests: Sender<Received>) {
     let service = service_fn(|request| answer(request, &answers, &requests));
-    // An error closes the connection.
+    // Ignores errors: if `answer` returns an error, hyper closes the connection, as the test requires.
     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
@@ -113,7 +114,7 @@ async fn answer(
         content_type: content_type.to_owned(),
         body: serde_json::from_slice(&body)?,
     };
-    // The test may have ended.
+    // Sending fails if the test has ended.
     let _ = requests.send(received);
     let next = answers.lock().expect("a thread panicked").pop_front();
     let Answer::Status(status, retry_after, text) = next.unwrap_or(Answer::Status(200, None, "{}")) else {

@@ -1,10 +1,10 @@
-//! Checks JSON against the messages of OTLP. The table of messages is a copy of the `.proto` files of
-//! <https://github.com/open-telemetry/opentelemetry-proto> (1.9). A field that its message does not have is an error: a
-//! real collector ignores such a field, so its content would be lost.
+//! Checks JSON against the message types of OTLP, the OpenTelemetry protocol. The table of message types is a copy from
+//! the `.proto` files of <https://github.com/open-telemetry/opentelemetry-proto> (1.9). A field that its message does
+//! not have is an error: a real collector ignores such a field, so its content would be lost.
 
 use serde_json::{Map, Number, Value};
 
-/// Messages with their fields: name in JSON, and type. `*` means repeated.
+/// Message types with their fields. A field is its name in JSON, and its type. `*` means repeated.
 const MESSAGES: [(&str, &[(&str, &str)]); 10] = [
     ("ExportLogsServiceRequest", &[("resourceLogs", "*ResourceLogs")]),
     ("ResourceLogs", &[("resource", "Resource"), ("scopeLogs", "*ScopeLogs"), ("schemaUrl", "string")]),
@@ -47,9 +47,9 @@ const MESSAGES: [(&str, &[(&str, &str)]); 10] = [
     ("KeyValueList", &[("values", "*KeyValue")]),
 ];
 
-/// Panics if the value is not a message of this type.
-pub(super) fn check(of_type: &str, value: &Value) {
-    let is_valid = match of_type {
+/// Panics if the value does not have this type: a scalar type, or a message type.
+pub(super) fn check(type_name: &str, value: &Value) {
+    let is_valid = match type_name {
         "string" => value.is_string(),
         "bool" => value.is_boolean(),
         "double" => value.is_f64(),
@@ -59,24 +59,24 @@ pub(super) fn check(of_type: &str, value: &Value) {
         "fixed64" => value.as_str().is_some_and(|text| text.parse::<u64>().is_ok()),
         message => return check_message(message, value),
     };
-    assert!(is_valid, "{value} is no {of_type}");
+    assert!(is_valid, "{value} does not have the type {type_name}");
 }
 
 fn check_message(message: &str, value: &Value) {
     let (_, fields) = MESSAGES.iter().find(|(name, _)| *name == message).expect(message);
-    let object = value.as_object().unwrap_or_else(|| panic!("{value} is no {message}"));
+    let object = value.as_object().unwrap_or_else(|| panic!("{value} does not have the type {message}"));
     assert!(message != "AnyValue" || object.len() == 1, "AnyValue has {} fields: {value}", object.len());
     for (name, value) in object {
         let field = fields.iter().find(|(field_name, _)| field_name == name);
-        let (_, of_type) = field.unwrap_or_else(|| panic!("{message} has no field {name}"));
-        match of_type.strip_prefix('*') {
-            Some(of_type) => {
-                let list = value.as_array().unwrap_or_else(|| panic!("{message}.{name} is no list: {value}"));
+        let (_, type_name) = field.unwrap_or_else(|| panic!("{message} has no field {name}"));
+        match type_name.strip_prefix('*') {
+            Some(element_type) => {
+                let list = value.as_array().unwrap_or_else(|| panic!("{message}.{name} is not a list: {value}"));
                 for element in list {
-                    check(of_type, element);
+                    check(element_type, element);
                 }
             }
-            None => check(of_type, value),
+            None => check(type_name, value),
         }
     }
 }
@@ -96,7 +96,7 @@ pub(super) fn value(any: &Value) -> Value {
     }
 }
 
-/// Returns the attributes of a message.
+/// Returns the attributes of a message as a map.
 pub(super) fn attributes(message: &Value) -> Map<String, Value> {
     message["attributes"].as_array().expect("no attributes").iter().map(key_value).collect()
 }

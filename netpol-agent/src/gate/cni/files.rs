@@ -24,7 +24,7 @@ pub(super) fn read(path: &Path) -> io::Result<(String, Metadata)> {
     Ok((text, metadata))
 }
 
-/// Replaces a file by one with the same owner and permissions.
+/// Replaces a file by a new one with this content, and with the owner and permissions of the old file.
 pub(super) fn replace(path: &Path, content: &[u8], old: &Metadata) -> io::Result<()> {
     write(path, content, old.mode() & 0o7777, Some((old.uid(), old.gid())))
 }

@@ -17,9 +17,10 @@ pub(super) struct ConfigList<'a> {
     plugins: Vec<Plugin>,
 }
 
-/// An entry of a list.
+/// An entry of a list: the configuration of one plugin.
 #[derive(Debug)]
 struct Plugin {
+    /// The field `type`.
     kind: String,
     /// Position of the entry in the text.
     span: Range<usize>,
@@ -71,14 +72,14 @@ impl<'a> ConfigList<'a> {
         Ok(Self { text, versions, plugins })
     }
 
-    /// Returns all versions that a runtime may choose.
+    /// Returns all versions of the CNI specification that a runtime may choose for this list.
     pub(super) fn versions(&self) -> impl Iterator<Item = &str> {
         self.versions.iter().map(String::as_str)
     }
 
-    /// Returns the text with an entry for `netpol-cni`, or `None` if nothing must change. A new entry is appended. An
-    /// existing entry is not moved back to the end: if another program also keeps its plugin last, the two would
-    /// rewrite the file forever.
+    /// Returns the text with this entry for `netpol-cni`, or `None` if nothing must change. A new entry is appended. An
+    /// existing entry that is not the last one stays where it is: if another program also kept its plugin last, both
+    /// programs would rewrite the file forever.
     pub(super) fn with_entry(&self, entry: &str) -> Option<String> {
         let own = self.own_indexes();
         match own[..] {
@@ -89,10 +90,10 @@ impl<'a> ConfigList<'a> {
                 (!is_same).then(|| replaced(self.text, span.clone(), entry))
             }
             [] => Some(self.appended(entry)),
+            // There are several entries, or the only entry is at index 0. Removes the last of them, and repeats.
             _ => {
                 let last = *own.last()?;
-                // A list that has only netpol's entries is left unchanged. The entry moves when another plugin is
-                // added.
+                // A list that has only netpol's entries is left unchanged. It is edited when another plugin is added.
                 if own.len() == self.plugins.len() {
                     return None;
                 }
@@ -158,7 +159,9 @@ fn parse(text: &str) -> Option<Value> {
 mod tests {
     use super::*;
 
+    /// The entry that lists must contain.
     const ENTRY: &str = r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock"}"#;
+    /// An entry for the same plugin with another setting.
     const OTHER: &str = r#"{"socket":"/run/netpol/other.sock", "type":"netpol-cni"}"#;
     /// A list as Flannel writes it.
     const FLANNEL: &str = "{

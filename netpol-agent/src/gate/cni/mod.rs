@@ -1,8 +1,9 @@
-//! Installs the CNI plugin `netpol-cni` on the node, as the last one in the container runtime's list of plugins.
+//! Installs the CNI plugin `netpol-cni` on the node, as the last one in the container runtime's list of plugins. The
+//! plugin delays the start of a pod until the pod's policies are enforced.
 //!
-//! Container runtimes use the first valid file in the order of names. Only the entry of `netpol-cni` is added, replaced
-//! or removed there. The rest of the text stays as it is, so that [`uninstall`] restores the original text. Files are
-//! replaced atomically.
+//! Container runtimes use the first valid file of a directory, in the order of names. In this file, only the entry of
+//! `netpol-cni` is added, replaced or removed. The rest of the text stays as it is, so that [`uninstall`] restores the
+//! original text. Files are replaced atomically.
 
 mod files;
 mod list;
@@ -38,20 +39,20 @@ pub struct Installation {
     pub settings: Settings,
 }
 
-/// A plugin that is installed.
+/// The result of [`Installation::install`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
     /// The list that contains the plugin.
     pub file: PathBuf,
-    /// Whether this call added or replaced the plugin's entry.
+    /// Whether the call added or replaced the plugin's entry in the list.
     pub entry_written: bool,
-    /// Whether this call copied the plugin's executable.
+    /// Whether the call copied the plugin's executable.
     pub binary_written: bool,
-    /// Files that come before the list in the order of names, but cannot be used.
+    /// Files that come before the list in the order of names, but are not valid.
     pub skipped: Vec<Skipped>,
 }
 
-/// A configuration that cannot be used.
+/// A configuration file that is not valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     /// The file.
@@ -75,7 +76,8 @@ pub enum InstallError {
     /// owns the file could write it again, and the runtime would use the file instead of the list.
     #[error("{0} configures a single plugin and cannot contain a second one; replace it by a .conflist, or use NRI")]
     SinglePlugin(PathBuf),
-    /// The list has a version that `netpol-cni` does not support. With the entry, runtimes would reject the whole list.
+    /// The list has a version that `netpol-cni` does not support. If `netpol-cni` were in this list, runtimes would
+    /// reject the whole list.
     #[error("{file} has cniVersion {version}; {PLUGIN} supports {}", VERSIONS.join(", "))]
     Version {
         /// The list.
@@ -111,7 +113,7 @@ pub struct Uninstalled {
     pub remains: Vec<String>,
 }
 
-/// The configuration that the runtime uses.
+/// The configuration file that the runtime uses.
 struct ChosenFile {
     file: PathBuf,
     text: String,
@@ -128,7 +130,7 @@ impl fmt::Display for SkippedFiles<'_> {
 }
 
 impl Installation {
-    /// Installs the plugin, or repairs it.
+    /// Installs the plugin, or repairs its installation.
     ///
     /// # Errors
     /// If the runtime's configuration is missing or cannot have another plugin, or a file cannot be written.
@@ -168,8 +170,8 @@ impl Installation {
 /// Removes the plugin's entry from all lists in a directory, which restores their original text. Then removes the
 /// plugin's executable from `bin_dir`, unless a list still contains the plugin.
 ///
-/// Without `bin_dir`, the executable remains. It does nothing by itself, and CRI-O may still need it: CRI-O removes a
-/// pod with the list of plugins that the pod was started with, and fails if a plugin is missing (`TearDownPod` and
+/// Without `bin_dir`, the executable remains. It does nothing by itself, and CRI-O may still need it: to remove a pod,
+/// CRI-O uses the list of plugins from the start of the pod, and fails if a plugin is missing (`TearDownPod` and
 /// `loadNetworkFromCache` in ocicni). containerd uses the current list.
 pub fn uninstall(config_dir: &Path, bin_dir: Option<&Path>) -> Uninstalled {
     let mut report = Uninstalled::default();
@@ -204,7 +206,7 @@ pub fn bundled() -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(PLUGIN))
 }
 
-/// Returns the first valid configuration, if it is a list.
+/// Returns the first valid configuration file, if it is a list of plugins.
 fn choose(directory: &Path) -> Result<ChosenFile, InstallError> {
     let mut skipped = Vec::new();
     for file in configurations(directory).map_err(io_error("list", directory))? {
@@ -223,7 +225,7 @@ fn choose(directory: &Path) -> Result<ChosenFile, InstallError> {
     Err(InstallError::NoConfiguration { directory: directory.to_owned(), skipped })
 }
 
-/// Removes the plugin from a configuration. Returns whether the configuration contained the plugin.
+/// Removes the plugin from a configuration file. Returns whether the file contained the plugin.
 fn remove_entry(file: &Path) -> Result<bool, String> {
     let file = file.canonicalize().map_err(|error| error.to_string())?;
     for _ in 0..ATTEMPTS {
@@ -233,7 +235,7 @@ fn remove_entry(file: &Path) -> Result<bool, String> {
         }
         let without = if is_list(&file) { ConfigList::parse(&text)?.without_entry()? } else { None };
         let Some(without) = without else {
-            // For example, Multus keeps a copy of a list in its own configuration.
+            // For example, the file is the configuration of Multus, which can contain a copy of a list.
             return Err("not an entry of a list; remove it by hand".to_owned());
         };
         if is_unchanged(&file, &text) {

@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_millis(20);
 
 /// Installs the plugin, and repeats this when another program has written the configuration or removed the executable.
 /// Calls `report` if a result differs from the previous one, or if the installation wrote a file. Ends only when the
-/// future is dropped.
+/// future is dropped, or if the installation panics.
 pub async fn watch(installation: Installation, mut report: impl FnMut(&Result<Installed, InstallError>)) {
     let mut watch = Watch::new().ok();
     let mut reported = None;
@@ -56,7 +56,7 @@ impl ReportedState {
     }
 }
 
-/// Waits for a change or the next check.
+/// Waits for the next check, or until a change is followed by a pause of [`QUIET`].
 async fn wait(watch: &mut Option<Watch>) {
     let Some(watch) = watch else { return sleep(INTERVAL).await };
     match timeout(INTERVAL, watch.changed()).await {

@@ -27,6 +27,7 @@ pub(crate) type AppliedByKubectl = BTreeMap<ObjectKey, Applied>;
 pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -> Parsed {
     let Parsed { objects, errors, left_out, ignored, unevaluated, workloads, controllers, .. } = change;
     let mut result = Parsed { errors, left_out, ignored, ..live.clone() };
+    // Pods that are added, removed, or have other labels or ports. In the last case, both the old and the new version.
     let mut changed_pods = apply_workloads(&mut result, workloads);
     let mut slices = Slices::default();
     let mut indexes: HashMap<ObjectKey, usize> =
@@ -80,9 +81,9 @@ pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -
     result
 }
 
-/// Replaces or adds workloads. If a template changes, the controller of the workload replaces its pods. So the old pods
-/// are removed, and a pod of the new template stands for the new ones. Returns the removed pods, and the pods of new
-/// and changed templates.
+/// Replaces or adds workloads. If the template of a workload changes, Kubernetes replaces the pods of the workload. So
+/// the old pods are removed, and a pod of the new template stands for the new ones. Returns the removed pods, and the
+/// pods of new and changed templates.
 fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Vec<Pod> {
     let mut indexes: HashMap<WorkloadKey, usize> =
         result.workloads.iter().enumerate().map(|(index, located)| (located.object.key.clone(), index)).collect();
@@ -106,7 +107,7 @@ fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Ve
         let controller = workload.controller.as_ref();
         restarted.contains(&workload.key) || controller.is_some_and(|controller| restarted.contains(controller))
     };
-    let controllers: HashSet<WorkloadKey> = result
+    let restarted_controllers: HashSet<WorkloadKey> = result
         .workloads
         .iter()
         .map(|located| &located.object)
@@ -115,7 +116,7 @@ fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Ve
         .collect();
     let (removed, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut result.controllers)
         .into_iter()
-        .partition(|(_, controller)| controllers.contains(controller));
+        .partition(|(_, controller)| restarted_controllers.contains(controller));
     result.controllers = kept;
     let removed: HashSet<_> = removed.into_iter().map(|(pod, _)| pod).collect();
     result.objects.retain(|located| match &located.object {
@@ -212,6 +213,7 @@ fn apply_pod(old: Pod, new: Pod) -> Pod {
 
 /// Applies the manifest of a Service. The Service's addresses stay if the manifest has no addresses.
 fn apply_service(old: Service, new: Service) -> Service {
+    // `requested_families` is set only if the manifest of a Service with cluster IPs does not contain them.
     if new.requested_families.is_none() {
         return new;
     }
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_stay_unless_a_selector_or_a_selected_pod_changes() {
+    fn slices_stay_unless_their_service_or_a_selected_pod_changes() {
         let deployment = |labels: &str| {
             format!(
                 "{{apiVersion: apps/v1, kind: Deployment, metadata: {{namespace: shop, name: db}}, spec: {{selector: {{}}, \
@@ -289,10 +291,10 @@ mod tests {
         let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: shop, name: db-s, labels: {kubernetes.io/service-name: db}},
             addressType: IPv4, endpoints: [{addresses: [10.0.0.6]}], ports: [{port: 81}]}\n---\n";
         let all = ["db-1-x", "bare", "db-s", "manual-s"];
-        let (without_pod, without_slice) = (["bare", "manual-s"], ["db-1-x", "bare", "manual-s"]);
+        let (without_pod_and_slice, without_slice) = (["bare", "manual-s"], ["db-1-x", "bare", "manual-s"]);
         for (change, expected) in [
             (deployment("{app: db}"), &all[..]),
-            (deployment("{app: db, version: v2}"), &without_pod),
+            (deployment("{app: db, version: v2}"), &without_pod_and_slice),
             (bare("{app: bare, more: x}"), &all),
             (bare("{app: db}"), &without_slice),
             (service("db", "{clusterIP: 10.96.0.1, selector: {app: db}, ports: [{port: 80}]}"), &all),

@@ -1,4 +1,5 @@
-//! BPF system calls that aya lacks: operations on many entries at once, and maps with BTF types.
+//! BPF system calls that aya lacks: operations on many entries at once, maps with BTF types, and the ID of a map in an
+//! array of maps.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -26,7 +27,8 @@ struct Element {
     flags: u64,
 }
 
-/// `union bpf_attr` for the batch commands.
+/// `union bpf_attr` for the batch commands. `from` and `to` are `in_batch` and `out_batch`: pointers to the position in
+/// the map at which this batch starts, and to the position of the next batch.
 #[repr(C)]
 #[derive(Default)]
 struct Batch {
@@ -58,7 +60,7 @@ struct Create {
     btf_value_type: u32,
 }
 
-/// `union bpf_attr` for `BPF_BTF_LOAD`.
+/// `union bpf_attr` for `BPF_BTF_LOAD`. `types` is a pointer to the BTF data, `size` is its length.
 #[repr(C)]
 #[derive(Default)]
 struct LoadTypes {
@@ -89,9 +91,9 @@ const LRU_HASH: u32 = 9;
 
 /// Creates an LRU hash with BTF types, as the maps in the BPF object have them.
 ///
-/// Linux 5.15 to 6.2 require the types: the inner map that the BPF object declares has BTF types, and a map without
-/// types has another `timer_off`, so the map of maps would reject it. Source: `bpf_map_meta_equal`,
-/// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/map_in_map.c>.
+/// Linux 5.15 to 6.2 require the types. The inner map that the BPF object declares has BTF types. A map without types
+/// has another `timer_off` (the offset of a `bpf_timer` in the value, or an error code), so the map of maps would
+/// reject it. Source: `bpf_map_meta_equal`, <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/map_in_map.c>.
 pub(super) fn create_lru_hash<K, V>(size: u32, name: &str) -> io::Result<OwnedFd> {
     let as_u32 = |size: usize| u32::try_from(size).map_err(io::Error::other);
     let (key_size, value_size) = (as_u32(size_of::<K>())?, as_u32(size_of::<V>())?);
@@ -106,14 +108,14 @@ pub(super) fn create_lru_hash<K, V>(size: u32, name: &str) -> io::Result<OwnedFd
         btf_value_type: VALUE_TYPE,
         ..Create::default()
     };
-    // The last byte stays zero.
+    // The name ends with a zero byte.
     for (to, from) in create.name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
     bpf_descriptor(MAP_CREATE, &mut create)
 }
 
-/// Numbers of the types in [`load_types`].
+/// IDs of the types in [`load_types`].
 const KEY_TYPE: u32 = 2;
 const VALUE_TYPE: u32 = 4;
 
@@ -124,15 +126,17 @@ const VALUE_TYPE: u32 = 4;
 /// Source of the format: <https://docs.kernel.org/bpf/btf.html>.
 fn load_types(key_size: u32, value_size: u32) -> io::Result<OwnedFd> {
     const STRINGS: &[u8] = b"\0u8\0flow\0bytes\0";
+    // The offsets of the names in `STRINGS`.
     let [u8, flow, bytes] = [1, 4, 9];
+    // The kinds of types (`BTF_KIND_INT` and so on), at their position in `info`, the second word of a type.
     let [int, array, structure] = [1_u32, 3, 4].map(|kind| kind << 24);
     let types = [
-        // 1: u8, of 8 bits.
+        // Type 1: u8, of 8 bits.
         [u8, int, 1, 8].as_slice(),
-        // 2 and 3: arrays of type 1, with an index of type 1.
+        // Types 2 and 3: arrays of type 1, with an index of type 1.
         &[0, array, 0, 1, 1, key_size],
         &[0, array, 0, 1, 1, value_size],
-        // 4: a structure with one member, of type 3 at offset 0.
+        // Type 4: a structure with one member, of type 3 at offset 0.
         &[flow, structure | 1, value_size, bytes, 3, 0],
     ]
     .concat();
@@ -187,7 +191,7 @@ pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -
             return set_map(array, slots[0]);
         }
     }
-    // Without the batch operation, use several threads: their waits overlap.
+    // Without the batch operation, up to 32 threads write slots one by one: their waits overlap.
     let threads = slots.len().div_ceil(slots.len().div_ceil(32).max(1)).max(1);
     std::thread::scope(|scope| {
         let parts = slots.chunks(slots.len().div_ceil(threads).max(1));
@@ -198,6 +202,7 @@ pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -
     })
 }
 
+/// Writes a map into a slot of an array of maps, and waits until no program uses the previous map.
 fn set_map(array: BorrowedFd<'_>, (index, map): (u32, BorrowedFd<'_>)) -> io::Result<()> {
     let descriptor = descriptor_of(map);
     update(array, &index, &descriptor, 0)
@@ -211,7 +216,8 @@ pub(super) fn update<K, V>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) 
 
 /// Returns all entries of a hash. Entries that are inserted or deleted meanwhile may or may not be included.
 pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    /// Must be larger than any bucket of the hash. If it is not, the kernel returns `ENOSPC`, and larger batches are tried.
+    /// The size of the first batch. If a bucket of the hash has more entries, the kernel returns `ENOSPC`, and the
+    /// batch is repeated with a larger size.
     const BATCH_SIZE: usize = 1024;
     let mut found = Vec::new();
     let (mut keys, mut values) = (vec![K::zeroed(); BATCH_SIZE], vec![V::zeroed(); BATCH_SIZE]);

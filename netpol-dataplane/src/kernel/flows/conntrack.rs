@@ -12,6 +12,7 @@ use netpol_common::{flow_state, protocol};
 
 /// `NFNL_SUBSYS_CTNETLINK`, `IPCTNL_MSG_CT_GET`.
 const GET: u16 = 1 << 8 | 1;
+/// `NLM_F_REQUEST | NLM_F_DUMP`.
 const REQUEST_DUMP: u16 = 0x301;
 /// `NLMSG_ERROR`, `NLMSG_DONE`.
 const ERROR: u16 = 2;
@@ -21,6 +22,7 @@ const NESTED: u16 = 0x8000;
 /// Mask of an attribute's type, without its two flag bits.
 const TYPE: u16 = 0x3fff;
 
+/// Attributes of a connection, and of the attributes nested in it. Each nested attribute has its own numbers.
 mod attribute {
     pub(super) const TUPLE_ORIG: u16 = 1;
     pub(super) const TUPLE_REPLY: u16 = 2;
@@ -63,7 +65,7 @@ pub(super) struct Tuple {
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
     pub(super) protocol: u8,
-    /// Network byte order. For ICMP echo, both ports are the identifier.
+    /// Ports are in network byte order. For ICMP echo, both ports are the identifier.
     pub(super) source_port: [u8; 2],
     pub(super) destination_port: [u8; 2],
 }
@@ -130,7 +132,7 @@ impl Conntrack {
         Ok(found)
     }
 
-    /// Returns the connections of these addresses, filtered by the kernel.
+    /// Same as [`Self::connections_of`], but the kernel filters.
     fn filtered(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<Connection>> {
         let mut found = Vec::new();
         for address in addresses {
@@ -219,7 +221,7 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
-/// Parses a connection. `None` if it cannot become a flow.
+/// Parses a connection. Returns `None` if it is invalid or has ended, or if its packets belong to no flow.
 fn connection(bytes: &[u8]) -> Option<Connection> {
     let original = tuple(attribute(bytes, attribute::TUPLE_ORIG)?)?;
     let reply = tuple(attribute(bytes, attribute::TUPLE_REPLY)?)?;
@@ -231,7 +233,7 @@ fn connection(bytes: &[u8]) -> Option<Connection> {
     if original.protocol == protocol::TCP {
         let tcp = attribute(bytes, attribute::PROTOINFO).and_then(|info| attribute(info, attribute::TCP));
         state |= match tcp.and_then(|tcp| attribute(tcp, attribute::TCP_STATE)) {
-            // FIN_WAIT, CLOSE_WAIT: one side has closed; which one is unknown.
+            // FIN_WAIT, CLOSE_WAIT: one side sent FIN. It is unknown which one, so the initiator is assumed.
             Some([4 | 5]) => flow_state::INITIATOR_FIN,
             // LAST_ACK, TIME_WAIT.
             Some([6 | 7]) => flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN,
@@ -292,8 +294,10 @@ mod tests {
         encoded(kind | NESTED, &tuple)
     }
 
-    fn entry(status: u32, tcp: u8) -> Vec<u8> {
-        let info = encoded(attribute::TCP | NESTED, &encoded(attribute::TCP_STATE, &[tcp]));
+    /// Returns an entry of the table: a TCP connection to a Service, which the node translated. `tcp_state` is a value
+    /// of `enum tcp_conntrack`: 1 is `SYN_SENT`, 3 `ESTABLISHED`, 5 `CLOSE_WAIT`, 7 `TIME_WAIT`, and 8 `CLOSE`.
+    fn entry(status: u32, tcp_state: u8) -> Vec<u8> {
+        let info = encoded(attribute::TCP | NESTED, &encoded(attribute::TCP_STATE, &[tcp_state]));
         [
             tuple_of(attribute::TUPLE_ORIG, [10, 0, 0, 5], [10, 96, 0, 1], [4000, 443]),
             tuple_of(attribute::TUPLE_REPLY, [10, 0, 0, 9], [10, 0, 0, 5], [6443, 4000]),
@@ -311,7 +315,7 @@ mod tests {
             (found.reply.source, found.reply.source_port),
             (IpAddr::from([10, 0, 0, 9]), 6443_u16.to_be_bytes())
         );
-        for (status, tcp, state) in [
+        for (status, tcp_state, state) in [
             (0, 1, Some(0)),
             (SEEN_REPLY, 3, Some(flow_state::REPLIED)),
             (SEEN_REPLY, 5, Some(flow_state::REPLIED | flow_state::INITIATOR_FIN)),
@@ -319,7 +323,7 @@ mod tests {
             (SEEN_REPLY, 8, None),
             (SEEN_REPLY | DYING, 3, None),
         ] {
-            assert_eq!(connection(&entry(status, tcp)).map(|found| found.state), state, "{status} {tcp}");
+            assert_eq!(connection(&entry(status, tcp_state)).map(|found| found.state), state, "{status} {tcp_state}");
         }
     }
 

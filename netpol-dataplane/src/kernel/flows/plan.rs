@@ -1,48 +1,50 @@
-//! Computes the size of each endpoint's flow table. Each table has a minimum size. The rest of the budget is divided by
-//! max-min fairness: small needs are met in full, and the others share what is left equally.
+//! Computes the size of each endpoint's flow table. All sizes are numbers of entries. The budget is the maximum number
+//! of entries of all tables of one address family together. Each table has a minimum size (`floor`). The rest of the
+//! budget is divided by max-min fairness: small needs are met in full, and the others share what is left equally.
 
 use std::collections::BTreeMap;
 
-/// The size of a table, and the flows in it.
+/// The size of a table, and the numbers of flows in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Need {
     /// Current size.
     pub(super) size: u32,
-    /// Established flows: both sides have sent packets.
+    /// Established flows: both sides have sent packets, and the connection is not closed.
     pub(super) established: u32,
-    /// Flows that have not timed out.
+    /// Flows that have not timed out, including the established flows.
     pub(super) alive: u32,
 }
 
 impl Need {
-    /// Returns the room for established flows. It is provided before the room for other flows, because a pod can easily
-    /// fill its table with other flows.
+    /// Returns the number of entries for established flows. The budget is divided among established flows first,
+    /// because a pod can easily fill its table with flows that are not established.
     fn established_room(self) -> u64 {
         room_for(self.established, self.size)
     }
 
-    /// Returns the room for all flows.
+    /// Returns the number of entries for all flows.
     fn total_room(self) -> u64 {
         room_for(self.alive, self.size)
     }
 }
 
-/// Returns the number of entries for twice this many flows. If the table is nearly full, returns it for four times as
-/// many, because some flows may have been evicted already.
+/// Returns the number of entries that a table needs for these flows: twice their number, rounded up to a power of two.
+/// If the flows nearly fill a table of size `size`, the factor is four, because other flows may have been evicted
+/// already.
 fn room_for(flows: u32, size: u32) -> u64 {
-    let times = if u64::from(flows) * 8 > u64::from(size) * 7 { 4 } else { 2 };
-    (u64::from(flows) * times).next_power_of_two()
+    let factor = if u64::from(flows) * 8 > u64::from(size) * 7 { 4 } else { 2 };
+    (u64::from(flows) * factor).next_power_of_two()
 }
 
-/// Returns the size of a new table if this many tables exist already. The size is large as long as the budget has room,
-/// since a table that is too small loses connections until it is resized.
+/// Returns the size of a new table. `tables`: the number of tables that exist already. The fewer tables exist, the
+/// larger is the new one, because a table that is too small evicts flows until it is resized.
 pub(super) fn initial_size(budget: u32, floor: u32, tables: usize) -> u32 {
     let share = u64::from(budget) / (4 * (tables as u64 + 1));
     let power = 1_u64 << share.max(1).ilog2();
     u32::try_from(power).unwrap_or(u32::MAX).clamp(floor, floor.max(4096))
 }
 
-/// Returns the IDs and new sizes of the tables to change, in this order: tables that shrink, then tables that grow.
+/// Returns the tables to resize, by endpoint ID, with their new sizes. Tables that shrink come before tables that grow.
 /// Tables shrink only to make room for others.
 pub(super) fn resize(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> Vec<(u32, u32)> {
     let targets = targets(needs, budget, floor);
@@ -54,6 +56,7 @@ pub(super) fn resize(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> Ve
         .collect();
     let total: u64 = needs.values().map(|need| u64::from(need.size)).sum();
     let wanted: u64 = growing.iter().map(|(id, target)| target - u64::from(needs[id].size)).sum();
+    // The number of entries above the budget, if all of these tables grew and no table shrank.
     let mut missing = (total + wanted).saturating_sub(u64::from(budget));
     let mut spare: Vec<(u64, u32)> = targets
         .iter()
@@ -69,7 +72,7 @@ pub(super) fn resize(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> Ve
         changes.push((id, saturating_u32(targets[&id])));
         missing = missing.saturating_sub(spare);
     }
-    // Reduce the largest growing tables by what is still missing.
+    // If entries are still missing, the largest of the growing tables grow less.
     let mut growing = growing;
     growing.sort_unstable_by_key(|(_, target)| *target);
     while missing > 0
@@ -129,14 +132,17 @@ pub(super) fn divide(requests: &[u64], amount: u64) -> Vec<u64> {
 mod tests {
     use super::*;
 
+    /// The budget with the default size of `--max-flows-v4`.
     const BUDGET: u32 = 122_880;
     const FLOOR: u32 = 512;
 
+    /// Returns a table that is nearly empty.
     fn idle(size: u32) -> Need {
         Need { size, established: 10, alive: 20 }
     }
 
-    fn sizes(needs: &BTreeMap<u32, Need>) -> BTreeMap<u32, u32> {
+    /// Returns the sizes of all tables after they are resized once.
+    fn sizes_after_resize(needs: &BTreeMap<u32, Need>) -> BTreeMap<u32, u32> {
         let mut sizes: BTreeMap<u32, u32> = needs.iter().map(|(id, need)| (*id, need.size)).collect();
         sizes.extend(resize(needs, BUDGET, FLOOR));
         let (before, after): (u32, u32) = (needs.values().map(|need| need.size).sum(), sizes.values().sum());
@@ -155,9 +161,10 @@ mod tests {
         let mut needs: BTreeMap<u32, Need> = (1..30).map(|id| (id, idle(2048))).collect();
         needs.insert(30, Need { size: 4096, established: 4000, alive: 4096 });
         for _ in 0..5 {
-            let sizes = sizes(&needs);
+            let sizes = sizes_after_resize(&needs);
             let size = sizes[&30];
             needs = sizes.iter().map(|(id, size)| (*id, idle(*size))).collect();
+            // The endpoint fills its table again after each resize.
             needs.insert(30, Need { size, established: size - size / 16, alive: size });
         }
         assert!(needs[&30].size > 100_000, "{}", needs[&30].size);
@@ -166,24 +173,25 @@ mod tests {
 
     #[test]
     fn floods_do_not_take_room_of_established_flows() {
+        // Floods fill these ten tables: none of their flows is established.
         let mut needs: BTreeMap<u32, Need> =
             (1..=10).map(|id| (id, Need { size: 4096, established: 0, alive: 4096 })).collect();
         needs.insert(11, Need { size: 65_536, established: 50_000, alive: 50_000 });
         needs.insert(12, idle(2048));
-        let sizes = sizes(&needs);
+        let sizes = sizes_after_resize(&needs);
         assert!(sizes[&11] >= 65_536 && sizes[&12] >= FLOOR, "{sizes:?}");
-        // An endpoint that needs more later gets room from the tables that floods have filled.
+        // If endpoint 12 needs more later, the tables that floods have filled shrink.
         needs = sizes.iter().map(|(id, size)| (*id, Need { size: *size, established: 0, alive: *size })).collect();
         needs.insert(12, Need { size: 512, established: 500, alive: 512 });
         needs.insert(11, Need { size: sizes[&11], established: 50_000, alive: 50_000 });
-        assert!(self::sizes(&needs)[&12] >= 2048);
+        assert!(sizes_after_resize(&needs)[&12] >= 2048);
     }
 
     #[test]
     fn every_endpoint_gets_at_least_the_floor_when_all_tables_are_full() {
         let needs: BTreeMap<u32, Need> =
             (1..=110).map(|id| (id, Need { size: 512, established: 512, alive: 512 })).collect();
-        let sizes = sizes(&needs);
+        let sizes = sizes_after_resize(&needs);
         assert!(sizes.values().all(|size| (512..=2048).contains(size)), "{sizes:?}");
     }
 

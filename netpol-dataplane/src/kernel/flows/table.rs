@@ -1,4 +1,6 @@
-//! Flow tables of one address family: creates them, writes them into their slots, replaces and adopts them.
+//! Flow tables of one address family: creates them, writes them into their slots, replaces and adopts them. A slot is
+//! an element of the array of maps `FLOW_TABLES_V4` or `FLOW_TABLES_V6`. Its index is an endpoint ID. Programs find the
+//! table of an endpoint in its slot.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -22,14 +24,17 @@ use netpol_policy::text::error_chain;
 /// Suffix of the pin of a table that replaces another one.
 const NEXT: &str = "-next";
 
-/// The flow key of an address family, and its maps.
+/// The flow key of an address family, with the names of the family's maps.
 pub(super) trait Family: Copy + Default + bytemuck::Pod + Eq + Hash + Send + Sync {
+    /// The array of maps with the slots.
     const TABLES: MapName;
+    /// The shared table, for endpoints without their own table.
     const SHARED: MapName;
+    /// Start of the name of a table's pin. The endpoint ID follows.
     const PREFIX: &'static str;
     /// Returns the key's interface and protocol.
     fn interface_and_protocol(&self) -> (IfIndex, u8);
-    /// Returns the key in the form that both families share.
+    /// Returns the key with addresses of 16 bytes, as the flow totals need it for both families.
     fn flow_id(&self) -> FlowId;
 }
 
@@ -69,7 +74,7 @@ struct Table {
 
 /// The tables of one family.
 pub(super) struct Tables<K> {
-    /// `FLOW_TABLES_V4` or `_V6`.
+    /// The array of maps `FLOW_TABLES_V4` or `FLOW_TABLES_V6`.
     slots: MapData,
     /// Number of slots.
     length: u32,
@@ -77,11 +82,13 @@ pub(super) struct Tables<K> {
     shared: MapData,
     /// Endpoints' own tables, by endpoint ID.
     own: BTreeMap<u32, Table>,
+    /// Directory of the tables' pins.
     directory: PathBuf,
     /// Maximum size of all own tables together, in entries.
     pub(super) budget: u32,
     /// Minimum size of a table.
     pub(super) floor: u32,
+    /// Jiffies per second.
     pub(super) hz: u32,
     key: std::marker::PhantomData<K>,
 }
@@ -93,7 +100,7 @@ pub(super) fn directory(pins: &Pins) -> PathBuf {
 
 impl<K: Family> Tables<K> {
     /// Opens pinned tables, and makes sure that each slot has a table: the endpoint ID's own table, or the shared one.
-    /// The endpoint IDs in `spare` are not used yet, and get their own tables. Call before programs run.
+    /// Also creates tables for the IDs in `spare`, which no endpoint uses yet. Call before programs run.
     pub(super) fn open(pins: &Pins, budget: u32, floor: u32, spare: &BTreeSet<u32>) -> Result<Self, KernelError> {
         let open = |map: MapName| {
             let path = pins.map(map);
@@ -120,17 +127,17 @@ impl<K: Family> Tables<K> {
                 Ok(id) if id < length => tables.adopt(id)?,
                 // An agent with a larger `--max-endpoints` left this pin.
                 Ok(_) => unpin(&tables.directory.join(&name))?,
-                // The pin of a replacement: see below.
+                // The pin of a table that replaces another one (`NEXT`): see below.
                 Err(_) => {}
             }
         }
-        // Remove replacements that were never in their slots. `adopt` has completed the others.
+        // Remove replacements that were never written into their slots. `adopt` has completed the others.
         for name in names(&tables.directory) {
             if name.starts_with(K::PREFIX) && name.ends_with(NEXT) {
                 unpin(&tables.directory.join(name))?;
             }
         }
-        // If memory is short, the thread retries and logs the error.
+        // If memory is short, the thread that manages the tables retries and logs the error.
         let (new_tables, _) = tables.make_missing(spare);
         tables.own.extend(new_tables);
         tables.fill().map_err(|error| pin_error("write to the map", &pins.map(K::TABLES), &error))?;
@@ -182,14 +189,15 @@ impl<K: Family> Tables<K> {
         if wrong.is_empty() { Ok(()) } else { calls::set_maps(self.slots.fd().as_fd(), &wrong) }
     }
 
-    /// Creates missing tables for these IDs. Copies the flows of interfaces that used the shared table.
+    /// Creates missing tables for these endpoint IDs, copies flows from the shared table, and writes the new tables
+    /// into their slots.
     pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, endpoints: &Endpoints) -> io::Result<()> {
         let (new_tables, failed) = self.make_missing(ids);
         self.swap(new_tables, endpoints)?;
         failed
     }
 
-    /// Creates missing tables for these IDs, without writing them into slots.
+    /// Creates missing tables for these endpoint IDs, without writing them into slots. Also returns the last error.
     fn make_missing(&self, ids: &BTreeSet<u32>) -> (BTreeMap<u32, Table>, io::Result<()>) {
         let mut new_tables = BTreeMap::new();
         let mut failed = Ok(());
@@ -208,7 +216,7 @@ impl<K: Family> Tables<K> {
         (new_tables, failed)
     }
 
-    /// Replaces tables by tables of these sizes, and copies their flows.
+    /// Replaces tables by tables of other sizes, and copies their flows. `changes`: endpoint IDs with the new sizes.
     pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
         for (id, size) in changes {
             let table = Self::make_table(*size, &self.next_pin(*id))?;
@@ -218,6 +226,7 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
+    /// Creates an empty table, and replaces the pin.
     fn make_table(size: u32, pin: &Path) -> io::Result<Table> {
         let map = calls::create_lru_hash::<K, FlowEntry>(size, "netpol_flows")?;
         let map = MapData::from_fd(map).map_err(io::Error::other)?;
@@ -241,6 +250,7 @@ impl<K: Family> Tables<K> {
         let mut copy = || -> io::Result<()> {
             let now = jiffies(self.hz);
             let used = endpoints.by_id();
+            // The interfaces whose flows are copied, with the endpoint IDs.
             let by_interface: HashMap<IfIndex, u32> =
                 new_tables.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
             if by_interface.is_empty() {
@@ -285,8 +295,9 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
-    /// Returns the size of each table and the number of its flows. Passes each flow of an existing endpoint to `each`,
-    /// with the endpoint ID. This includes flows in the shared table, which are not counted in the result.
+    /// Returns the size of each own table and the number of its flows. Passes each flow of the endpoints in `used` to
+    /// `each`, with the endpoint ID. `each` also receives the flows in the shared table, which the result does not
+    /// count.
     pub(super) fn read(
         &self,
         used: &BTreeMap<u32, IfIndex>,
@@ -355,16 +366,18 @@ fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
     now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz)
 }
 
-/// Returns the idle jiffies after which programs ignore a flow.
+/// Returns the jiffies by [`idle`] after which programs certainly ignore a flow. [`idle`] is at most 2 × [`SLACK`] too
+/// large.
 fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
     (flow_timeout::of(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
 
-/// Returns the idle jiffies after which a flow does not count for the table's size.
+/// Returns the jiffies by [`idle`] after which a flow does not count for the table's size.
 fn sizing_timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
     (flow_timeout::before_eviction(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
 
+/// Returns whether both sides have sent packets, and the connection is not closed.
 fn is_established<K: Family>(key: &K, entry: &FlowEntry) -> bool {
     entry.state & flow_state::REPLIED != 0 && !is_closed(key.interface_and_protocol().1, entry.state)
 }

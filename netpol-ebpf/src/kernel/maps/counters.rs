@@ -1,8 +1,8 @@
 //! `COUNTERS`: packets by reason, and flows that policies in shadow mode (only evaluated and reported) would deny.
 //! `LOST_EVENTS`: events that did not fit into the ring buffer.
 //!
-//! Size: two entries per endpoint ID, 320 bytes each on every CPU, always allocated. ID 0 counts packets at interfaces
-//! without an endpoint.
+//! Size of `COUNTERS`: two entries (one for each direction) per endpoint ID, 320 bytes each on every CPU, always
+//! allocated. The entries of ID 0 count packets at interfaces without an endpoint.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
@@ -26,14 +26,14 @@ pub(in crate::kernel) fn count_shadow_denied(endpoint: u32, direction: Direction
     increment(endpoint, direction, SHADOW_DENIED);
 }
 
-/// Increments a slot of [`Counters`].
+/// Increments one of the numbers in the [`Counters`] of an endpoint and direction.
 #[inline(always)]
 fn increment(endpoint: u32, direction: Direction, index: usize) {
     if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32))
         && index < REASONS
     {
-        // SAFETY: the slot belongs to this CPU, no other run of the program interrupts this one on the same CPU, and
-        // the index is inside the slot.
+        // SAFETY: the map entry belongs to this CPU, no other run of the program interrupts this one on the same CPU,
+        // and the index is less than the length of `packets`.
         unsafe {
             let packets = (&raw mut (*counters).packets).cast::<u64>().add(index);
             packets.write(packets.read().wrapping_add(1));
@@ -41,8 +41,9 @@ fn increment(endpoint: u32, direction: Direction, index: usize) {
     }
 }
 
-/// Returns the index of a reason, masked in a way that is hidden from the compiler. Otherwise the compiler would omit
-/// the caller's comparison with `REASONS`, because all codes are lower. Older verifiers (6.1) need this comparison,
+/// Returns the index of a reason in [`Counters`]. The mask changes no value. It is applied in assembly, which hides the
+/// range of the index from the compiler. Otherwise the compiler would omit the comparison with `REASONS` in
+/// [`increment`], because the codes of all reasons are lower. Older verifiers (kernel 6.1) need this comparison,
 /// because they lose the bounds of a byte on the stack.
 #[inline(always)]
 fn index(reason: Reason) -> usize {

@@ -1,13 +1,13 @@
 //! `ENDPOINTS` and `ENDPOINTS_OVERFLOW`: the endpoints of this node.
 //!
 //! `ENDPOINTS` is an array, because the verifier replaces an array lookup with three instructions, while a hash lookup
-//! takes 30 ns. `ENDPOINTS_OVERFLOW` is a hash for interfaces that would share a slot with another one: each new
-//! interface gets a higher ifindex, so two of them can have the same low bits. Its value is the index of a further slot
-//! of the array, not an endpoint. If an endpoint could be in either of two maps, the verifier would check all code
-//! twice.
+//! takes 30 ns. The low bits of an ifindex select a slot of the array. Each new interface gets a higher ifindex, so two
+//! interfaces can have the same low bits. Then the second interface gets a slot in the other half of the array, and
+//! `ENDPOINTS_OVERFLOW`, a hash, contains the index of this slot. The hash does not contain endpoints themselves: if an
+//! endpoint could be in either of two maps, the verifier would check all code twice.
 //!
-//! Size: a power of two above the number of pods of a node, and as many further slots for the interfaces in the hash.
-//! 96 bytes per slot, always allocated.
+//! Size: each half of the array has the same number of slots, a power of two above the number of pods of a node. A slot
+//! has 96 bytes, which are always allocated.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap};
@@ -16,8 +16,8 @@ use netpol_common::{Endpoint, IfIndex};
 
 use crate::kernel::globals;
 
-/// The default number of slots that are indexed by ifindex; there are as many further slots. A loader that changes this
-/// number has to set `ENDPOINT_MASK` to one less.
+/// The default number of slots in each half of `ENDPOINTS`: the first half is indexed by ifindex, the second half is
+/// for `ENDPOINTS_OVERFLOW`. A loader that changes this number must set `ENDPOINT_MASK` to the new number minus one.
 pub(in crate::kernel) const CAPACITY: usize = 1024;
 
 #[btf_map]
@@ -29,14 +29,15 @@ static ENDPOINTS_OVERFLOW: HashMap<IfIndex, u32, CAPACITY, { BPF_F_NO_PREALLOC a
 /// Returns the endpoint of an interface.
 #[inline(always)]
 pub(in crate::kernel) fn get(ifindex: IfIndex) -> Option<&'static Endpoint> {
-    // The agent may replace an endpoint at the same time. Fields are read as whole words, and `version` shows which
-    // policy they belong to.
+    // The agent may replace the endpoint while a program reads it. Each field is read as a whole word. A program reads
+    // `version` first, and the agent writes it last. So if a flow is evaluated with a mix of old and new fields, the
+    // flow is recorded with the old version, and is evaluated again.
     if let Some(endpoint) = ENDPOINTS.get(ifindex.0 & globals::endpoint_mask())
         && endpoint.ifindex == ifindex
     {
         return Some(endpoint);
     }
-    // SAFETY: a number, which is read as a whole.
+    // SAFETY: the value is one number, which is read as a whole even if the agent replaces it at the same time.
     let index = unsafe { ENDPOINTS_OVERFLOW.get(ifindex) }?;
     ENDPOINTS.get(*index).filter(|endpoint| endpoint.ifindex == ifindex)
 }

@@ -1,10 +1,12 @@
-//! `FLOW_TABLES_V4`, `FLOW_TABLES_V6`: the flow tables of endpoints, by endpoint ID, each an LRU hash. `FLOWS_V4`,
-//! `FLOWS_V6`: one more table, shared by endpoints that do not have their own yet.
+//! `FLOW_TABLES_V4`, `FLOW_TABLES_V6`: arrays of flow tables. The slot of an endpoint ID contains the flow table of
+//! this endpoint, an LRU hash. So a pod's flows can evict only its own flows.
 //!
-//! Until an ID has its own table, the agent stores the shared table in the slot of the ID.
+//! `FLOWS_V4`, `FLOWS_V6`: one more flow table, shared by the endpoints that do not have their own table yet. The agent
+//! stores the shared table in the slots of these endpoints' IDs, so the programs find both kinds of tables in the same
+//! way.
 //!
-//! A pod's flows can evict only its own flows. The agent creates the tables in advance and chooses their sizes. If an
-//! ID is given to another pod, the table of the ID stays. The interface in the key separates the flows of the two pods.
+//! The agent creates the tables in advance and chooses their sizes. If an ID is given to another pod, the table of the
+//! ID stays. The interface in the key separates the flows of the two pods.
 //!
 //! Size: an entry takes 136 bytes for IPv4 and 160 for IPv6, preallocated. If a table is full, the least recently used
 //! entries are evicted. Inner maps with other sizes than declared here are accepted since Linux 5.10:
@@ -36,7 +38,8 @@ static FLOW_TABLES_V6: ArrayOfMaps<LruHashMap<FlowKey<[u8; 16]>, FlowEntry, 512>
 /// would take space on the stack, which is small.
 #[inline(always)]
 fn flow_table<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoint) -> Option<&'static T> {
-    // Without the barrier, the address of the ID would take a register until the packet is counted.
+    // The packet is counted by the same ID later. Without the barrier, the compiler would keep the address of the ID in
+    // a register until then.
     let endpoint = barrier(endpoint);
     // SAFETY: the map has keys of four bytes, and its values are maps, which live until the program ends.
     unsafe {
@@ -53,7 +56,8 @@ macro_rules! accessors {
             flow_table(&$tables, endpoint)?.get_ptr_mut(key)
         }
 
-        /// Records a flow, and returns whether it was recorded.
+        /// Records a flow, and returns whether it was recorded. An existing entry is overwritten only if `replaces` is
+        /// set.
         #[inline(always)]
         pub(in crate::kernel) fn $insert(
             endpoint: &Endpoint,

@@ -3,7 +3,7 @@ use crate::cluster_state::Event;
 use crate::manifest;
 use crate::model::ObjectKey;
 
-/// A Service of both IP families with a nodePort and an external IP, and two nodes.
+/// The Service `shop/web` of both IP families with a nodePort and an external IP, and two nodes.
 const WEB: &str = "
 apiVersion: v1
 kind: Service
@@ -19,7 +19,8 @@ spec:
 ---
 ";
 
-/// Returns a slice of Service `shop/SERVICE` with one port. Each endpoint is an address and its conditions.
+/// Returns the manifest of an `EndpointSlice` of a Service in the namespace `shop`, with one port. `endpoints` has the
+/// address and the conditions of each endpoint.
 fn slice(name: &str, service: &str, port: &str, endpoints: &[(&str, &str)]) -> String {
     let endpoints: Vec<_> = endpoints
         .iter()
@@ -39,11 +40,12 @@ fn cluster_state(texts: &[&str]) -> ClusterState {
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
+/// Returns the TCP frontend at an address and port.
 fn frontend_at(cluster_state: &ClusterState, address: &str, port: u16) -> Option<Frontend> {
     cluster_state.frontend_at(address.parse().expect("an address"), 6, port)
 }
 
-/// Returns the TCP backends of an address and port, as `address:port`.
+/// Returns the backends of the TCP frontend at an address and port, as `address:port`.
 fn backends_of(cluster_state: &ClusterState, address: &str, port: u16) -> Vec<String> {
     let frontend = frontend_at(cluster_state, address, port).expect("a frontend");
     let backends = cluster_state.backends(&frontend);
@@ -53,7 +55,7 @@ fn backends_of(cluster_state: &ClusterState, address: &str, port: u16) -> Vec<St
 #[test]
 fn frontends_are_at_service_addresses_and_on_every_other_node() {
     let mut cluster_state = cluster_state(&[WEB]);
-    let any_node = |address| Some(Frontend { address, port: 30080, protocol: 6 });
+    let node_port = |address| Some(Frontend { address, port: 30080, protocol: 6 });
     for (address, port, expected) in [
         ("10.96.0.1", 80, true),
         ("fd96::1", 80, true),
@@ -66,7 +68,7 @@ fn frontends_are_at_service_addresses_and_on_every_other_node() {
     ] {
         assert_eq!(frontend_at(&cluster_state, address, port).is_some(), expected, "{address}:{port}");
     }
-    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), any_node(FrontendAddress::AnyNodeV4));
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), node_port(FrontendAddress::AnyNodeV4));
     cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap(), "10.96.0.1".parse().unwrap()]));
     assert_eq!(frontend_at(&cluster_state, "192.168.0.1", 30080), None, "local node: evaluated post-DNAT");
     assert_eq!(
@@ -74,7 +76,7 @@ fn frontends_are_at_service_addresses_and_on_every_other_node() {
         None,
         "with IPVS, cluster IPs are addresses of the local node"
     );
-    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), any_node(FrontendAddress::AnyNodeV4));
+    assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), node_port(FrontendAddress::AnyNodeV4));
     cluster_state.apply(Event::Delete(ObjectKey::Node("n2".into())));
     assert_eq!(frontend_at(&cluster_state, "192.168.0.2", 30080), None);
 }
@@ -85,8 +87,8 @@ fn a_node_port_has_the_ip_families_of_its_service() {
         let text = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, \
                     spec: {ADDRESSES ports: [{port: 80, nodePort: 30080}]}}";
         let cluster_state = cluster_state(&[&text.replace("ADDRESSES", addresses)]);
-        let any_node = |address| cluster_state.has_frontend(&Frontend { address, port: 30080, protocol: 6 });
-        [any_node(FrontendAddress::AnyNodeV4), any_node(FrontendAddress::AnyNodeV6)]
+        let has_node_port = |address| cluster_state.has_frontend(&Frontend { address, port: 30080, protocol: 6 });
+        [has_node_port(FrontendAddress::AnyNodeV4), has_node_port(FrontendAddress::AnyNodeV6)]
     };
     assert_eq!(service("clusterIPs: [10.96.0.1],"), [true, false]);
     assert_eq!(service("clusterIPs: ['fd96::1'],"), [false, true]);
@@ -105,7 +107,7 @@ fn a_headless_service_has_no_frontend() {
 }
 
 #[test]
-fn backends_are_the_endpoints_of_all_slices_by_name_protocol_and_family() {
+fn backends_are_endpoints_of_all_slices_with_the_port_name_protocol_and_family() {
     let a = slice("a", "web", "{name: http, port: 8080}", &[("10.0.0.1", "")]);
     let b = slice("b", "web", "{name: http, port: 9090}", &[("10.0.0.2", ""), ("10.0.0.1", "")]);
     let other_service = slice("c", "api", "{name: http, port: 8080}", &[("10.0.0.3", "")]);
@@ -121,6 +123,7 @@ fn backends_are_the_endpoints_of_all_slices_by_name_protocol_and_family() {
     assert_eq!(backends_of(&cluster_state, "fd96::1", 80), ["fd00::1:8080"]);
     cluster_state.apply(Event::Delete(ObjectKey::Slice(SliceKey::new("shop", "b"))));
     assert_eq!(backends_of(&cluster_state, "10.96.0.1", 80), ["10.0.0.1:8080"]);
+    // The slice `a` now belongs to the Service `api`.
     let moved = slice("a", "api", "{name: http, port: 8080}", &[("10.0.0.1", "")]);
     for located in manifest::parse(&moved, "moved.yaml").objects {
         cluster_state.apply(Event::Apply(located.object));
@@ -172,7 +175,7 @@ fn services_of_a_backend_are_found() {
 }
 
 #[test]
-fn a_host_port_is_at_its_node_addresses_and_has_its_pod_as_backend() {
+fn a_host_port_is_at_the_addresses_of_its_node_and_has_its_pod_as_backend() {
     let pod = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}, \
                spec: {containers: [{name: c, ports: [{containerPort: 8080, hostPort: 8000}]}]}, \
                status: {phase: PHASE, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}], hostIPs: [{ip: 192.168.0.2}, {ip: 'fd01::2'}]}}";

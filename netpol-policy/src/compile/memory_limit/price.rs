@@ -1,4 +1,4 @@
-//! The size of policies, and how much kernel memory they need in the maps.
+//! The size of policies, and their cost: the kernel memory that they need in the BPF maps.
 
 use std::collections::BTreeMap;
 
@@ -15,24 +15,26 @@ pub(super) const TRIE_ENTRY: u64 = 128;
 /// Bytes of kernel memory for an entry of `ALLOW`, including its part of the bucket array.
 pub const ALLOW_ENTRY: u64 = 128;
 
-/// Size of a policy in one direction.
+/// Size of a policy in one direction: the number of its prefixes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Size {
-    /// Number of block prefixes, by family (`true`: IPv6) and length.
+    /// Number of CIDRs of `ipBlock` peers (`cidr` and `except`), by family (`true`: IPv6) and prefix length.
     pub(super) prefixes: BTreeMap<(bool, u8), u64>,
-    /// Number of port prefixes.
+    /// Number of the prefixes into which ports and port ranges are split. Each needs an entry of `PORTS`.
     pub(super) ports: u64,
 }
 
-/// What is used of a policy that costs more than its share of the memory limit.
+/// Which blocks and ports of a policy are used, and which are omitted, because the policy costs more than its share of
+/// the memory limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// Number of blocks and ports that are used, by direction. The first ones in the policy are used.
+    /// Number of blocks and ports that are used, by direction. These are the first ones in the policy.
     pub(super) items: [usize; 2],
     pub(super) omitted: Omitted,
 }
 
 impl Size {
+    /// Returns the size of a policy with these rules in one direction.
     pub(super) fn of(rules: Option<&[Rule]>) -> Self {
         let mut size = Self::default();
         for item in rules.unwrap_or_default().iter().flat_map(items) {
@@ -49,49 +51,53 @@ impl Size {
     }
 }
 
-/// Number of rule sets with a block that is wider than a prefix, by family and length of the prefix.
+/// For each family and prefix length: the number of rule sets with a block that is wider than a prefix of this length.
 pub(super) struct WiderBlocks([Vec<u64>; 2]);
 
 impl WiderBlocks {
+    /// Counts these rule sets. Each is given by the prefix lengths of its widest IPv4 block and its widest IPv6 block.
     pub(super) fn of<'a>(rule_sets: impl IntoIterator<Item = &'a [Option<u8>; 2]>) -> Self {
         let mut counts = [vec![0; 130], vec![0; 130]];
         for widest in rule_sets {
-            for (of_family, length) in counts.iter_mut().zip(widest) {
-                if let Some(length) = length {
-                    of_family[usize::from(*length) + 1] += 1;
+            for (by_length, widest_length) in counts.iter_mut().zip(widest) {
+                if let Some(widest_length) = widest_length {
+                    by_length[usize::from(*widest_length) + 1] += 1;
                 }
             }
         }
-        for of_family in &mut counts {
-            for length in 1..of_family.len() {
-                of_family[length] += of_family[length - 1];
+        for by_length in &mut counts {
+            for length in 1..by_length.len() {
+                by_length[length] += by_length[length - 1];
             }
         }
         Self(counts)
     }
 
+    /// Returns the number of rule sets with a block that is wider than this prefix.
     fn wider_than(&self, (ipv6, length): (bool, u8)) -> u64 {
         self.0[usize::from(ipv6)].get(usize::from(length)).copied().unwrap_or(0)
     }
 }
 
-/// Computes the cost of a namespace's blocks and ports.
+/// Computes the cost of the blocks and ports of one namespace's policies.
 pub(super) struct Price<'a> {
-    /// Blocks in the rule sets of all namespaces.
+    /// The blocks in the rule sets of all namespaces.
     pub(super) all: &'a WiderBlocks,
-    /// Blocks in the rule sets of this namespace.
+    /// The blocks in the rule sets of this namespace.
     pub(super) own: WiderBlocks,
 }
 
 impl Price<'_> {
-    /// Returns the cost of a prefix in this number of the namespace's rule sets. A prefix has a class of its own, so
-    /// each rule set with the same block or a wider block can need an entry for it. The cost includes the entries in
-    /// rule sets of other namespaces, because only this prefix makes them necessary.
+    /// Returns the cost of a prefix that is part of `rule_sets` rule sets of the namespace. The addresses of a prefix
+    /// get a class of their own. So each rule set with this prefix or a wider block can need an `ALLOW` entry for the
+    /// class. The cost includes the entries of rule sets of other namespaces, because only this prefix makes them
+    /// necessary.
     fn of_prefix(&self, prefix: (bool, u8), rule_sets: u64) -> u64 {
         let own = self.own.wider_than(prefix);
         TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.wider_than(prefix) - own)
     }
 
+    /// Returns the cost of a policy with this size in one direction, if `rule_sets` rule sets contain the policy.
     pub(super) fn of_size(&self, size: &Size, rule_sets: u64) -> u64 {
         if rule_sets == 0 {
             return 0;
@@ -101,7 +107,7 @@ impl Price<'_> {
         prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * rule_sets))
     }
 
-    /// Cuts a policy to at most this cost.
+    /// Cuts a policy to at most this cost. `rule_sets`: the number of rule sets that contain the policy, by direction.
     pub(super) fn cut(&self, policy: &Policy, rule_sets: [u64; 2], max_cost: u64) -> Cut {
         let mut cut = Cut { items: [0; 2], omitted: Omitted::default() };
         let mut spent: u64 = 0;
@@ -150,6 +156,7 @@ fn items(rule: &Rule) -> impl Iterator<Item = Item<'_>> {
     blocks.chain(ports.iter().map(Item::Port))
 }
 
+/// Returns the CIDRs of a block: its `cidr`, and those of `except`.
 fn nets(block: &IpBlock) -> impl Iterator<Item = &IpNet> {
     std::iter::once(&block.cidr).chain(&block.except)
 }

@@ -1,18 +1,22 @@
-//! Tests of modes, suspensions, and the list of policies. sNN in the name of a test is an item of docs/semantics.md.
+//! Tests of modes of policies (enforced or shadow), of suspensions of enforcement, and of the list of policies. sNN in
+//! the name of a test is an item of docs/semantics.md.
 
 use super::*;
 use crate::model::Timestamp;
 
+/// Returns `policy` with this value of the annotation `netpol.io/mode`.
 fn with_mode(policy: &str, mode: &str) -> String {
     policy.replace("namespace: shop}", &format!("namespace: shop, annotations: {{netpol.io/mode: {mode}}}}}"))
 }
 
+/// Returns a Namespace object `shop` with a label and these annotations.
 fn namespace(annotations: &str) -> String {
     format!(
         "---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, labels: {{a: b}}, annotations: {{{annotations}}}}}}}\n"
     )
 }
 
+/// Returns an engine with the pods `web` (of this node) and `front`, and with a policy that isolates `web` for ingress.
 fn web_engine() -> Engine {
     engine(&format!(
         "{}{}{}",
@@ -47,6 +51,7 @@ fn s42_rules_of_a_policy_in_shadow_mode_change_in_place() {
     let mut engine = web_engine();
     apply(&mut engine, &with_mode(&web_policy(80), "shadow"));
     assert_eq!(apply(&mut engine, &with_mode(&web_policy(81), "shadow")), ["+port 81", "-port 80", "reevaluate 1"]);
+    // In addition to the policy in shadow mode, an enforced policy isolates all pods.
     let with_enforced = format!("{}{}", with_mode(&web_policy(81), "shadow"), policy("all", "podSelector: {}"));
     apply(&mut engine, &with_enforced);
     assert_eq!(isolation(&engine), (true, true));
@@ -55,7 +60,7 @@ fn s42_rules_of_a_policy_in_shadow_mode_change_in_place() {
 #[test]
 fn s44_the_clock_starts_and_ends_suspensions() {
     let mut engine = web_engine();
-    // The engine has no time yet, so the suspension is not in effect.
+    // No event has set the engine's clock yet, so the suspension is not in effect.
     assert!(apply(&mut engine, &namespace("netpol.io/suspended-until: '2026-11-29T18:00:00Z'")).is_empty());
     let time = |text: &str| Timestamp::parse(text).expect("a time");
     let end = time("2026-11-29T18:00:00Z");
@@ -72,12 +77,14 @@ fn s44_the_clock_starts_and_ends_suspensions() {
     }
 }
 
+/// `in_safe_order` returns `None` if the engine cannot apply the events in place. Then a successor is needed: a new
+/// engine for the state after the events.
 #[test]
 fn a_change_of_labels_and_modes_needs_a_successor() {
     let mut engine = web_engine();
     engine.apply(Event::Clock(Timestamp(1)));
     let event = |yaml: &str| Event::Apply(objects(yaml).remove(0));
-    // There is no Namespace object yet, and the new object has a label.
+    // There is no Namespace object yet. The new object has a label and a mode, so the event changes both.
     let labels_and_modes = event(&namespace("netpol.io/mode: shadow"));
     assert_eq!(engine.in_safe_order(vec![labels_and_modes.clone()]), None);
     engine.apply(labels_and_modes);

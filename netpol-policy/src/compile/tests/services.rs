@@ -1,4 +1,6 @@
-//! Tests of the map changes that events of Services, slices and nodes cause.
+//! Tests of the map changes that the engine returns for events of Services, `EndpointSlices` and nodes. The tests
+//! compare map changes as short texts, such as `+frontend 80` (an entry is inserted or replaced) or `-allow` (an entry
+//! is deleted). A frontend moves to another backend set if its entry is replaced.
 
 use netpol_common::{Reason, address_flags};
 
@@ -66,6 +68,7 @@ fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
 
 #[test]
 fn a_service_with_an_existing_backend_set_needs_only_frontends_and_an_address() {
+    // Both addresses have the same class, so the Services `db` and `twin` have the same backend set.
     let slices = [slice("db-1", "db", &["10.0.0.2"]), slice("twin-1", "twin", &["10.0.0.2", "10.0.0.3"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), slices, service("db", "10.96.0.1", 30080)].concat());
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));
@@ -91,18 +94,19 @@ fn a_slice_change_moves_frontends_to_a_backend_set_that_is_written_first() {
     let (one_allowed, none_allowed) =
         (slice("db-1", "db", &["10.0.0.2", "10.0.0.4"]), slice("db-1", "db", &["10.0.0.4"]));
     let moved = ["+frontend 80", "+frontend 30080"];
-    let some: Vec<_> = [&["+allow"][..], &moved, &["reevaluate 1", "-allow"]].concat();
-    assert_eq!(apply(&mut engine, &one_allowed), some);
+    let expected: Vec<_> = [&["+allow"][..], &moved, &["reevaluate 1", "-allow"]].concat();
+    assert_eq!(apply(&mut engine, &one_allowed), expected);
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
     assert_eq!(apply(&mut engine, &none_allowed), [&moved[..], &["reevaluate 1", "-allow"]].concat());
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoAllowedBackend, false));
-    let empty: Vec<_> = [&["+allow"][..], &moved].concat();
-    assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), empty);
+    // A Service without a known backend has an entry, too: its packets are evaluated again post-DNAT.
+    let expected: Vec<_> = [&["+allow"][..], &moved].concat();
+    assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), expected);
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
 }
 
 #[test]
-fn a_changed_backend_moves_its_frontends() {
+fn a_backend_with_another_label_moves_its_frontends_to_another_backend_set() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     let other = pod("db", 2, "other", "10.0.0.2", "");
@@ -111,7 +115,7 @@ fn a_changed_backend_moves_its_frontends() {
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoAllowedBackend, false));
     let moved_back = ["+allow", "+frontend 80", "+frontend 30080", "+address 10.0.0.2"];
     assert_eq!(apply(&mut engine, &pod("db", 2, "db", "10.0.0.2", "")), moved_back);
-    // A pod that no rule distinguishes causes only the write of its own address.
+    // No rule selects the pod `api`, so deleting and adding it changes only the entry of its address.
     let mut expected = vec!["-address 10.0.0.4"];
     expected.extend(["+address 10.0.0.4"]);
     let api = pod("api", 2, "api", "10.0.0.4", "");
@@ -120,7 +124,7 @@ fn a_changed_backend_moves_its_frontends() {
 }
 
 #[test]
-fn a_policy_is_written_for_frontends_with_selected_backends() {
+fn a_policy_adds_entries_only_for_frontends_with_backends_that_it_selects() {
     let services = [
         service("db", "10.96.0.1", 30080),
         slice("db-1", "db", &["10.0.0.2"]),
@@ -158,15 +162,16 @@ fn rule_sets_for_ingress_and_rule_sets_that_allow_everything_have_no_entry_for_f
 
 #[test]
 fn a_rule_for_any_peer_matches_the_ports_of_backends() {
-    let dns = policy(
-        "dns",
+    let any_peer = policy(
+        "any-peer",
         "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: 8000, endPort: 8080}]}]",
     );
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["198.51.100.1"])].concat();
     let mut engine = engine(&[pods(), services].concat());
-    let added = apply(&mut engine, &dns);
+    let added = apply(&mut engine, &any_peer);
     assert_eq!(added.iter().filter(|summary| *summary == "+allow").count(), 1, "{added:?}");
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));
+    // The Service does not have port 8000, so its address is evaluated like a plain address.
     assert_eq!(evaluated(&engine, "10.96.0.1", 8000), (Reason::Rule, false));
 }
 
@@ -190,6 +195,7 @@ fn node_ports_are_on_all_nodes_and_rechecked_on_the_local_node() {
     assert_eq!(apply(&mut engine, &node("node-2", "192.168.0.2")), ["+address 192.168.0.2", "reevaluate 1"]);
     assert_eq!(evaluated(&engine, "192.168.0.2", 30080), (Reason::Service, false));
     assert_eq!(evaluated(&engine, "192.168.0.2", 80), (Reason::NoRule, false));
+    // The cluster IP of a Service can also be a local address: kube-proxy in IPVS mode adds cluster IPs to the node.
     engine.apply(Event::LocalAddresses(vec![IpAddr::from([192, 168, 0, 2]), IpAddr::from([10, 96, 0, 1])]));
     for address in ["192.168.0.2", "10.96.0.1"] {
         let entry = engine.tables().exact_address(address.parse().unwrap()).expect("a local address");

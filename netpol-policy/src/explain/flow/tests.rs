@@ -1,4 +1,4 @@
-//! Explanations of flows.
+//! Tests of the explanations of flows.
 //! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
@@ -12,8 +12,9 @@ use crate::manifest;
 use crate::model::{Mode, PodKey};
 use crate::reference::Packet;
 
-/// `shop/web` may send to `shop/db`, and to two blocks at port 80. `shop/db` may receive from no existing pod. A policy
-/// in shadow mode selects `ops/job`.
+/// `shop/web` may send to `shop/db`, and to two blocks at port 80, but not to the cluster DNS (Service `kube-dns` with
+/// its pod). `shop/db` may receive from no existing pod. A policy in shadow mode selects `ops/job`, and allows no
+/// egress.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIP: 10.1.0.1}}
 ---
@@ -41,6 +42,7 @@ const CLUSTER: &str = "
   spec: {podSelector: {}, policyTypes: [Egress]}}
 ";
 
+/// Returns the explanation of a packet from or to `pod`. `remote`: the address of the other end.
 fn explained(
     pod: (&str, &str),
     direction: Direction,
@@ -66,6 +68,7 @@ fn explained(
 }
 
 const WEB: (&str, &str) = ("shop", "web");
+/// The protocol and port of a connection to `shop/db`.
 const SQL: (u8, u16) = (protocol::TCP, 5432);
 
 #[test]
@@ -98,6 +101,7 @@ fn both_ends_are_explained_whichever_end_reports_the_packet() {
 
 #[test]
 fn a_denied_dns_query_is_explained_with_the_missing_rule() {
+    // The query is sent to the Service, or to its pod.
     for (remote, port) in [("10.96.0.10", 53), ("10.1.0.9", 5353)] {
         let found = explained(WEB, Direction::Egress, remote, (protocol::UDP, port), Mode::Enforce);
         let egress = found.egress.expect("a pod");
@@ -123,8 +127,10 @@ fn blocks_that_cover_an_outside_address_are_listed() {
         found.blocks.iter().map(ToString::to_string).collect()
     };
     assert_eq!(texts("192.0.2.1"), ["192.0.2.0/24 (shop/web spec.egress[0].to[0])"]);
+    // The `except` contains this address.
     assert_eq!(texts("192.0.2.200"), ["192.0.2.0/24 except 192.0.2.128/25 (shop/web spec.egress[0].to[0])"]);
     assert_eq!(texts("10.2.9.9"), ["10.2.0.0/16 (shop/web spec.egress[0].to[1])"]);
+    // The address of a Service is not outside.
     assert_eq!(texts("10.96.0.10"), Vec::<String>::new());
 }
 

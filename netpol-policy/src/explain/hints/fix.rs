@@ -9,22 +9,24 @@ use crate::reference::{self, Packet};
 /// The change that a hint suggests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::explain) enum Fix {
-    /// Replace the rule at this index, in the packet's direction; without an index, add a rule.
+    /// Replace the policy's rule at this index, in the packet's direction, by this rule. Without an index, add this
+    /// rule.
     Rule(PolicyKey, Option<usize>, Rule),
-    /// Correct an invalid part of the rule at this index; without an index, the invalid part is the list of rules. The
-    /// intended value is unknown, so `Rule` matches everything in place of the invalid part.
+    /// Correct an invalid part of the policy's rule at this index. Without an index, the list of rules itself is
+    /// invalid. The correct value is unknown, so the invalid part matches everything in this rule.
     Correction(PolicyKey, Option<usize>, Rule),
-    /// Correct an invalid part, so that the policy does not isolate the pod in the packet's direction.
+    /// Correct an invalid part of the policy. After the correction, the policy does not isolate the pod in the packet's
+    /// direction.
     NotIsolating(PolicyKey),
-    /// Evaluate this packet instead.
+    /// Send this packet instead, for example to a port of the pod and not to the port of a Service.
     OtherPacket(Packet),
     /// No change: the other end is the node of the pod, and the agent on this node allows the packet.
     LocalNode,
 }
 
 impl Fix {
-    /// Returns whether the change allows a denied packet. Does not copy a policy: the agent calls this for each denied
-    /// flow.
+    /// Returns whether a denied packet is allowed after the change. The agent calls this for each denied flow, so no
+    /// policy is copied.
     pub(super) fn works(&self, cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> bool {
         let Some(pod) = cluster_state.pods.get(&packet.pod) else { return false };
         match self {
@@ -44,8 +46,8 @@ impl Fix {
     }
 }
 
-/// Returns the index of the rule that contains a field, and the path of the field below the rule. Returns `None` if the
-/// field is in no rule of this direction.
+/// Returns the index of the rule that contains a field, and the path of the field below the rule: `(0, ".ports[1]")`
+/// for `spec.ingress[0].ports[1]`. Returns `None` if the field is in no rule of this direction.
 pub(super) fn rule_of(field: &str, direction: Direction) -> Option<(usize, &str)> {
     let rest = field.strip_prefix("spec.")?.strip_prefix(direction.name())?.strip_prefix('[')?;
     let (index, rest) = rest.split_once(']')?;
@@ -91,7 +93,7 @@ impl Fix {
     }
 }
 
-/// Replaces a rule of a policy, or adds one.
+/// Replaces the rule at an index of a policy. Without an index, adds the rule.
 #[cfg(test)]
 pub(in crate::explain) fn set_rule(
     cluster_state: &mut ClusterState,

@@ -1,4 +1,5 @@
-//! Tests that following a hint, or applying its YAML, allows the connection.
+//! Tests hints (common mistakes that explain a denial). A change that a hint describes in words, or that an explanation
+//! shows as YAML, must allow the connection.
 
 use expect_test::expect_file;
 use netpol_common::{Direction, Reason};
@@ -12,8 +13,9 @@ use crate::model::{Mode, Object, PodKey, Protocol, Rule, ServiceKey};
 use crate::reference::{self, End, Packet, evaluate};
 use crate::testing::{event, probes};
 
-/// Two namespaces. Pod `shop/web` listens on `http` 8080/TCP and `dns` 53/UDP. Service `shop/web` maps 80 to 8080; the
-/// only backend of Service `shop/host` is on the host network.
+/// Two namespaces. Pod `shop/web` has the named ports `http` 8080/TCP and `dns` 53/UDP. Service `shop/web` maps port 80
+/// to port 8080 of this pod. The only backend of Service `shop/host` is an address that no pod has, such as that of a
+/// pod on the host network.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
 ---
@@ -57,10 +59,11 @@ ports: [{port: 6443}]
 ---
 ";
 
-/// A hint, and the rules or the port that a user would write after reading it.
+/// A denied connection with its hint, and the rules or the port that a user would write after reading the hint.
 struct Case {
-    /// `ingress` on `shop/web`, or `egress` on `ops/probe`.
+    /// The direction of the policy. `ingress`: the policy selects `shop/web`; `egress`: it selects `ops/probe`.
     direction: &'static str,
+    /// The rules of the policy.
     rules: &'static str,
     from: &'static str,
     to: &'static str,
@@ -72,6 +75,7 @@ struct Case {
     fixed_port: &'static str,
 }
 
+/// Returns a case in which the user changes the rules, not the port.
 const fn case(
     direction: &'static str,
     rules: &'static str,
@@ -241,7 +245,8 @@ fn hints_of(explanation: &Explanation) -> Vec<&str> {
     sides(explanation).into_iter().flat_map(|side| &side.hints).map(String::as_str).collect()
 }
 
-/// Parses the YAML of a change, as it is printed, in a policy.
+/// Puts the YAML of a change into a policy, as it is printed for the user. Parses the policy, and returns its only
+/// rule.
 fn parse_yaml(change: &PolicyChange) -> Rule {
     let (direction, policy_type) = match change.direction {
         Direction::Ingress => ("ingress", "Ingress"),
@@ -273,6 +278,7 @@ fn following_a_hint_allows_the_connection() {
 
 #[test]
 fn applying_the_yaml_of_a_change_allows_the_connection() {
+    // Explanations without a hint can suggest a change, too.
     let without_hint = ["[]", "[{from: [{podSelector: {matchLabels: {app: x}}}]}]"]
         .map(|rules| case("ingress", rules, ("ops/probe", "shop/web", "80/TCP"), "", ""));
     let mut applied = 0;
@@ -310,7 +316,7 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
             "shop/web",
             "80/TCP",
         ),
-        // Alone, the podSelector selects pods in namespace shop.
+        // If the podSelector was an item of its own, it would select only pods in namespace shop.
         (
             "ingress",
             "[{from: [{namespaceSelector: {matchLabels: {team: z}}, podSelector: {matchLabels: {app: probe}}}]}]",
@@ -318,7 +324,7 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
             "shop/web",
             "80/TCP",
         ),
-        // The port does not match either.
+        // To select the pod instead of the block is not enough: the port does not match, either.
         (
             "ingress",
             "[{from: [{ipBlock: {cidr: 10.9.0.0/16}}], ports: [{port: 81}]}]",
@@ -328,7 +334,7 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
         ),
         // The invalid part is in a rule for another port.
         ("ingress", "[{from: [{ipBlock: {cidr: 10.9.0}}], ports: [{port: 81}]}]", "198.51.100.1", "shop/web", "80/TCP"),
-        // Port `dns` of the pod has another number.
+        // Port `dns` of the pod is not port 54.
         ("ingress", "[{ports: [{port: dns}]}]", "ops/probe", "shop/web", "54/UDP"),
     ] {
         let explanation = explain(&cluster_state(direction, rules), from, to, port);
@@ -363,7 +369,8 @@ proptest! {
                     prop_assert!(reason.allows(), "{packet:?} is still {reason:?} after: {}", hint.text);
                 }
                 let side = explain_packet(&cluster_state, &packet);
-                // If the destination is a Service, the suggested changes allow only its first denied backend.
+                // The changes for a packet to a Service (reason `NoAllowedBackend`) are not tested, because they allow
+                // only the first denied backend.
                 let changes = if side.reason == Cause::Evaluated(Reason::NoRule) { side.changes } else { Vec::new() };
                 for change in changes {
                     let mut cluster_state = cluster_state.clone();

@@ -3,12 +3,14 @@
 use super::*;
 use crate::model::PodKey;
 
-const PODS: &str = "
+/// The pods `web` and `db` have an address of each family, `v4-only` has an IPv4 address only. The Service `db` has the
+/// pod `db` as its only backend, in both families.
+const OBJECTS: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db}}, status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: old, namespace: shop}, status: {podIP: 10.0.0.3}}
+{apiVersion: v1, kind: Pod, metadata: {name: v4-only, namespace: shop}, status: {podIP: 10.0.0.3}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIPs: [10.96.0.1, 'fd96::1'], ports: [{port: 80}]}}
 ---
@@ -28,13 +30,14 @@ ports: [{port: 80}]
 ---
 ";
 
-/// Explains a connection from `shop/web`, with these egress rules, to `to`.
+/// Explains a connection from pod `shop/web` to `to`. The only policy isolates `shop/web` for egress, and has these
+/// rules.
 fn egress(rules: &str, to: &End) -> Explanation {
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}}, \
          spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{rules}]}}}}"
     );
-    let parsed = manifest::parse(&format!("{PODS}{policy}"), "f");
+    let parsed = manifest::parse(&format!("{OBJECTS}{policy}"), "f");
     assert_eq!(parsed.errors, []);
     let cluster_state = ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object));
     let from = End::Pod(PodKey::new("shop", "web"));
@@ -81,7 +84,7 @@ fn both_families_are_shown_if_they_differ() {
 
 #[test]
 fn an_address_family_that_only_one_end_has_is_not_evaluated() {
-    let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("old"));
+    let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("v4-only"));
     assert_eq!(
         (explanation.verdict, explanation.allowed_family, explanation.families.len()),
         (Verdict::Allow, None, 0)

@@ -6,8 +6,9 @@ use crate::model::{PodKey, ServiceKey};
 
 use super::*;
 
-/// Service `shop/db` at 10.96.0.7, 80 → 5432, with the backends `shop/db-0` (labels `app=db, tier=a`) and `shop/db-1`
-/// (`app=db`). Pod `shop/web` is the client. Service `shop/headless` has no address, and `shop/empty` has no backend.
+/// Service `shop/db` at 10.96.0.7 has port 80 and target port 5432. Its backends are `shop/db-0` (labels `app=db,
+/// tier=a`) and `shop/db-1` (`app=db`). Pod `shop/web` is the client. Service `shop/headless` has no address, and
+/// `shop/empty` has no backend.
 const SHOP: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIP: 10.1.0.1}}
 ---
@@ -30,7 +31,7 @@ ports: [{port: 5432}]
 ---
 ";
 
-/// The objects, with these egress rules for `shop/web`.
+/// Returns the objects of [`SHOP`], and a policy with these egress rules for `shop/web`.
 fn shop(egress: &str) -> ClusterState {
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}},
@@ -41,6 +42,7 @@ fn shop(egress: &str) -> ClusterState {
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
+/// Explains a TCP connection from `shop/web`.
 fn explain_to(cluster_state: &ClusterState, to: &End, port: u16) -> Result<Explanation, ConnectionError> {
     explain(cluster_state, &End::Pod(PodKey::new("shop", "web")), to, Protocol::Tcp, port)
 }
@@ -51,6 +53,7 @@ fn service(name: &str) -> End {
 
 #[test]
 fn the_verdict_depends_on_how_many_backends_are_allowed() {
+    // The rules are evaluated with the address and the target port of each backend, not with those of the Service.
     for (egress, verdict, backends) in [
         ("[{to: [{podSelector: {matchLabels: {app: db}}}]}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
         ("[{to: [{podSelector: {matchLabels: {tier: a}}}]}]", Verdict::Some, [Verdict::Allow, Verdict::Deny]),
@@ -90,7 +93,7 @@ fn several_connections_have_the_verdict_some_if_one_is_allowed_and_one_denied() 
 }
 
 #[test]
-fn each_backend_is_shown_with_what_it_lacks() {
+fn each_backend_is_shown_with_its_verdict_and_nearest_rule() {
     let cluster_state = shop("[{to: [{podSelector: {matchLabels: {app: db, tier: a}}}], ports: [{port: 5432}]}]");
     let explanation = explain_to(&cluster_state, &service("db"), 80).expect("it has an address");
     expect_file!["golden/services.txt"].assert_eq(&explanation.to_string());
@@ -116,9 +119,11 @@ fn hints_explain_that_policies_match_backends_and_not_the_service() {
     assert!(block_hints.iter().any(|hint| hint == expected), "{block_hints:?}");
 }
 
-/// Pod `shop/web` runs on n1. Both nodes have the Service's nodePort, and n2 has a hostPort of `shop/db-0`.
+/// Pod `shop/web` runs on n1. Both nodes have the Service's nodePort 30080. n2 has the hostPort 15432 of `shop/db-0`.
+/// At n1, the local node, a connection is evaluated by its backend. At n2, all backends must be allowed.
 #[test]
 fn all_backends_must_be_allowed_at_the_node_port_of_another_node() {
+    // Egress rules that allow only some backends of `shop/db`, or all.
     let some_backends = "[{to: [{podSelector: {matchLabels: {tier: a}}}]}]";
     let nodes = "
 {apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
@@ -150,6 +155,7 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
         cluster_state
     };
     let all_backends = "[{to: [{podSelector: {matchLabels: {app: db}}}]}]";
+    // `node` is the last byte of the node's address. `owner` is the owner of the frontend: a Service or a hostPort.
     for (egress, node, port, verdict, owner) in [
         (some_backends, 1, 30080, Verdict::Some, "service/shop/db"),
         (some_backends, 2, 30080, Verdict::Deny, "service/shop/db"),

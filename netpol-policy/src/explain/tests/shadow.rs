@@ -7,8 +7,9 @@ use super::*;
 use crate::cluster_state::Event;
 use crate::model::PodKey;
 
-/// Policy `next` is in shadow mode, and would deny connections from `shop/front`. Policy `out` is enforced, and allows
-/// egress to all pods of `shop`. Policy `paused` is in a namespace in which enforcement is suspended.
+/// Policies for the pods of [`CLUSTER`]. Policy `next` is in shadow mode. If it were enforced, it would deny
+/// connections from `shop/front`, which has another label. Policy `out` is enforced, and allows egress to all pods of
+/// `shop`. Policy `paused` is in the namespace `ops`, in which [`state`] suspends enforcement.
 const POLICIES: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: next, namespace: shop, annotations: {netpol.io/mode: shadow}},
   spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 8080}]}]}}
@@ -19,6 +20,7 @@ const POLICIES: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: paused, namespace: ops}, spec: {podSelector: {}}}
 ";
 
+/// Returns the state of the cluster at 17:00. Enforcement in the namespace `ops` is suspended until 18:00.
 fn state() -> ClusterState {
     let suspended = CLUSTER.replace(
         "labels: {team: b}",
@@ -31,6 +33,7 @@ fn state() -> ClusterState {
     state
 }
 
+/// Explains a connection between two pods, each given as namespace and name, at port 8080/TCP.
 fn explained(from: (&str, &str), to: (&str, &str)) -> Explanation {
     let [from, to] = [from, to].map(|(namespace, name)| End::Pod(PodKey::new(namespace, name)));
     explain(&state(), &from, &to, Protocol::Tcp, 8080).expect("both ends have addresses")

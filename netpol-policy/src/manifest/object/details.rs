@@ -1,4 +1,5 @@
-//! Records the parts of objects that only `netpol lint` uses.
+//! Records details: the parts of objects that only `netpol lint` uses. If `reads_workloads` is not set, as in the
+//! agent, no details are recorded.
 
 use k8s_openapi::api::core::v1 as core;
 use serde_json::Value;
@@ -8,6 +9,7 @@ use crate::manifest::{IGNORE_ANNOTATION, PodDetails, PolicySource, Template};
 use crate::model::{Labels, NamespaceName, PodKey, Policy};
 
 impl ObjectReader {
+    /// Records the text of a policy. `original` is the policy as JSON, with its invalid parts.
     pub(super) fn record_policy_details(&mut self, location: &ObjectLocation<'_>, policy: &Policy, original: Value) {
         if self.reads_workloads {
             let file = self.diagnostics.file();
@@ -16,6 +18,7 @@ impl ObjectReader {
         }
     }
 
+    /// Records the annotation of a Namespace that suppresses findings.
     pub(super) fn record_namespace_details(&mut self, api: &core::Namespace) {
         let name = api.metadata.name.as_deref().unwrap_or_default();
         if let Some(ignores) = api.metadata.annotations.as_ref().and_then(|all| all.get(IGNORE_ANNOTATION))
@@ -25,6 +28,7 @@ impl ObjectReader {
         }
     }
 
+    /// Records the containers and the service account of a pod or of a workload's template.
     pub(super) fn record_pod_details(&mut self, key: &PodKey, spec: Option<&core::PodSpec>) {
         if let Some(spec) = spec.filter(|_| self.reads_workloads) {
             self.parsed.details.pods.insert(key.clone(), PodDetails::of(spec));
@@ -40,8 +44,8 @@ impl ObjectReader {
         }
     }
 
-    /// Records the labels in the spec of a custom resource. Its controller may give these labels to the pods that the
-    /// controller creates.
+    /// Records the labels in the spec of a custom resource. The controller of the custom resource may create pods with
+    /// these labels.
     pub(super) fn record_template_details(&mut self, api_version: &str, kind: &str, value: &Value) {
         if self.reads_workloads && is_custom(api_version) {
             let namespace = value["metadata"]["namespace"].as_str().filter(|name| !name.is_empty());
@@ -55,16 +59,17 @@ impl ObjectReader {
     }
 }
 
-/// The maximum depth at which labels are found. In a `ClusterServiceVersion` of OLM, labels are at depth 8.
+/// The maximum depth at which labels are found. In a `ClusterServiceVersion` of OLM (Operator Lifecycle Manager),
+/// labels are at depth 8.
 const MAX_DEPTH: usize = 12;
 
-/// Returns whether an API group is not one of Kubernetes.
+/// Returns whether an API version is of a custom resource: its API group is not one of Kubernetes.
 fn is_custom(api_version: &str) -> bool {
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
     group.contains('.') && group != "k8s.io" && !group.ends_with(".k8s.io")
 }
 
-/// Finds all maps with the key `labels`.
+/// Adds each non-empty map with the key `labels` to `found`. Values that are not strings are omitted.
 fn labels_in(value: &Value, depth: usize, found: &mut Vec<Labels>) {
     match value {
         _ if depth > MAX_DEPTH => {}

@@ -1,4 +1,5 @@
-//! Parses workloads: the pod template, and what controllers add to it.
+//! Parses workloads (Deployments, Jobs and so on): their pod templates, and what their controllers add to the pods,
+//! such as labels and ordinals.
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -41,7 +42,7 @@ struct Ordinals {
 }
 
 impl ObjectReader {
-    /// Parses a workload from its pod template.
+    /// Parses a workload, adds it to the parsed objects, and reports its errors.
     pub(super) fn read_workload(&mut self, location: &ObjectLocation<'_>, kind: WorkloadKind, value: Value) {
         let Some(WorkloadObject { metadata, mut spec }) = self.deserialize_or_report(location, value) else { return };
         let (template, path) = match kind {
@@ -69,8 +70,9 @@ impl ObjectReader {
     }
 }
 
-/// Returns the apiVersion of a kind of workload; `None` for other kinds, including those with the same name in other
-/// APIs.
+/// Returns the apiVersion as which netpol reads an object with this kind and apiVersion, if the object is a workload.
+/// The apiVersion of the manifest may be outdated, or have no group. `None`: the kind is not a workload, or it only has
+/// the same name as a workload, in another API group.
 pub(super) fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     match (WorkloadKind::from_name(kind)?, group) {
@@ -85,8 +87,8 @@ pub(super) fn expected_version(kind: &str, api_version: &str) -> Option<&'static
     }
 }
 
-/// Parses a workload. Returns the workload with diagnostics for invalid ports. The paths in these diagnostics start at
-/// the template.
+/// Parses a workload. Returns the workload, and diagnostics for invalid parts of its pod template. The field paths of
+/// these diagnostics start at the template.
 fn parse(
     kind: WorkloadKind,
     metadata: &ObjectMeta,
@@ -113,7 +115,7 @@ fn parse(
     (Workload { controller: controller(metadata), key, ordinals, pod }, diagnostics)
 }
 
-/// Returns a number; `None` if it is negative.
+/// Returns a number; `None` if it is absent, negative or too large.
 fn non_negative(value: Option<i64>) -> Option<u32> {
     value.and_then(|value| u32::try_from(value).ok())
 }
@@ -126,10 +128,12 @@ fn namespace(metadata: &ObjectMeta) -> &str {
 pub(super) fn controller(metadata: &ObjectMeta) -> Option<WorkloadKey> {
     let mut owners = metadata.owner_references.iter().flatten();
     let owner = owners.find(|owner| owner.controller == Some(true))?;
+    // Other controllers, such as custom resources, are not evaluated.
     expected_version(&owner.kind, &owner.api_version)?;
     let (kind, namespace) = (WorkloadKind::from_name(&owner.kind)?, namespace(metadata));
     let labels = metadata.labels.as_ref();
-    // The name of a Deployment's ReplicaSet is the name of the Deployment and the hash of the template.
+    // The ReplicaSet of a Deployment is named `<name of the Deployment>-<pod-template-hash>`. The Deployment is
+    // returned.
     let hash = labels.and_then(|labels| labels.get("pod-template-hash")).filter(|_| kind == WorkloadKind::ReplicaSet);
     let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
     Some(match deployment {

@@ -54,7 +54,7 @@ fn a_null_field_of_a_workloads_selector_is_missing() {
 fn null_items_and_label_values_are_empty_as_in_the_api() {
     let parsed = policy("  podSelector: {matchLabels: {app: }}\n  ingress:\n  - ports: [null]");
     let parsed_policy = only_policy(&parsed);
-    let rules = parsed_policy.ingress.as_ref().expect("it isolates for ingress");
+    let rules = parsed_policy.ingress.as_ref().expect("the policy isolates for ingress");
     assert_eq!(parsed.errors.iter().map(|error| error.severity).collect::<Vec<_>>(), [Severity::Warning; 2]);
     assert!(matches!(rules[0].peers, Peers::Any) && !matches!(rules[0].ports, Ports::Any), "{rules:?}");
     assert!(!parsed_policy.pods.invalid && parsed_policy.pods.requirements.len() == 1, "{:?}", parsed_policy.pods);
@@ -74,14 +74,14 @@ fn numbers_and_blocks_are_parsed_as_by_the_api_server() {
         assert_eq!(only_policy(&unusual).ingress, only_policy(&plain).ingress, "{port}");
         assert_eq!(messages(&unusual), [""; 0], "{port}");
     }
-    for block in ["010.001.1.0/024", "10.1.1.0/024"] {
-        let unusual = policy(&format!("  podSelector: {{}}\n  ingress:\n  - from: [{{ipBlock: {{cidr: {block}}}}}]"));
+    for cidr in ["010.001.1.0/024", "10.1.1.0/024"] {
+        let unusual = policy(&format!("  podSelector: {{}}\n  ingress:\n  - from: [{{ipBlock: {{cidr: {cidr}}}}}]"));
         let plain = policy("  podSelector: {}\n  ingress:\n  - from: [{ipBlock: {cidr: 10.1.1.0/24}}]");
-        assert_eq!(only_policy(&unusual).ingress, only_policy(&plain).ingress, "{block}");
+        assert_eq!(only_policy(&unusual).ingress, only_policy(&plain).ingress, "{cidr}");
         assert_eq!(
             unusual.errors.iter().map(|error| error.severity).collect::<Vec<_>>(),
             [Severity::Warning],
-            "{block}"
+            "{cidr}"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `ipBlock`s.
+//! Parses `ipBlock`s of policies.
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::IPBlock;
@@ -6,8 +6,8 @@ use k8s_openapi::api::networking::v1::IPBlock;
 use super::Diagnostics;
 use crate::model::IpBlock;
 
-/// Parses the block at `field`. Returns `None` if any part is invalid, also if it is only an item of `except`: if this
-/// item were omitted, the block would allow addresses that its author excluded.
+/// Parses the block at `field`. Returns `None` if the CIDR or any item of `except` is invalid. If an invalid item of
+/// `except` were omitted instead, the block would allow addresses that its author excluded.
 pub(super) fn block(api: &IPBlock, field: &str, diagnostics: &mut Diagnostics) -> Option<IpBlock> {
     let cidr = parse_network(&api.cidr, &format!("{field}.cidr"), diagnostics);
     let mut except = Vec::new();
@@ -35,8 +35,8 @@ pub(super) fn block(api: &IPBlock, field: &str, diagnostics: &mut Diagnostics) -
     cidr.filter(|_| valid).map(|cidr| IpBlock { cidr, except })
 }
 
-/// Removes leading zeros from the decimal numbers of a block. Returns `None` if there are none. The API server ignores
-/// leading zeros: it does not read such numbers as octal.
+/// Removes leading zeros from the decimal numbers of a block. Returns `None` if no number has leading zeros. The API
+/// server ignores leading zeros: it does not read such numbers as octal.
 ///
 /// Source: `ParseCIDRSloppy` in <https://github.com/kubernetes/utils/blob/master/net/parse.go>.
 fn without_leading_zeros(text: &str) -> Option<String> {

@@ -1,4 +1,5 @@
-//! Annotations that stop enforcement. An invalid annotation never stops it.
+//! Parses the annotations that put policies into shadow mode (evaluated, but not enforced) or suspend their enforcement
+//! for some time. An invalid annotation never stops enforcement.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -13,7 +14,8 @@ const MAX_VALUE: usize = 64;
 /// Maximum length of a reason, in characters.
 const MAX_REASON: usize = 256;
 
-/// Returns the mode in the annotation. If its value is invalid, the policies are enforced.
+/// Returns the mode from the annotation `netpol.io/mode` of a policy or Namespace; `None` without the annotation. If
+/// the value is invalid, reports a diagnostic and returns [`Mode::Enforce`].
 pub(super) fn mode(metadata: &ObjectMeta, diagnostics: &mut Diagnostics) -> Option<Mode> {
     let value = annotation(metadata, MODE_ANNOTATION)?;
     Some(Mode::from_name(value).unwrap_or_else(|| {
@@ -24,7 +26,7 @@ pub(super) fn mode(metadata: &ObjectMeta, diagnostics: &mut Diagnostics) -> Opti
     }))
 }
 
-/// Returns the annotations of a namespace.
+/// Returns the mode and the suspensions from the annotations of a Namespace.
 pub(super) fn modes(metadata: &ObjectMeta, diagnostics: &mut Diagnostics) -> NamespaceModes {
     let mut until = |name: &str| {
         let value = annotation(metadata, name)?;
@@ -49,7 +51,7 @@ fn annotation<'m>(metadata: &'m ObjectMeta, name: &str) -> Option<&'m str> {
     metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// Returns the first characters of a value, because the value of an annotation may have 256 KiB.
+/// Returns the first characters of a value, for a diagnostic. The value of an annotation can have 256 KiB.
 fn shortened(value: &str) -> String {
     let mut characters = value.chars();
     let mut short: String = characters.by_ref().take(MAX_VALUE).collect();
@@ -59,6 +61,7 @@ fn shortened(value: &str) -> String {
     short
 }
 
+/// Returns the path of an annotation, for a diagnostic.
 fn field(annotation: &str) -> String {
     format!("metadata.annotations.{annotation}")
 }
@@ -70,7 +73,7 @@ mod tests {
     use crate::manifest;
     use crate::model::{Mode, NamespaceModes, Object, PodWorkload, Timestamp};
 
-    /// Returns the object of a manifest with this metadata, and its diagnostics as `field: message`.
+    /// Returns the object with this kind and metadata, and its diagnostics as `field: message`.
     fn parse_object(kind: &str, metadata: &str) -> (Object, Vec<String>) {
         let version = if kind == "NetworkPolicy" { "networking.k8s.io/v1" } else { "v1" };
         let spec = if kind == "NetworkPolicy" { ", spec: {podSelector: {}}" } else { "" };
@@ -84,6 +87,7 @@ mod tests {
         (parsed.objects.remove(0).object, errors)
     }
 
+    /// Returns the modes of a Namespace with these annotations, and the diagnostics.
     fn modes(annotations: &str) -> (NamespaceModes, Vec<String>) {
         match parse_object("Namespace", &format!("annotations: {{{annotations}}}")) {
             (Object::Namespace(namespace), errors) => (namespace.modes, errors),
@@ -146,6 +150,8 @@ mod tests {
             let Object::Pod(pod) = object else { panic!("{object:?}") };
             pod.workload.map(|PodWorkload { kind, name }| format!("{kind} {name}"))
         };
+        // A Deployment appends the hash to the names of its ReplicaSets. A CronJob appends the time in minutes, at
+        // least 8 digits, to the names of its Jobs.
         let hash = "pod-template-hash: 5d4f";
         for (labels, kind, name, expected) in [
             (hash, "ReplicaSet", "web-5d4f", "Deployment web"),

@@ -1,4 +1,4 @@
-//! Pods, namespaces and nodes.
+//! Parses pods, namespaces and nodes.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ fn labels(metadata: &ObjectMeta) -> Labels {
     metadata.labels.iter().flatten().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
 }
 
-/// Returns the UID that the container runtime uses for the pod: for a static pod, the one in the annotation.
+/// Returns the UID that the container runtime uses for the pod. For a static pod, this is the value of
+/// [`MIRROR_ANNOTATION`], because its API object has another UID.
 fn uid(metadata: &ObjectMeta) -> Option<Uid> {
     let static_pod = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR_ANNOTATION));
     static_pod.or(metadata.uid.as_ref()).and_then(|text| Uid::parse(text))
@@ -267,6 +268,7 @@ mod tests {
             (workload.kind.len(), workload.name.len())
         };
         assert_eq!(workload(100), (200, 200));
+        // `é` has two bytes, so 253 bytes would end in the middle of a character.
         assert_eq!(workload(100_000), (252, 252));
     }
 }

@@ -1,4 +1,4 @@
-//! Network policies.
+//! Parses `NetworkPolicies`.
 
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
 
@@ -63,6 +63,7 @@ impl Policy {
                 );
             }
         }
+        // The annotation `netpol.io/mode`: whether the policy is enforced, or in shadow mode.
         let mode = mode::mode(&api.metadata, &mut diagnostics);
         Self {
             mode,

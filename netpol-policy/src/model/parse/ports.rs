@@ -1,4 +1,4 @@
-//! `ports` of a rule.
+//! Parses `ports` of a rule. Other modules also use the functions for one protocol and for one port number.
 
 use k8s_openapi::api::networking::v1::NetworkPolicyPort;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -6,7 +6,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::Diagnostics;
 use crate::model::{PortMatch, PortRange, Ports, Protocol};
 
-/// Parses the ports at `field`. Invalid items are omitted.
+/// Parses `ports` of a rule; `field` is the path of this list. Invalid items are omitted. If no item is valid, the rule
+/// matches no port.
 pub(super) fn ports(api: Option<&[NetworkPolicyPort]>, field: &str, diagnostics: &mut Diagnostics) -> Ports {
     let items = api.unwrap_or_default();
     if items.is_empty() {
@@ -25,7 +26,7 @@ fn port_match(api: &NetworkPolicyPort, field: &str, diagnostics: &mut Diagnostic
     Some(PortMatch { protocol: protocol?, port: range? })
 }
 
-/// Parses the protocol at `field`; TCP if absent.
+/// Parses the protocol of the port at `field`; TCP if absent.
 pub(super) fn protocol(name: Option<&str>, field: &str, diagnostics: &mut Diagnostics) -> Option<Protocol> {
     let name = name.unwrap_or("TCP");
     let protocol = Protocol::from_name(name);
@@ -86,7 +87,8 @@ fn port_name(name: &str, field: &str, diagnostics: &mut Diagnostics) -> Option<P
         );
         return None;
     }
-    // Source: <https://www.rfc-editor.org/rfc/rfc6335#section-5.1>. Kubernetes requires this syntax for port names.
+    // Source: <https://www.rfc-editor.org/rfc/rfc6335#section-5.1>. Kubernetes requires this syntax for port names. The
+    // rules for the position of hyphens are not checked here.
     let well_formed = (1..=15).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && name.bytes().any(|byte| byte.is_ascii_lowercase());

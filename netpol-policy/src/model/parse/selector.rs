@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use super::Diagnostics;
 use crate::model::{Requirement, Selector, names};
 
-/// Parses the selector at `field`. An absent selector selects everything.
+/// Parses the selector `api` of an API object. `field` is its path for diagnostics. An absent selector selects
+/// everything.
 pub(super) fn selector(api: Option<&LabelSelector>, field: &str, diagnostics: &mut Diagnostics) -> Selector {
     let mut result = Selector::everything();
     let Some(api) = api else { return result };

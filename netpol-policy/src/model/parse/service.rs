@@ -15,7 +15,7 @@ use crate::model::{
     TargetPort,
 };
 
-/// The label with the name of the Service, on an `EndpointSlice`.
+/// The label of an `EndpointSlice` with the name of its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 impl Service {
@@ -32,6 +32,7 @@ impl Service {
             listed.filter_map(|(index, port)| service_port(port, &format!("spec.ports[{index}]"), &mut diagnostics));
         let mut ports: Vec<_> = ports.collect();
         if !is_proxied(api) {
+            // kube-proxy does not translate the NodePort of such a Service.
             for port in &mut ports {
                 port.node_port = None;
             }
@@ -49,7 +50,8 @@ fn is_external_name(api: &core::Service) -> bool {
     api.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"))
 }
 
-/// Returns the address families that a Service requests. `None` if it already has cluster IPs, or never gets any. See
+/// Returns the address families that a Service requests for its cluster IPs. `None` if it already has cluster IPs, or
+/// never gets any (headless or `ExternalName`). See
 /// <https://kubernetes.io/docs/concepts/services-networking/dual-stack/>.
 fn requested_families(api: &core::Service) -> Option<RequestedFamilies> {
     let spec = api.spec.as_ref().filter(|_| !is_external_name(api))?;
@@ -70,6 +72,8 @@ fn is_proxied(api: &core::Service) -> bool {
     !is_external_name(api) && cluster_ips.any(|text| !matches!(text.as_str(), "" | "None"))
 }
 
+/// Returns the addresses of a Service that kube-proxy translates: cluster IPs, `externalIPs` and load balancer
+/// addresses.
 fn addresses(api: &core::Service, diagnostics: &mut Diagnostics) -> Vec<IpAddr> {
     let mut texts: Vec<(String, &str)> = Vec::new();
     if let Some(spec) = &api.spec {
@@ -118,8 +122,8 @@ fn service_port(api: &core::ServicePort, field: &str, diagnostics: &mut Diagnost
 }
 
 impl EndpointSlice {
-    /// Parses a slice. Returns the slice with diagnostics. The endpoints of a slice with `addressType: FQDN` are
-    /// omitted: they are DNS names.
+    /// Parses a slice. Returns the slice, and diagnostics for the omitted parts. The endpoints of a slice with
+    /// `addressType: FQDN` are omitted without a diagnostic: they are DNS names.
     pub fn from_api(api: &discovery::EndpointSlice) -> (Self, Vec<Diagnostic>) {
         let mut diagnostics = Diagnostics::default();
         let labels = api.metadata.labels.as_ref();
@@ -139,7 +143,8 @@ impl EndpointSlice {
     }
 }
 
-/// Parses a port. Returns `None` for a port without a number: it means all ports, and no Service has such a port.
+/// Parses a port of a slice. Returns `None` for a port without a number: in slices, this means all ports, but no port
+/// of a Service has this meaning.
 fn slice_port(api: &discovery::EndpointPort, field: &str, diagnostics: &mut Diagnostics) -> Option<SlicePort> {
     Some(SlicePort {
         name: api.name.as_deref().unwrap_or_default().into(),
@@ -148,7 +153,9 @@ fn slice_port(api: &discovery::EndpointPort, field: &str, diagnostics: &mut Diag
     })
 }
 
+/// Parses an endpoint of a slice. Returns one [`SliceEndpoint`] for each of its addresses.
 fn slice_endpoints(api: &discovery::Endpoint, field: &str, diagnostics: &mut Diagnostics) -> Vec<SliceEndpoint> {
+    // Conditions that are missing have these values: see `EndpointConditions` in the API documentation.
     let condition = |of: fn(&discovery::EndpointConditions) -> Option<bool>| api.conditions.as_ref().and_then(of);
     let ready = condition(|conditions| conditions.ready).unwrap_or(true);
     let serving = condition(|conditions| conditions.serving).unwrap_or(true);

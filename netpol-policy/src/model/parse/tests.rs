@@ -45,7 +45,7 @@ fn slice(fields: &str) -> (EndpointSlice, Vec<String>) {
     }
 }
 
-/// Returns the frontends of a pod as `address port/protocol -> container port`.
+/// Returns the frontends of a pod's hostPorts as `address port/protocol -> container port`, with the protocol's number.
 fn frontends(pod: &Pod) -> Vec<String> {
     pod.host_frontends()
         .map(|(frontend, port)| {
@@ -79,6 +79,7 @@ fn host_ports_are_at_node_addresses_or_at_their_host_ip() {
             "192.0.2.1 8090/6 -> 90",
         ]
     );
+    // An old API server sets only `hostIP`.
     let (from_old_server, _) =
         pod("{containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}", "{hostIP: 192.0.2.1}");
     assert_eq!(frontends(&from_old_server), ["192.0.2.1 8080/6 -> 80"]);
@@ -86,13 +87,13 @@ fn host_ports_are_at_node_addresses_or_at_their_host_ip() {
 
 #[test]
 fn host_ports_are_ignored_if_they_are_0_or_their_pod_is_finished_or_on_the_host_network() {
-    let addresses = "{hostIP: 192.0.2.1}";
+    let status = "{hostIP: 192.0.2.1}";
     for spec in [
         "{hostNetwork: true, containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}",
         "{containers: [{ports: [{containerPort: 80, hostPort: 0}]}]}",
         "{containers: [{ports: [{containerPort: 80, hostIP: 192.0.2.1}]}]}",
     ] {
-        let (pod, errors) = pod(spec, addresses);
+        let (pod, errors) = pod(spec, status);
         assert_eq!((pod.host_ports, errors), (None, Vec::new()), "{spec}");
     }
     let host_port = "{containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}";
@@ -173,6 +174,7 @@ fn a_service_has_ports_and_node_ports() {
         (cluster_ip_ports, errors.len()),
         (vec!["dns:53/UDP None".into(), ":80/TCP Some(30080)".into(), ":81/TCP None".into()], 0)
     );
+    // kube-proxy does not serve a Service of type ExternalName, so its ports have no node ports.
     let (external_name_ports, _) = ports(&format!("{{type: ExternalName, externalName: example.org, {listed}}}"));
     assert_eq!(external_name_ports[1], ":80/TCP None");
     let (valid_ports, errors) =
@@ -204,6 +206,7 @@ fn an_invalid_address_does_not_affect_the_rest_of_a_service() {
     );
 }
 
+/// An endpoint is draining if it is terminating and still serving.
 #[test]
 fn conditions_make_an_endpoint_ready_or_draining() {
     for (conditions, ready, draining) in [
@@ -236,9 +239,11 @@ fn a_slice_has_the_same_ports_for_all_endpoints() {
          ports: [{name: web, port: 8080}, {port: 53, protocol: UDP}, {name: all}, {port: -1}]",
     );
     assert_eq!(slice.service.as_deref(), Some("a"));
+    // An entry without a port number is ignored.
     let ports: Vec<String> =
         slice.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol.name())).collect();
     assert_eq!(ports, ["web:8080/TCP", ":53/UDP"]);
+    // The model has one endpoint for each valid address.
     assert_eq!(slice.endpoints.len(), 2);
     assert_eq!(
         errors,

@@ -1,4 +1,4 @@
-//! The policies that are responsible for a change.
+//! Finds why the ports between two ends (classes of pods or addresses) change: mostly, because of policies.
 
 use netpol_common::Direction;
 
@@ -10,14 +10,14 @@ use crate::reference::RuleRef;
 /// Why the ports between two ends change.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cause {
-    /// The direction of the policies: `Egress` at the source, `Ingress` at the destination. `None` if the cause is not
-    /// a policy.
+    /// The direction of the policies that are the cause: `Egress` at the source, `Ingress` at the destination. `None`
+    /// if the cause is not a policy.
     pub side: Option<Direction>,
     /// The reason.
     pub reason: Reason,
 }
 
-/// What is responsible for a change.
+/// What is responsible for a change. "The pods" are those at the source or destination, see [`Cause::side`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// These policies isolate the pods, which were not isolated before.
@@ -40,7 +40,7 @@ pub enum Reason {
     AddressFamilies,
 }
 
-/// A pod, the index of its cluster, and the direction of policies that isolate the pod.
+/// A key of the cache of isolating policies: a pod, the index of its cluster ([`OLD`] or [`NEW`]), and a direction.
 pub(super) type IsolatingKey = (crate::model::PodKey, usize, Direction);
 
 /// One side of a connection: the policies of one end in one direction, and the other end.
@@ -66,13 +66,17 @@ impl Comparison<'_, '_> {
         let mut causes = Vec::new();
         let sides = [(from, to, Direction::Egress), (to, from, Direction::Ingress)];
         for (own, other, direction) in sides {
+            // No policy applies to addresses that no pod has.
             if own.is_outside() {
                 continue;
             }
             let side = PolicySide { own, other, direction };
             let [before, now] = [OLD, NEW].map(|cluster| self.side_ports(side, cluster));
-            let newly_allowed = allowed.difference(&before[0]);
-            let newly_denied = denied.difference(&now[1]);
+            // This side is a cause only for ports that it did not allow before, or does not allow now.
+            let [allowed_before, _] = &before;
+            let [_, possible_now] = &now;
+            let newly_allowed = allowed.difference(allowed_before);
+            let newly_denied = denied.difference(possible_now);
             let mut reasons = Vec::new();
             if !newly_allowed.is_empty() {
                 reasons.push(self.reason(side, [NEW, OLD], &newly_allowed));
@@ -94,7 +98,7 @@ impl Comparison<'_, '_> {
         causes
     }
 
-    /// Returns the ports that a side allows in a cluster, and the ports that it allows or that are unknown.
+    /// Returns two sets for a side in one cluster: the allowed ports, and the possible ports (allowed or unknown).
     fn side_ports(&mut self, PolicySide { own, other, direction }: PolicySide<'_>, cluster: usize) -> [PortSet; 2] {
         let (from, to) = if direction == Direction::Egress { (own, other) } else { (other, own) };
         let Some((from, to)) = from.ids[cluster].zip(to.ids[cluster]) else { return Default::default() };
@@ -102,7 +106,8 @@ impl Comparison<'_, '_> {
         self.reachability.ports(ids).map(Clone::clone)
     }
 
-    /// Returns why a side allows ports in the cluster `allowing`, but not in the cluster `denying`.
+    /// Returns why a side allows ports in the cluster `allowing`, but not in the cluster `denying`. One of them is
+    /// [`OLD`], the other one is [`NEW`].
     fn reason(&mut self, side: PolicySide<'_>, [allowing, denying]: [usize; 2], ports: &PortSet) -> Reason {
         let is_new = allowing == NEW;
         if self.isolating(side, allowing).is_empty() {
@@ -119,7 +124,7 @@ impl Comparison<'_, '_> {
         if is_new { Reason::Added(rules) } else { Reason::Removed(rules) }
     }
 
-    /// Returns the policies that isolate the pods of a side, in one cluster.
+    /// Returns the policies that isolate the pods of a side, in one cluster, from the cache if possible.
     fn isolating(&mut self, side: PolicySide<'_>, cluster: usize) -> &[PolicyKey] {
         let Some(pod) = &side.own.pods[cluster] else { return &[] };
         let key = (pod.clone(), cluster, side.direction);

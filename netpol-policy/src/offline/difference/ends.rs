@@ -1,4 +1,5 @@
-//! Matches the ends of the old and the new cluster by workload.
+//! Matches the ends of the old cluster with those of the new cluster: workload by workload. An end is a set of pods or
+//! addresses that can connect with every other end at the same ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +18,7 @@ pub enum Presence {
     Added,
 }
 
-/// What an end stands for.
+/// The members of an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Members {
     /// Workloads, and pods without a workload, of one namespace.
@@ -36,46 +37,51 @@ impl Members {
     }
 }
 
-/// Workloads or addresses. Their connections with every other end change in the same way.
+/// An end of the comparison: workloads or addresses. Their connections with every other end change in the same way.
 #[derive(Clone, Debug)]
 pub struct DifferenceEnd {
     /// The workloads or addresses.
     pub members: Members,
-    /// Which clusters have them.
+    /// Which of the two clusters have the members.
     pub presence: Presence,
-    /// The end in [`Reachability`] that they belong to, for each cluster.
+    /// For each cluster, the end in [`Reachability`] that the members belong to.
     pub(super) ids: [Option<EndId>; 2],
-    /// One of their pods in each cluster. The verdicts of this pod are those of all their pods.
+    /// For each cluster, one pod of the members. All other pods of the members have the same verdicts.
     pub(super) pods: [Option<PodKey>; 2],
-    /// Whether the end has two pods, so that there is a connection within the end that is not hairpin traffic.
+    /// Whether a cluster has two pods of this end. Then a connection within the end need not be hairpin traffic.
     pub(super) has_second_pod: bool,
 }
 
 impl DifferenceEnd {
-    /// Returns whether the end consists of addresses, not of pods.
+    /// Returns whether the members are addresses, not pods.
     pub const fn is_outside(&self) -> bool {
         matches!(self.members, Members::Addresses(_))
     }
 
+    /// Returns whether the members belong to the same end in both clusters.
     pub(super) fn is_unchanged(&self) -> bool {
         self.ids[OLD] == self.ids[NEW]
     }
 }
 
-type ClassKey = (NamespaceName, Presence, [Option<EndId>; 2]);
+/// What the workloads of a [`Group`] have in common: the namespace, the clusters that have them, and their end in each
+/// cluster.
+type GroupKey = (NamespaceName, Presence, [Option<EndId>; 2]);
 
-/// Workloads with the same end in the old cluster and the same end in the new cluster, and their pods in each cluster.
+/// Workloads that have a common end in the old cluster, and a common end in the new cluster.
 #[derive(Default)]
-struct Class {
+struct Group {
     units: BTreeSet<UnitKey>,
+    /// The pods of the workloads in each cluster.
     pods: [BTreeSet<PodKey>; 2],
 }
 
-/// Matches the workloads of both clusters. Returns them with the addresses that no pod has.
+/// Groups the workloads of both clusters by their ends in the old and the new cluster. Returns the groups, and then the
+/// addresses that no pod has.
 pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
     let [old, new] = [OLD, NEW].map(|cluster| units(reachability.cluster(cluster)));
     let keys: BTreeSet<&UnitKey> = old.keys().chain(new.keys()).collect();
-    let mut classes: BTreeMap<ClassKey, Class> = BTreeMap::new();
+    let mut groups: BTreeMap<GroupKey, Group> = BTreeMap::new();
     for unit in keys {
         let pods = [&old, &new].map(|units| units.get(unit).map(Vec::as_slice).unwrap_or_default());
         let presence = match pods.map(<[PodKey]>::is_empty) {
@@ -86,19 +92,20 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
         for pair in old_and_new_pods(reachability, pods) {
             let id = |cluster: usize| pair[cluster].and_then(|pod| reachability.end_of(cluster, pod));
             let key = (unit.namespace().clone(), presence, [id(OLD), id(NEW)]);
-            let class = classes.entry(key).or_default();
-            class.units.insert(unit.clone());
-            for (pods, pod) in class.pods.iter_mut().zip(pair) {
+            let group = groups.entry(key).or_default();
+            group.units.insert(unit.clone());
+            for (pods, pod) in group.pods.iter_mut().zip(pair) {
                 pods.extend(pod.cloned());
             }
         }
     }
-    let of_pods = classes.into_iter().map(|((namespace, presence, ids), class)| DifferenceEnd {
-        has_second_pod: class.pods.iter().any(|pods| pods.len() > 1 || pods.iter().any(|pod| pod.workload().is_some())),
-        members: Members::Units(namespace, class.units.into_iter().collect()),
+    let of_pods = groups.into_iter().map(|((namespace, presence, ids), group)| DifferenceEnd {
+        // A pod with a workload in its key stands for all pods of this workload.
+        has_second_pod: group.pods.iter().any(|pods| pods.len() > 1 || pods.iter().any(|pod| pod.workload().is_some())),
+        members: Members::Units(namespace, group.units.into_iter().collect()),
         presence,
         ids,
-        pods: class.pods.map(|pods| pods.into_iter().next()),
+        pods: group.pods.map(|pods| pods.into_iter().next()),
     });
     let outside = reachability.outside().iter().map(|outside| DifferenceEnd {
         members: Members::Addresses(outside.addresses.clone()),
@@ -113,19 +120,20 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
     ends
 }
 
-/// Pairs the old pods of a workload with its new pods. A pod that is in both clusters is paired with itself. Of the
-/// other pods, one pod of each old end is paired with one pod of each new end.
+/// Pairs the pods of a workload in the old cluster with its pods in the new cluster. A pod that is in both clusters is
+/// paired with itself. From the other pods, takes one pod of each end in the old cluster and one of each end in the new
+/// cluster, and returns all pairs of them.
 fn old_and_new_pods<'p>(
     reachability: &Reachability<'_>,
     [old, new]: [&'p [PodKey]; 2],
 ) -> Vec<[Option<&'p PodKey>; 2]> {
-    let names: BTreeSet<&PodKey> = old.iter().collect();
-    let in_both: Vec<&PodKey> = new.iter().filter(|pod| names.contains(*pod)).collect();
+    let old_keys: BTreeSet<&PodKey> = old.iter().collect();
+    let in_both: Vec<&PodKey> = new.iter().filter(|pod| old_keys.contains(*pod)).collect();
     let others = |pods: &'p [PodKey], cluster: usize| {
         let only_here: Vec<&PodKey> = pods.iter().filter(|pod| !in_both.contains(pod)).collect();
         let all = pods.iter().collect();
-        // If all pods of this cluster are also in the other cluster, the pods that only the other cluster has are
-        // paired with these pods.
+        // If no pod is only in this cluster, the pods that are only in the other cluster are paired with all pods of
+        // this cluster.
         one_pod_per_end(reachability, cluster, if only_here.is_empty() { all } else { only_here })
     };
     let has_others = old.len() > in_both.len() || new.len() > in_both.len();

@@ -1,7 +1,8 @@
 //! Compares two versions of a cluster: which connections have another verdict in the new version, and why. The result
 //! is exact, for all pods, addresses and ports.
 //!
-//! An end is a class of pods or addresses that can connect with every other end at the same ports (see `reachability`).
+//! An end is a class of pods or addresses. The ports between an end and any other end are the same for all pods or
+//! addresses of the end (see `reachability`).
 
 mod causes;
 mod ends;
@@ -36,9 +37,9 @@ struct PairChange {
     /// The source and the destination, as indices of [`Difference::ends`].
     from: usize,
     to: usize,
-    /// The number of the [`PortChange`].
+    /// The number of the [`PortChange`] in `Comparison::changes`.
     change: u32,
-    /// The number of the list of [`Cause`]s.
+    /// The number of the list of [`Cause`]s in `Comparison::causes`.
     causes: u32,
 }
 
@@ -79,7 +80,9 @@ struct Comparison<'c, 'e> {
     /// A cache of the results of [`Comparison::change`], by the old ports, the new ports, and whether unknown ports may
     /// have another verdict than before.
     changes_by_ports: HashMap<(PortIds, PortIds, bool), Option<u32>>,
+    /// Each distinct change, with a number.
     changes: Interner<PortChange>,
+    /// Each distinct list of causes, with a number.
     causes: Interner<Vec<Cause>>,
 }
 
@@ -96,7 +99,8 @@ impl<'c, 'e> Comparison<'c, 'e> {
     }
 
     /// Compares the ports of each pair of a source and a destination. Omits pairs in which both ends are the same in
-    /// the two clusters.
+    /// the two clusters, pairs of addresses that no pod has, and the pair of an end with itself if the end has only one
+    /// pod.
     fn pairs(&mut self) -> Vec<PairChange> {
         let mut found = Vec::new();
         for (to, destination) in self.ends.iter().enumerate() {
@@ -132,17 +136,19 @@ impl<'c, 'e> Comparison<'c, 'e> {
         if let Some(cached) = self.changes_by_ports.get(&(old, new, may_differ)) {
             return *cached;
         }
+        // Possible ports are allowed or unknown.
         let [allowed_before, possible_before] = self.reachability.ports(old);
         let [allowed_now, possible_now] = self.reachability.ports(new);
-        let unknown = [possible_before.difference(allowed_before), possible_now.difference(allowed_now)];
-        let mut any_unknown = unknown[0].union(&unknown[1]);
+        let unknown_before = possible_before.difference(allowed_before);
+        let unknown_now = possible_now.difference(allowed_now);
+        let mut unknown = unknown_before.union(&unknown_now);
         if !may_differ {
-            any_unknown = any_unknown.difference(&unknown[0].intersection(&unknown[1]));
+            unknown = unknown.difference(&unknown_before.intersection(&unknown_now));
         }
         let change = PortChange {
             allowed: allowed_now.difference(possible_before),
             denied: allowed_before.difference(possible_now),
-            unknown: any_unknown,
+            unknown,
         };
         let number = (change != PortChange::default()).then(|| self.changes.number(change));
         self.changes_by_ports.insert((old, new, may_differ), number);
@@ -187,6 +193,7 @@ impl Reachability<'_> {
     /// the two pairs have different policies that netpol does not evaluate, or different rules that depend on unknown
     /// addresses. It is also so if these policies and rules are the same, but the remote addresses differ.
     fn unknown_differs(&self, old: Pair, new: Pair) -> bool {
+        // Egress at the source, and ingress at the destination.
         let sides = [(old.0, old.1, new.0, new.1), (old.1, old.0, new.1, new.0)];
         let directions = [netpol_common::Direction::Egress, netpol_common::Direction::Ingress];
         sides.into_iter().zip(directions).any(|((old, old_remote, new, new_remote), direction)| {

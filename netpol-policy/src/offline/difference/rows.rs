@@ -1,29 +1,30 @@
-//! Groups changes into rows. Sources with the same change to a destination are in one row. Rows that differ only in
-//! their destinations are combined.
+//! Groups the changes of connections into rows. Sources whose connections to a destination change in the same way are
+//! in one row. Rows that differ only in their destinations are combined.
 
 use std::collections::BTreeMap;
 
 use super::{Cause, DifferenceEnd, PairChange, PortChange};
 use crate::offline::intern::Interner;
 
-/// A change of the connections from each source to each destination of the row. The connection of a single pod to
-/// itself does not change, even if the pod is a source and a destination.
+/// A change of the connections from each source of the row to each destination of the row. The connection of a single
+/// pod to itself (hairpin) does not change, even if the pod is a source and a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The sources: indices of [`super::Difference::ends`].
     pub from: Vec<usize>,
-    /// The destinations.
+    /// The destinations: indices of [`super::Difference::ends`].
     pub to: Vec<usize>,
-    /// The ports.
+    /// The ports at which the verdict changes.
     pub change: PortChange,
-    /// The policies that are responsible.
+    /// The policies that cause the change.
     pub causes: Vec<Cause>,
 }
 
-/// The sources of one destination, by change and causes.
+/// The sources of one destination, by the numbers of the change and of the causes (see [`PairChange`]).
 type Sources = BTreeMap<(u32, u32), Vec<usize>>;
 
-/// Groups the changes of pairs into rows. The pairs are sorted by destination.
+/// Groups the changes of pairs (of a source and a destination) into rows. The rows are sorted by their first
+/// destination.
 pub(super) fn grouped(
     ends: &[DifferenceEnd],
     pairs: &[PairChange],

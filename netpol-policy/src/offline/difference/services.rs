@@ -1,5 +1,5 @@
-//! Services that have other backends than before. Connections through such a Service can change even if connections to
-//! pods do not change.
+//! Finds Services that have other backends in the new cluster than in the old one. Verdicts on connections through such
+//! a Service can change even if no verdict on direct connections to pods changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,7 +32,7 @@ impl fmt::Display for ServiceBackend {
 /// Backends with their target ports.
 pub type ServiceBackends = BTreeSet<(ServiceBackend, u16)>;
 
-/// A port of a Service that has other backends than before, so that some pods get another verdict.
+/// A port of a Service that has other backends than before, so that connections of some pods get another verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceChange {
     /// The Service.
@@ -41,17 +41,17 @@ pub struct ServiceChange {
     pub protocol: Protocol,
     /// The port of the Service.
     pub port: u16,
-    /// The backends before and now; empty in a cluster that does not have the port.
+    /// The backends in the old and in the new cluster; empty in a cluster that does not have the port.
     pub backends: [ServiceBackends; 2],
-    /// The sources that get another verdict, by the verdicts before and now. Sources are indices of
+    /// The sources with another verdict, by their verdicts in the old and in the new cluster. Sources are indices of
     /// [`super::Difference::ends`].
     pub sources: BTreeMap<[Verdict; 2], Vec<usize>>,
 }
 
-/// A port of a Service.
-type PortKey = (ServiceKey, Protocol, u16);
+/// The key of a Service's port: Service, protocol and port.
+type ServicePortKey = (ServiceKey, Protocol, u16);
 /// The backends of each port, with their target ports.
-type BackendsByPort = BTreeMap<PortKey, BTreeSet<(End, u16)>>;
+type BackendsByPort = BTreeMap<ServicePortKey, BTreeSet<(End, u16)>>;
 
 fn backends_by_port(cluster: &OfflineCluster) -> BackendsByPort {
     let services = cluster.state().services.values();
@@ -64,7 +64,7 @@ fn backends_by_port(cluster: &OfflineCluster) -> BackendsByPort {
     ports.collect()
 }
 
-/// Replaces pods by their workloads.
+/// Returns the backends with workloads instead of pods, so that another pod of the same workload is the same backend.
 fn named_backends(cluster: &OfflineCluster, backends: &BTreeSet<(End, u16)>) -> ServiceBackends {
     let name = |(end, port): &(End, u16)| match end {
         End::Pod(pod) => Some((ServiceBackend::Unit(UnitKey::of(cluster, pod)), *port)),
@@ -75,12 +75,12 @@ fn named_backends(cluster: &OfflineCluster, backends: &BTreeSet<(End, u16)>) -> 
 }
 
 impl Comparison<'_, '_> {
-    /// Compares the connections of pods through each Service that has other backends than before. Omits pods that only
-    /// one of the clusters has.
+    /// Compares the verdicts on connections through each Service that has other backends than before. The sources are
+    /// only pods that both clusters have.
     pub(super) fn services(&mut self) -> Vec<ServiceChange> {
         let clusters = [OLD, NEW].map(|cluster| self.reachability.cluster(cluster));
         let [old, new] = clusters.map(backends_by_port);
-        let keys: BTreeSet<&PortKey> = old.keys().chain(new.keys()).collect();
+        let keys: BTreeSet<&ServicePortKey> = old.keys().chain(new.keys()).collect();
         let none = BTreeSet::new();
         let mut changes = Vec::new();
         for key in keys {
@@ -98,14 +98,17 @@ impl Comparison<'_, '_> {
         changes
     }
 
+    /// Returns the pods that get another verdict on connections to the backends of one Service port. `backends` are
+    /// those in the old and in the new cluster.
     fn service_sources(
         &mut self,
         backends: [&BTreeSet<(End, u16)>; 2],
-        (_, protocol, _): &PortKey,
+        (_, protocol, _): &ServicePortKey,
     ) -> BTreeMap<[Verdict; 2], Vec<usize>> {
         let mut sources: BTreeMap<[Verdict; 2], Vec<usize>> = BTreeMap::new();
         let ends = self.ends;
         for (index, source) in ends.iter().enumerate().filter(|(_, end)| !end.is_outside()) {
+            // Only one of the clusters has this source.
             if source.ids.contains(&None) {
                 continue;
             }
@@ -130,11 +133,13 @@ impl Comparison<'_, '_> {
         let mut verdicts = Vec::new();
         for (backend, port) in backends {
             let is_itself = matches!(backend, End::Pod(pod) if source.pods[cluster].as_ref() == Some(pod));
+            // Hairpin traffic: a pod can always reach itself.
             if is_itself && !source.has_second_pod {
                 verdicts.push(Verdict::Allow);
                 continue;
             }
             let ids = self.backend_end(backend, cluster).and_then(|to| self.reachability.between(from, to));
+            // The first set has the allowed ports, the second one the ports that are allowed or unknown.
             verdicts.extend(ids.map(
                 |ids| match self.reachability.ports(ids).map(|set| set.contains(protocol, *port)) {
                     [true, _] => Verdict::Allow,

@@ -1,4 +1,5 @@
-//! Compares the changes between two random clusters with the verdicts of the reference evaluator in each of them.
+//! Tests of [`Difference`], which has the connections that change between two clusters. The first test compares these
+//! changes with the verdicts of the reference evaluator on both clusters, which are random.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +14,15 @@ use crate::offline::{OfflineCluster, UnitKey, is_placeholder};
 use crate::reference::{Connection, End, connections};
 use crate::testing::{pod, policy};
 
+/// The ports in random policies, and the ports next to these.
 const PORTS: [u16; 12] = [0, 52, 53, 54, 78, 79, 80, 82, 8080, 8081, 65534, 65535];
 
 fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
     crate::offline::reachability::tests::cluster(policies, pods)
 }
 
-/// Returns the row of each pair `(from, to)`. Both are the names of a pod or of a set of addresses.
+/// Returns the row of each pair of a source and a destination. The name of each of them is that of a pod or workload,
+/// or the text of a set of addresses.
 fn by_pair(difference: &Difference) -> BTreeMap<(String, String), &Row> {
     let names = |index: &usize| match &difference.ends[*index].members {
         Members::Units(_, units) => units.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -36,6 +39,7 @@ fn by_pair(difference: &Difference) -> BTreeMap<(String, String), &Row> {
     found
 }
 
+/// Returns whether the reference evaluator allows a connection in all common address families.
 fn allows(cluster: &OfflineCluster, from: &End, to: &End, protocol: u8, port: u16) -> bool {
     connections(cluster.state(), from, to, protocol, port).is_ok_and(|found| found.iter().all(Connection::allowed))
 }
@@ -43,12 +47,14 @@ fn allows(cluster: &OfflineCluster, from: &End, to: &End, protocol: u8, port: u1
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
-    fn the_changes_between_two_clusters_are_those_of_the_reference(
+    fn the_changes_between_two_clusters_are_the_differences_of_the_reference_verdicts(
         policies in vec(policy(), 0..4),
         added in vec(policy(), 0..3),
         pods in vec(pod(), 2..6),
         relabeled in pod(),
     ) {
+        // The new cluster does not have the first policy, but has the policies `added`. The first pod has other
+        // labels and addresses.
         let old = cluster(&policies, &pods);
         let policies: Vec<_> = policies.iter().skip(1).chain(&added).cloned().collect();
         let relabeled = Pod { key: pods[0].key.clone(), ..relabeled };
@@ -59,10 +65,13 @@ proptest! {
             let has_outside = |ends: &[usize]| ends.iter().any(|end| difference.ends[*end].is_outside());
             prop_assert!(!has_outside(&row.from) || !has_outside(&row.to), "addresses to addresses: {:?}", row);
         }
-        let is_known = |key: &PodKey, cluster: &OfflineCluster| cluster.state().pods.get(key).is_some_and(|pod| {
+        // The reference evaluator needs pods with known addresses.
+        let is_comparable = |key: &PodKey, cluster: &OfflineCluster| cluster.state().pods.get(key).is_some_and(|pod| {
             pod.is_selectable() && !pod.addresses.iter().any(|own| is_placeholder(*own))
         });
-        let keys: Vec<&PodKey> = old.state().pods.keys().filter(|key| is_known(key, &old) && is_known(key, &new)).collect();
+        let is_comparable_in_both = |key: &&PodKey| is_comparable(key, &old) && is_comparable(key, &new);
+        let keys: Vec<&PodKey> = old.state().pods.keys().filter(is_comparable_in_both).collect();
+        // One address of each set of addresses that no pod has. Placeholders stand for unknown addresses of pods.
         let outside: Vec<_> = difference.ends.iter().filter_map(|end| match &end.members {
             Members::Addresses(addresses) => {
                 let pods = old.state().pods.values().chain(new.state().pods.values());
@@ -84,7 +93,8 @@ proptest! {
                 let found = change.map(|row| &row.change);
                 let has = |set: fn(&super::PortChange) -> &crate::offline::PortSet| found.is_some_and(|it| set(it).contains(with_ports, port));
                 let actual = (has(|it| &it.allowed), has(|it| &it.denied), has(|it| &it.unknown));
-                prop_assert_eq!(actual, (!before && now, before && !now, false), "{} to {} at {} {}", from.0, to.0, protocol, port);
+                let expected = (!before && now, before && !now, false);
+                prop_assert_eq!(actual, expected, "{} to {} at {} {}", from.0, to.0, protocol, port);
             }
             prop_assert!(change.is_none_or(|row| !row.causes.is_empty()), "{} to {}", from.0, to.0);
         }
@@ -110,7 +120,8 @@ fn difference(old: &str, new: &str) -> Difference {
 }
 
 /// Describes each row as `web -> api: +TCP 80 -none ?none by ingress api[0]`: sources, destinations, the ports that are
-/// now allowed, denied or unknown, and the causes.
+/// now allowed (`+`), denied (`-`) or unknown (`?`), and the causes. `ingress api[0]` is the first ingress rule of
+/// policy `api`.
 fn summary(difference: &Difference) -> Vec<String> {
     let name = |index: usize| match &difference.ends[index].members {
         Members::Units(_, units) => units.iter().map(UnitKey::short_name).collect::<Vec<_>>().join(","),
@@ -143,8 +154,8 @@ fn summary(difference: &Difference) -> Vec<String> {
 }
 
 #[test]
-fn a_change_names_the_policies_that_are_responsible() {
-    let closed = policy_text("deny", "{podSelector: {}, policyTypes: [Ingress]}");
+fn each_row_names_the_policies_and_rules_that_cause_the_change() {
+    let deny_all = policy_text("deny", "{podSelector: {}, policyTypes: [Ingress]}");
     let allow = |port: u16| {
         let ports = format!("[{{port: {port}}}]");
         policy_text("api", &format!("{{podSelector: {{matchLabels: {{app: api}}}}, ingress: [{{ports: {ports}}}]}}"))
@@ -152,14 +163,14 @@ fn a_change_names_the_policies_that_are_responsible() {
     let all = "deployment/api deployment/web 0.0.0.0/0";
     let found = |old: &str, new: &str| summary(&difference(old, new));
     assert_eq!(
-        found("", &closed),
+        found("", &deny_all),
         [
             "deployment/api,deployment/web 0.0.0.0/0 -> deployment/api,deployment/web: +none -all ?none by ingress isolation 1"
         ]
     );
-    let with_80 = format!("{closed}{}", allow(80));
-    let with_81 = format!("{closed}{}", allow(81));
-    assert_eq!(found(&closed, &with_80), [format!("{all} -> deployment/api: +TCP 80 -none ?none by ingress api[0]")]);
+    let with_80 = format!("{deny_all}{}", allow(80));
+    let with_81 = format!("{deny_all}{}", allow(81));
+    assert_eq!(found(&deny_all, &with_80), [format!("{all} -> deployment/api: +TCP 80 -none ?none by ingress api[0]")]);
     assert_eq!(
         found(&with_80, &with_81),
         [format!("{all} -> deployment/api: +TCP 81 -TCP 80 ?none by ingress api[0]; ingress api[0]")]
@@ -184,7 +195,7 @@ fn a_change_of_a_policy_that_is_not_evaluated_is_reported_as_unknown() {
 }
 
 #[test]
-fn the_ports_of_a_new_workload_are_newly_allowed() {
+fn all_ports_of_a_new_pod_are_newly_allowed() {
     let batch =
         "---\n{apiVersion: v1, kind: Pod, metadata: {name: batch, namespace: shop}, status: {podIP: 10.0.0.9}}\n";
     let difference = difference("", batch);
@@ -193,5 +204,6 @@ fn the_ports_of_a_new_workload_are_newly_allowed() {
     assert!(difference.rows.iter().all(|row| {
         row.change.denied.is_empty() && row.from.iter().chain(&row.to).any(|index| is_new(&difference.ends[*index]))
     }));
+    // One row has the new pod as the source, and one has it as the destination.
     assert_eq!(difference.rows.len(), 2, "{:?}", summary(&difference));
 }

@@ -1,4 +1,5 @@
-//! Ends of connections, with everything that decides at which ports two ends can connect.
+//! Ends (classes of pods, or of addresses that no pod has), with everything that decides at which ports two ends can
+//! connect. Each distinct rule, side, address class and end has a number: see [`Values`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,12 +15,15 @@ use crate::offline::intern::Interner;
 use crate::offline::{AddressSet, OfflineCluster, is_placeholder};
 use crate::reference::{self, Remote};
 
-/// A side: the policies of a pod in one direction.
+/// A side: the policies of a pod in one direction. Its two sets of rules differ only if some addresses are
+/// unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Side {
-    /// The numbers of the rules in [`OfflineCluster::state`], sorted; `None`: no policy isolates the pod.
+    /// The numbers of the rules in [`OfflineCluster::state`], sorted: they allow a connection. `None`: no policy
+    /// isolates the pod.
     pub(super) rules: Option<Vec<u32>>,
-    /// The numbers of the rules in [`OfflineCluster::at_most`], sorted; `None` as above.
+    /// The numbers of the rules in [`OfflineCluster::at_most`], sorted: they allow a connection, or may allow it,
+    /// depending on unknown addresses. `None`: no policy isolates the pod.
     pub(super) possible_rules: Option<Vec<u32>>,
     /// The hashes of the policies that netpol does not evaluate and that may change the verdict, sorted.
     pub(super) unevaluated: Vec<u64>,
@@ -42,12 +46,13 @@ pub(super) struct EndClass {
     pub(super) sides: Option<[u32; 2]>,
     /// The numbers of the address classes of the IPv4 address and of the IPv6 address.
     pub(super) addresses: [Option<u32>; 2],
-    /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own,
-    /// because its egress policies do not apply to the shared address (hairpin traffic). Those of other pods apply.
+    /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own: its
+    /// egress policies do not apply to the shared address (hairpin traffic), but the egress policies of all other pods
+    /// do.
     pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
 }
 
-/// The values that are replaced by numbers, from all clusters.
+/// The distinct values of all clusters, each with a number. Other values contain the number instead of the value.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Values {
     pub(super) conditions: Interner<Condition>,
@@ -162,7 +167,7 @@ fn cached_address_class(
     values.addresses.number(AddressClass { conditions, named_ports })
 }
 
-/// Returns the bits of the conditions that hold.
+/// Returns a bit for each condition, set if `holds` returns true.
 fn bits(conditions: &Interner<Condition>, holds: impl Fn(&Condition) -> bool) -> Vec<u64> {
     let mut bits = vec![0_u64; conditions.len().div_ceil(64)];
     for (index, _) in conditions.iter().enumerate().filter(|(_, condition)| holds(condition)) {
@@ -233,7 +238,8 @@ pub(super) fn outside(states: &[&ClusterState], inside: &AddressSet, values: &mu
     found.collect()
 }
 
-/// Returns the addresses of pods and Services, and all placeholders.
+/// Returns the addresses of pods and Services, and all placeholders (addresses that netpol assigns to pods and Services
+/// with unknown addresses).
 pub(super) fn addresses_inside(states: &[&ClusterState]) -> AddressSet {
     let pods = states.iter().flat_map(|state| state.pods.values()).filter(|pod| pod.is_selectable());
     let services = states.iter().flat_map(|state| state.services.values());
@@ -249,7 +255,6 @@ fn blocks_and_exceptions(conditions: &Interner<Condition>) -> impl Iterator<Item
         Condition::PodsOf(..) | Condition::Pods(..) => None,
     });
     let nets = blocks.flat_map(|block| std::iter::once(&block.cidr).chain(&block.except));
-    // Placeholders are addresses that netpol assigns to pods without an address. A block of placeholders is not in the
-    // manifests.
+    // netpol has added ranges of placeholders to blocks and exceptions. These ranges are not in the manifests.
     nets.filter(|net| !is_placeholder(net.addr()))
 }

@@ -1,18 +1,18 @@
 //! Computes at which ports any source can connect to any destination. The result is exact, for all pods, addresses and
 //! ports.
 //!
-//! An **end** is a class of pods, or of addresses that no pod has. All members of an end have the same rules and match
-//! the same conditions. So the ports between two ends are computed once for all of their members. A **side** is the
-//! policies of a pod in one direction. A connection must be allowed by two sides: egress at its source and ingress at
-//! its destination.
+//! An **end** is a class of pods, or of addresses that no pod has. A **condition** is what a peer of a rule requires
+//! (selectors or an `ipBlock`). All members of an end have the same rules and match the same conditions. So the ports
+//! between two ends are computed once for all of their members. A **side** is the policies of a pod in one direction. A
+//! connection must be allowed by two sides: egress at its source and ingress at its destination.
 //!
 //! ```text
 //! policies ─► rules: a number for each condition ─► ends: a number for each set of rules and matching conditions
 //!                                                     └► for each pair of ends: the set of ports
 //! ```
 //!
-//! Several clusters can be compiled with the same numbers. Then an end that has the same number in two clusters has the
-//! same rules and matches the same conditions in both clusters.
+//! Several clusters (such as the old and the new version for `netpol diff`) can be compiled with the same numbers. Then
+//! an end that has the same number in two clusters has the same rules and matches the same conditions in both clusters.
 
 mod ends;
 mod rules;
@@ -38,7 +38,7 @@ use crate::reference::{self, RuleRef};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndId(u32);
 
-/// The numbers of two port sets: the allowed ports, and the ports that are allowed or unknown.
+/// The numbers of two port sets: the allowed ports, and the possible ports (allowed, or the verdict is unknown).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortIds {
     allowed: u32,
@@ -61,9 +61,12 @@ pub struct Reachability<'c> {
     /// The pods of each cluster, with the numbers of their ends.
     pods: Vec<BTreeMap<PodKey, u32>>,
     outside: Vec<OutsideAddresses>,
-    /// The addresses of pods and Services, and placeholders.
+    /// The addresses of pods and Services, and all placeholders (addresses that stand for unknown ones of pods and
+    /// Services).
     inside: AddressSet,
+    /// The conditions, rules, sides, address classes and ends, by number.
     values: Values,
+    /// The port sets, by number.
     sets: Interner<PortSet>,
     /// The ports that a side allows, by the side, the direction and the class of the remote address.
     ports_of_sides: HashMap<(u32, Direction, u32), PortIds>,
@@ -126,7 +129,7 @@ impl<'c> Reachability<'c> {
         EndId(self.values.ends.number(EndClass { sides, addresses, shared }))
     }
 
-    /// Returns the ports at which `from` can connect to `to`, in all address families that they have in common; `None`
+    /// Returns the ports at which `from` can connect to `to` in every address family that they have in common; `None`
     /// if they have none in common. If `from` is `to`, these are the ports between two different pods of the end.
     pub fn between(&mut self, from: EndId, to: EndId) -> Option<PortIds> {
         let sides = self.sides(from, to);
@@ -138,16 +141,18 @@ impl<'c> Reachability<'c> {
         result
     }
 
-    /// Returns the ports that each side of a connection from `from` to `to` allows, in the order of
-    /// [`Direction::BOTH`]. The first result is for IPv4, the second one for IPv6; `None` for a family that the ends do
-    /// not have in common.
+    /// Returns the ports that each side of a connection from `from` to `to` allows: ingress at `to`, then egress at
+    /// `from`. The first result is for IPv4, the second one for IPv6; `None` for a family that the ends do not have in
+    /// common.
     pub fn sides(&mut self, from: EndId, to: EndId) -> [Option<[PortIds; 2]>; 2] {
         let (source, destination) = (self.class_of(from), self.class_of(to));
-        let is_same = source.shared.is_some() && source.shared == destination.shared;
+        // Only an end with a single pod has `shared`. If the value is the same, the source is the destination: all of
+        // this hairpin traffic is allowed.
+        let is_same_pod = source.shared.is_some() && source.shared == destination.shared;
         [0, 1].map(|family| {
             let (source_class, destination_class) = source.addresses[family].zip(destination.addresses[family])?;
-            let egress = source.sides.filter(|_| !is_same && !shares_address(&source, &destination, family));
-            let ingress = destination.sides.filter(|_| !is_same);
+            let egress = source.sides.filter(|_| !is_same_pod && !shares_address(&source, &destination, family));
+            let ingress = destination.sides.filter(|_| !is_same_pod);
             let sides = [(ingress, Direction::Ingress, source_class), (egress, Direction::Egress, destination_class)];
             Some(sides.map(|(sides, direction, remote)| {
                 sides.map_or(PortIds::ALL, |sides| self.ports_of_side(sides[direction as usize], direction, remote))
@@ -155,8 +160,8 @@ impl<'c> Reachability<'c> {
         })
     }
 
-    /// Returns the ports that one side allows, whatever the other side allows, in all address families that the ends
-    /// have in common.
+    /// Returns the ports that one side of a connection allows, whatever the other side allows, in every address family
+    /// that the ends have in common. The side is egress at `from`, or ingress at `to`.
     pub fn side_between(&mut self, from: EndId, to: EndId, direction: Direction) -> PortIds {
         let (own, other) = if direction == Direction::Egress { (from, to) } else { (to, from) };
         let (own, other) = (self.class_of(own), self.class_of(other));
@@ -190,8 +195,8 @@ impl<'c> Reachability<'c> {
         self.values.ends.value(end.0).clone()
     }
 
-    /// Returns the ports that a side allows with the addresses of a class. `side` and `remote`: the numbers of the side
-    /// and of the class.
+    /// Returns the ports that a side allows if the other end has an address of a class. `side` and `remote`: the
+    /// numbers of the side and of the class.
     fn ports_of_side(&mut self, side: u32, direction: Direction, remote: u32) -> PortIds {
         if let Some(ids) = self.ports_of_sides.get(&(side, direction, remote)) {
             return *ids;
@@ -208,6 +213,7 @@ impl<'c> Reachability<'c> {
         ids
     }
 
+    /// Returns the ports that any of these rules allows; all ports if no policy isolates the pod (`None`).
     fn ports_of_rules(&self, rules: Option<&[u32]>, direction: Direction, remote: u32) -> PortSet {
         let Some(rules) = rules else { return PortSet::all() };
         let rules = rules.iter().map(|rule| self.values.rules.value(*rule));
@@ -215,8 +221,8 @@ impl<'c> Reachability<'c> {
         sets.reduce(|all, set| all.union(&set)).unwrap_or_default()
     }
 
-    /// Returns the ports that a rule allows with the addresses of a class; `None` if the rule's peers do not match
-    /// them.
+    /// Returns the ports that a rule allows if the other end has an address of a class; `None` if the rule's peers do
+    /// not match the class.
     fn ports_of_rule(&self, rule: &CompiledRule, direction: Direction, remote: u32) -> Option<PortSet> {
         let remote = self.values.addresses.value(remote);
         // Port names in an ingress rule were resolved when the rule was compiled for the pod.
@@ -230,6 +236,7 @@ impl<'c> Reachability<'c> {
         PortIds { allowed, possible }
     }
 
+    /// Returns the number of the intersection of two port sets.
     fn intersection(&mut self, one: u32, other: u32) -> u32 {
         match (one.min(other), one.max(other)) {
             (NO_PORTS, _) => NO_PORTS,
@@ -255,8 +262,8 @@ impl<'c> Reachability<'c> {
         policies.map(|policy| policy.key.clone()).collect()
     }
 
-    /// Returns why the policies of a pod allow some of these ports with the other end. If they allow none of the ports,
-    /// the result is an empty list of rules.
+    /// Returns why the policies of a pod allow connections with the other end at some of these ports. If they allow
+    /// none of the ports, the result is an empty list of rules.
     pub fn allowing(
         &self,
         cluster: usize,

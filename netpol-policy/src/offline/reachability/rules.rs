@@ -1,4 +1,5 @@
-//! Compiled policies: selectors and blocks are replaced by numbers, so that equal conditions are evaluated once.
+//! Compiles policies for the computation of reachability: each distinct selector or block gets a number, so that equal
+//! conditions are evaluated once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::offline::{PortSet, ports};
 /// if the peer has no `namespaceSelector`. So equal conditions of policies in different namespaces get the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Condition {
-    /// Pods of one namespace that match a selector.
+    /// Pods of this namespace that match the selector.
     PodsOf(NamespaceName, Selector),
     /// Pods that match the second selector, in namespaces that match the first one.
     Pods(Selector, Selector),
@@ -39,7 +40,7 @@ pub(super) struct CompiledRule {
 /// pods in this direction.
 pub(super) type CompiledPolicy = [Option<Vec<CompiledRule>>; 2];
 
-/// Compiles all policies of a state.
+/// Compiles all policies of a state. `conditions` assigns the numbers of conditions.
 pub(super) fn compile(
     state: &ClusterState,
     conditions: &mut Interner<Condition>,

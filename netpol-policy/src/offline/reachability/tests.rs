@@ -1,4 +1,5 @@
-//! Compares the ports between all ends of random clusters with the verdicts of the reference evaluator.
+//! Compares two results for random clusters: the ports at which [`Reachability`] computes that each end (a class of
+//! pods, or of addresses outside) can connect to each other end, and the verdicts of the reference evaluator.
 
 use std::net::IpAddr;
 
@@ -28,7 +29,8 @@ pub(crate) fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
 /// The ports in random policies, and the ports next to these.
 const PORTS: [u16; 12] = [0, 52, 53, 54, 78, 79, 80, 82, 8080, 8081, 65534, 65535];
 
-/// Returns for each protocol and port whether the reference allows a connection in all common address families.
+/// Returns for each protocol and port whether the reference allows a connection in all common address families. ICMP,
+/// the last item, stands for all protocols without ports. Returns `None` if the ends have no address family in common.
 fn expected(cluster: &OfflineCluster, from: &End, to: &End) -> Option<Vec<bool>> {
     let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
     let cases = protocols.into_iter().flat_map(|protocol| PORTS.map(|port| (protocol, port)));
@@ -39,8 +41,8 @@ fn expected(cluster: &OfflineCluster, from: &End, to: &End) -> Option<Vec<bool>>
     cases.chain([(protocol::ICMP, 0)]).map(verdict).collect()
 }
 
-/// Returns for each address family and each side (in the order of [`Direction::BOTH`]) at which protocols and ports the
-/// reference allows a connection.
+/// Returns for each address family, side, TCP or UDP, and port whether the reference allows a connection. The sides are
+/// the ingress policies of the destination and the egress policies of the source, in the order of [`Direction::BOTH`].
 fn expected_sides(cluster: &OfflineCluster, from: &End, to: &End) -> [Option<[Vec<bool>; 2]>; 2] {
     let mut families = [None, None];
     for (protocol, port) in [protocol::TCP, protocol::UDP].into_iter().flat_map(|it| PORTS.map(|port| (it, port))) {
@@ -57,9 +59,11 @@ fn expected_sides(cluster: &OfflineCluster, from: &End, to: &End) -> [Option<[Ve
     families
 }
 
+/// Returns the computed ports, in the form of [`expected_sides`].
 fn computed_sides(reachability: &mut Reachability<'_>, from: EndId, to: EndId) -> [Option<[Vec<bool>; 2]>; 2] {
     let sides = reachability.sides(from, to);
     let ports = |ids: PortIds| {
+        // The first set has the allowed ports. The second one, with unknown ports, is not needed here.
         let set = reachability.ports(ids)[0];
         let cases = [Protocol::Tcp, Protocol::Udp].into_iter().flat_map(|it| PORTS.map(|port| (it, port)));
         cases.map(|(protocol, port)| set.contains(protocol, port)).collect()
@@ -67,6 +71,7 @@ fn computed_sides(reachability: &mut Reachability<'_>, from: EndId, to: EndId) -
     sides.map(|sides| sides.map(|sides| sides.map(ports)))
 }
 
+/// Returns the computed ports, in the form of [`expected`].
 fn computed(reachability: &Reachability<'_>, ids: Option<PortIds>) -> Option<Vec<bool>> {
     let set = reachability.ports(ids?)[0].clone();
     let cases = Protocol::ALL.into_iter().flat_map(|protocol| PORTS.map(|port| (protocol, port)));
@@ -95,7 +100,8 @@ fn boundaries(policies: &[Policy]) -> Vec<IpAddr> {
     found
 }
 
-fn is_pod(cluster: &OfflineCluster, address: IpAddr) -> bool {
+/// Returns whether a pod has this address, or whether the address is a placeholder for the unknown address of a pod.
+fn is_pod_address(cluster: &OfflineCluster, address: IpAddr) -> bool {
     cluster.state().pods_with_address(address).next().is_some() || crate::offline::is_placeholder(address)
 }
 
@@ -110,38 +116,44 @@ proptest! {
         let mut reachability = Reachability::new(&[&cluster]);
         let keys: Vec<PodKey> = cluster.state().pods.keys().cloned().collect();
         let ends: Vec<_> = keys.iter().filter_map(|key| Some((key, reachability.end_of(0, key)?))).collect();
-        // Ports of a pod without an address can be unknown. The reference has no such verdict.
-        let is_known = |key: &PodKey| cluster.state().pods[key].addresses.iter().all(|own| !crate::offline::is_placeholder(*own));
+        // At a pod whose address is unknown, verdicts can be unknown. The reference has no such verdict.
+        let has_known_addresses = |key: &PodKey| {
+            cluster.state().pods[key].addresses.iter().all(|address| !crate::offline::is_placeholder(*address))
+        };
         for (from, source) in &ends {
             for (to, destination) in &ends {
-                if from == to || !is_known(from) || !is_known(to) {
+                if from == to || !has_known_addresses(from) || !has_known_addresses(to) {
                     continue;
                 }
                 let found = reachability.between(*source, *destination);
-                let (own, other) = (End::Pod((*from).clone()), End::Pod((*to).clone()));
-                prop_assert_eq!(computed(&reachability, found), expected(&cluster, &own, &other), "{} to {}", from, to);
+                let (from_pod, to_pod) = (End::Pod((*from).clone()), End::Pod((*to).clone()));
+                let expected = expected(&cluster, &from_pod, &to_pod);
+                prop_assert_eq!(computed(&reachability, found), expected, "{} to {}", from, to);
                 let sides = computed_sides(&mut reachability, *source, *destination);
-                prop_assert_eq!(sides, expected_sides(&cluster, &own, &other), "{} to {}", from, to);
+                prop_assert_eq!(sides, expected_sides(&cluster, &from_pod, &to_pod), "{} to {}", from, to);
             }
         }
+        // Connections from the addresses of pods. Skips connections from a pod to itself.
         for address in cluster.state().pods.values().flat_map(|pod| &pod.addresses) {
             let Some(peer) = cluster.state().peer_at(*address).filter(|_| !crate::offline::is_placeholder(*address))
             else { continue };
-            let own = reachability.end_at(0, *address);
-            for (to, destination) in ends.iter().filter(|(to, _)| **to != peer.key && is_known(to)) {
-                let found = reachability.between(own, *destination);
+            let source = reachability.end_at(0, *address);
+            for (to, destination) in ends.iter().filter(|(to, _)| **to != peer.key && has_known_addresses(to)) {
+                let found = reachability.between(source, *destination);
                 let expected = expected(&cluster, &End::Address(*address), &End::Pod((*to).clone()));
                 prop_assert_eq!(computed(&reachability, found), expected, "{} to {}", address, to);
             }
         }
+        // Connections from and to addresses that no pod has.
         let outside = reachability.outside().to_vec();
-        let boundaries = boundaries(&policies).into_iter().filter(|address| !is_pod(&cluster, *address));
+        let boundaries = boundaries(&policies).into_iter().filter(|address| !is_pod_address(&cluster, *address));
         for address in boundaries.chain(outside.iter().map(|outside| outside.example)) {
             let with_address: Vec<_> = outside.iter().filter(|part| part.addresses.contains(address)).collect();
-            for (key, end) in ends.iter().filter(|(key, _)| is_known(key)) {
+            for (key, end) in ends.iter().filter(|(key, _)| has_known_addresses(key)) {
                 let pod = || End::Pod((*key).clone());
                 let egress = expected(&cluster, &pod(), &End::Address(address));
                 let ingress = expected(&cluster, &End::Address(address), &pod());
+                // No part of `outside` has addresses of a family in which no pod has an address.
                 let [found] = with_address[..] else {
                     prop_assert!(with_address.is_empty() && egress.is_none(), "{} is in {:?}", address, with_address);
                     continue;
@@ -156,15 +168,16 @@ proptest! {
     }
 
     #[test]
-    fn an_end_with_the_same_number_in_two_clusters_has_the_same_ports(
+    fn an_end_with_the_same_id_in_two_clusters_has_the_same_ports(
         policies in vec(policy(), 1..5),
-        others in vec(policy(), 0..2),
+        added in vec(policy(), 0..2),
         pods in vec(pod(), 2..6),
     ) {
         let old = cluster(&policies, &pods);
-        let new = cluster(&policies.iter().skip(1).chain(&others).cloned().collect::<Vec<_>>(), &pods);
+        let new = cluster(&policies.iter().skip(1).chain(&added).cloned().collect::<Vec<_>>(), &pods);
         let mut reachability = Reachability::new(&[&old, &new]);
         let keys: Vec<PodKey> = old.state().pods.keys().cloned().collect();
+        // The ports of a cluster must not depend on the other cluster.
         let mut singles = [Reachability::new(&[&old]), Reachability::new(&[&new])];
         for (from, to) in keys.iter().flat_map(|from| keys.iter().map(move |to| (from, to))) {
             let mut ends = Vec::new();
@@ -177,15 +190,15 @@ proptest! {
                 prop_assert_eq!(&shared.map(|ids| reachability.ports(ids).map(Clone::clone)), &alone);
                 ends.push(((source, destination), alone));
             }
-            if let [(old, of_old), (new, of_new)] = &ends[..] && old == new {
-                prop_assert_eq!(of_old, of_new);
+            if let [(old_ends, old_ports), (new_ends, new_ports)] = &ends[..] && old_ends == new_ends {
+                prop_assert_eq!(old_ports, new_ports);
             }
         }
     }
 }
 
 #[test]
-fn a_side_names_the_rules_that_allow_a_port() {
+fn the_rules_that_allow_a_port_on_one_side_are_found() {
     use crate::manifest::parse_offline;
     let text = "\
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: s, labels: {app: a}}, status: {podIP: 10.0.0.1}}
@@ -207,14 +220,15 @@ spec:
     assert_eq!(reachability.ports(ids)[0].to_string(), "TCP 80-90");
     let side = reachability.side_between(from, to, Direction::Egress);
     assert!(side.has_all());
-    let found = |port| {
+    // Returns the indices of the ingress rules that allow a TCP port. 99 means that no policy isolates the pod.
+    let allowing_rules = |port| {
         let ports = crate::offline::PortSet::of([(Protocol::Tcp, port)]);
         match reachability.allowing(0, &b, Direction::Ingress, from, &ports) {
             super::RuleCause::Rules(rules) => rules.iter().map(|rule| rule.index).collect::<Vec<_>>(),
             super::RuleCause::NotIsolated => vec![99],
         }
     };
-    assert_eq!((found(80), found(81), found(91)), (vec![1], vec![0, 1], vec![]));
+    assert_eq!((allowing_rules(80), allowing_rules(81), allowing_rules(91)), (vec![1], vec![0, 1], vec![]));
     assert_eq!(
         reachability.allowing(0, &a, Direction::Egress, to, &crate::offline::PortSet::all()),
         super::RuleCause::NotIsolated

@@ -1,4 +1,5 @@
-//! Units: a unit is a workload, or a pod without a workload. Output has the names of units, not of all pods.
+//! Units: a unit is a workload (such as a Deployment), or a pod without a workload. Output has the names of units, not
+//! of all pods.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! Policies in shadow mode, and suspensions of enforcement.
+//! Modes of policies: shadow mode (a policy is evaluated, but not enforced), and suspensions of enforcement.
+//!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::fmt::Write;
@@ -6,11 +7,12 @@ use std::fmt::Write;
 use super::*;
 use crate::model::Timestamp;
 
-/// Returns a state with the pods `shop/a` and `shop/b`. `namespace` has the annotations of namespace `shop`. Each
-/// policy is a name, annotations and a spec.
-fn state(namespace: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
-    let mut text =
-        format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{namespace}}}}}}}\n");
+/// Returns a state with the pods `shop/a` and `shop/b`, and policies in namespace `shop`. `namespace_annotations`: the
+/// annotations of this namespace. Each policy is a name, annotations and a spec.
+fn state(namespace_annotations: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
+    let mut text = format!(
+        "{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{namespace_annotations}}}}}}}\n"
+    );
     for (name, address) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
         let _ = write!(
             text,
@@ -28,8 +30,9 @@ fn state(namespace: &str, policies: &[(&str, &str, &str)]) -> ClusterState {
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
-/// Returns whether packets from `shop/b` to `shop/a` are allowed: by the enforced policies, and as if policies in
-/// shadow mode were enforced. The second value is `None` if no policy in shadow mode isolates `shop/a` for ingress.
+/// Returns whether ingress from `shop/b` to `shop/a` is allowed. The first value is the verdict of the enforced
+/// policies. The second one is the shadow verdict: the verdict as if policies in shadow mode were enforced, too; `None`
+/// if no policy in shadow mode isolates `shop/a` for ingress.
 fn verdicts(state: &ClusterState) -> (bool, Option<bool>) {
     let packet = Packet {
         pod: PodKey::new("shop", "a"),
@@ -45,21 +48,23 @@ fn verdicts(state: &ClusterState) -> (bool, Option<bool>) {
     (evaluate(state, &packet).reason.allows(), shadow)
 }
 
-const DENY: &str = "podSelector: {}";
+// Specs of policies.
+const DENY_INGRESS: &str = "podSelector: {}";
 const ALLOW_B: &str = "podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: b}}}]}]";
-const EGRESS: &str = "podSelector: {}, policyTypes: [Egress]";
+const DENY_EGRESS: &str = "podSelector: {}, policyTypes: [Egress]";
+/// The annotation that puts a policy, or all policies of a namespace, into shadow mode.
 const SHADOW: &str = "netpol.io/mode: shadow";
 
 #[test]
 fn s42_policies_in_shadow_mode_count_only_in_the_shadow_verdict() {
     for (policies, expected) in [
-        (&[("p", "", DENY)][..], (false, None)),
-        (&[("p", SHADOW, DENY)], (true, Some(false))),
-        (&[("p", SHADOW, EGRESS)], (true, None)),
+        (&[("p", "", DENY_INGRESS)][..], (false, None)),
+        (&[("p", SHADOW, DENY_INGRESS)], (true, Some(false))),
+        (&[("p", SHADOW, DENY_EGRESS)], (true, None)),
         // The shadow verdict is the verdict of all policies together.
-        (&[("p", SHADOW, DENY), ("q", "", ALLOW_B)], (true, Some(true))),
-        (&[("p", "", DENY), ("q", SHADOW, ALLOW_B)], (false, Some(true))),
-        (&[("p", "", DENY), ("q", SHADOW, EGRESS)], (false, None)),
+        (&[("p", SHADOW, DENY_INGRESS), ("q", "", ALLOW_B)], (true, Some(true))),
+        (&[("p", "", DENY_INGRESS), ("q", SHADOW, ALLOW_B)], (false, Some(true))),
+        (&[("p", "", DENY_INGRESS), ("q", SHADOW, DENY_EGRESS)], (false, None)),
     ] {
         assert_eq!(verdicts(&state("", policies)), expected, "{policies:?}");
     }
@@ -67,21 +72,23 @@ fn s42_policies_in_shadow_mode_count_only_in_the_shadow_verdict() {
 
 #[test]
 fn s43_the_mode_of_a_policy_wins_over_that_of_its_namespace() {
-    for (namespace, policy, expected) in [
+    for (namespace_annotation, policy_annotation, expected) in [
         (SHADOW, "", (true, Some(false))),
         (SHADOW, "netpol.io/mode: enforce", (false, None)),
         (SHADOW, "netpol.io/mode: typo", (false, None)),
         ("netpol.io/mode: typo", "", (false, None)),
         ("netpol.io/mode: enforce", SHADOW, (true, Some(false))),
     ] {
-        assert_eq!(verdicts(&state(namespace, &[("p", policy, DENY)])), expected, "{namespace} {policy}");
+        let state = state(namespace_annotation, &[("p", policy_annotation, DENY_INGRESS)]);
+        assert_eq!(verdicts(&state), expected, "{namespace_annotation} {policy_annotation}");
     }
 }
 
 #[test]
 fn s44_policies_of_a_suspended_namespace_are_in_shadow_mode_for_at_most_24_hours() {
+    // The suspension starts 24 hours before this end.
     let annotation = "netpol.io/suspended-until: '2026-11-29T18:00:00Z'";
-    let mut state = state(annotation, &[("p", "netpol.io/mode: enforce", DENY)]);
+    let mut state = state(annotation, &[("p", "netpol.io/mode: enforce", DENY_INGRESS)]);
     for (time, expected) in [
         ("2026-11-28T17:59:59Z", (false, None)),
         ("2026-11-28T18:00:00Z", (true, Some(false))),

@@ -1,4 +1,4 @@
-//! Tests [`Gatherer`].
+//! Tests [`Gatherer`], which combines the events of all watches into bundles (batches of changes).
 
 use netpol_policy::model::{Namespace, Node};
 
@@ -7,7 +7,7 @@ use super::*;
 const NODES: Resource = Resource::Nodes;
 const NAMESPACES: Resource = Resource::Namespaces;
 
-/// A gatherer of nodes and namespaces, and a clock.
+/// A gatherer of nodes and namespaces, and the current time of the test.
 struct Case {
     gatherer: Gatherer,
     now: Instant,
@@ -32,7 +32,7 @@ impl Case {
         Self { gatherer: Gatherer::new(&[NODES, NAMESPACES]), now: Instant::now() }
     }
 
-    /// Returns a case in which both resources are listed and the first bundle was sent.
+    /// Returns a case in which both resources are listed (node `a` and namespace `x`), and the first bundle was sent.
     fn listed() -> Self {
         let mut case = Self::new();
         case.list(NODES, vec![node("a", 1)]);
@@ -45,6 +45,7 @@ impl Case {
         self.gatherer.process(resource, event, self.now);
     }
 
+    /// Processes a complete list of a resource.
     fn list(&mut self, resource: Resource, all: Vec<ReceivedObject>) {
         self.process(resource, WatchEvent::Began);
         let version = all.iter().map(|item| item.version).max().unwrap_or(1);
@@ -130,6 +131,7 @@ fn other_resources_wait_for_a_skipped_resource_only_after_it_has_recovered() {
     case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
     case.now += MAX_DELAY;
+    // The nodes have waited long enough, so the namespaces are skipped.
     assert_eq!(case.due(), ["!-Node a"]);
     case.process(NODES, WatchEvent::Lost);
     case.process(NAMESPACES, WatchEvent::Lost);
@@ -141,11 +143,11 @@ fn other_resources_wait_for_a_skipped_resource_only_after_it_has_recovered() {
     case.process(NODES, WatchEvent::Lost);
     case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
-    assert_eq!(case.due(), [""; 0]);
+    assert_eq!(case.due(), [""; 0], "namespaces have recovered, so nodes wait for them again");
 }
 
 #[test]
-fn a_resumed_watch_sends_the_missed_changes_as_one_bundle() {
+fn a_watch_that_resumes_after_it_was_lost_sends_the_missed_changes_as_one_bundle() {
     let mut case = Case::listed();
     case.process(NODES, WatchEvent::Lost);
     case.process(NODES, WatchEvent::Resumed);
@@ -171,9 +173,10 @@ fn an_incomplete_list_deletes_nothing() {
 fn a_query_about_an_object_has_a_result_only_after_its_version_was_sent() {
     let mut case = Case::listed();
     let key = ObjectKey::Node("a".into());
+    // `version`: the version of the node at the API server; `None` if the API server has no such node.
     let exists = |case: &Case, version| case.gatherer.exists_if_sent(NODES, &key, version);
     assert_eq!(exists(&case, Some(1)), Some(true));
-    assert_eq!(exists(&case, Some(5)), None);
+    assert_eq!(exists(&case, Some(5)), None, "version 5 was not received yet");
     assert_eq!(exists(&case, None), None, "the deletion was not received yet");
     case.process(NODES, WatchEvent::Position(6));
     assert_eq!(exists(&case, Some(5)), Some(true), "all changes up to version 6 were received");
@@ -192,10 +195,10 @@ fn a_recovered_resource_waits_for_a_failed_watch_that_may_have_missed_changes() 
     assert_eq!(case.due(), [""; 0], "nodes may be out of sync, too");
     case.process(NODES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 3)]);
-    let due = case.due();
-    assert!(due.len() == 1 && due[0].starts_with('!') && due[0].matches(['+', '-']).count() == 4, "{due:?}");
+    assert_eq!(case.due(), ["!-Namespace x +Namespace y -Node a +Node b"]);
 
-    // A watch that resumes missed no change, so its events are not a resync.
+    // A resource with a failed watch (`Broken`) stays in sync until the watch counts as `Lost`. If the watch resumes
+    // before that, its further events are ordinary changes, not differences after an outage.
     case.process(NODES, WatchEvent::Broken);
     case.process(NODES, WatchEvent::Resumed);
     case.process(NODES, WatchEvent::Changed(node("c", 5), case.now));

@@ -1,4 +1,4 @@
-//! Reads the Grafana dashboard.
+//! Reads and checks the Grafana dashboard, deploy/monitoring/dashboard.json.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::read;
 
-/// The fields that the tests use.
+/// The dashboard. This type and the types below have only the fields that the tests use.
 #[derive(Debug, Deserialize)]
 pub(super) struct Dashboard {
     panels: Vec<Panel>,
@@ -24,6 +24,7 @@ struct Panel {
     targets: Vec<Target>,
 }
 
+/// The position and the size of a panel, in cells of the dashboard's grid.
 #[derive(Debug, Deserialize)]
 struct Position {
     x: u32,
@@ -32,6 +33,7 @@ struct Position {
     h: u32,
 }
 
+/// A query of a panel.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Target {
@@ -50,6 +52,9 @@ struct Variable {
     #[serde(default)]
     definition: String,
 }
+
+/// The number of columns of a dashboard's grid.
+const COLUMNS: u32 = 24;
 
 impl Dashboard {
     pub(super) fn read() -> Result<Self> {
@@ -74,7 +79,7 @@ fn the_panels_of_the_dashboard_do_not_overlap() -> Result<()> {
     let (mut ids, mut cells) = (BTreeSet::new(), BTreeSet::new());
     for Panel { id, title, grid_pos: Position { x, y, w, h }, targets } in &dashboard.panels {
         ensure!(ids.insert(id), "{title}: its id is used twice");
-        ensure!(x + w <= 24, "{title}: wider than the dashboard");
+        ensure!(x + w <= COLUMNS, "{title}: wider than the dashboard");
         for cell in (*x..x + w).flat_map(|x| (*y..y + h).map(move |y| (x, y))) {
             ensure!(cells.insert(cell), "{title} overlaps another panel");
         }
@@ -91,6 +96,7 @@ fn the_variables_of_queries_are_defined() -> Result<()> {
     for (title, query) in dashboard.queries() {
         for rest in query.split('$').skip(1) {
             let name = rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap_or_default();
+            // Grafana itself defines `__rate_interval`.
             ensure!(name == "__rate_interval" || defined.contains(name), "{title}: ${name} is not defined");
         }
     }

@@ -1,5 +1,5 @@
-//! A Prometheus server that scrape.yaml configures reads the metrics of a running agent. Then the queries of the
-//! dashboard must have data, and the alerts must be evaluated without errors.
+//! A Prometheus server reads the metrics of a running agent, with the configuration in deploy/monitoring/scrape.yaml.
+//! Then the queries of the Grafana dashboard must have data, and the alerts must be evaluated without errors.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -18,13 +18,13 @@ use super::{expect_success, folder, read};
 /// Where the agent serves metrics.
 const ADDRESS: &str = "127.0.0.1:9464";
 
-/// Returns the configuration of a server: scrape.yaml with the agent's address instead of the discovery of pods,
-/// because there is no API server.
+/// Returns the configuration of the Prometheus server: scrape.yaml, in which the agent's address replaces the discovery
+/// of pods (`kubernetes_sd_configs`), because there is no API server.
 fn configuration() -> Result<String> {
     let text = read("scrape.yaml")?;
     let (before, rest) = text.split_once("    kubernetes_sd_configs:\n").context("scrape.yaml has no discovery")?;
     let (_, relabeling) = rest.split_once("    relabel_configs:\n").context("scrape.yaml has no relabeling")?;
-    // The Prometheus operator adds the labels `namespace` and `pod` of the agent's pod.
+    // The Prometheus operator adds the labels `namespace` and `pod`, with the namespace and name of the agent's pod.
     let labels = "{__meta_kubernetes_pod_container_port_name: metrics, __meta_kubernetes_pod_node_name: node-1, \
                   namespace: kube-system, pod: netpol-agent-1}";
     Ok(format!(
@@ -46,13 +46,13 @@ fn page(lab: &Lab) -> Result<String> {
     })
 }
 
-/// Returns a query with values for the variables, as Grafana sends it.
+/// Returns a query of the dashboard with values for its variables, as Grafana sends it.
 fn without_variables(query: &str) -> String {
     query.replace("$node", "node-1").replace("$namespace", ".*").replace("$__rate_interval", "1m")
 }
 
-/// Returns whether a query must have a result: the metrics page has samples of all its metrics, and the query does not
-/// end with the condition `> 0`, which can be false.
+/// Returns whether a query must have a result. This is so if the agent's metrics page has samples of all metrics in the
+/// query, and the query does not end with the condition `> 0`, which can be false.
 fn must_have_result(query: &str, page: &str) -> bool {
     let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     let mut metrics = words.filter(|word| word.starts_with("netpol_"));
@@ -68,6 +68,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()>
     Ok(())
 }
 
+/// Starts an agent that has denied a connection. The agent exports flows to files in this directory.
 fn lab(directory: &Path) -> Result<Lab> {
     let cluster = Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server")]);
     let export = format!("file:{}", directory.join("flows").display());
@@ -104,7 +105,8 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
         let values = server.query(&format!("count by ({label}) ({metric}{{{label}!=\"\"}})"))?;
         ensure!(!values.is_empty(), "label_values({metric}, {label}) is empty");
     }
-    // Labels with the same names in the configuration (`namespace`, `pod`) do not replace those of the metric.
+    // The configuration adds the labels `namespace` and `pod` of the agent's pod. They must not replace the labels with
+    // the same names in the agent's metrics, which are those of the pod that was denied.
     let denied =
         server.query("netpol_packets_total{namespace=\"shop\", pod=\"client\", verdict=\"deny\", node=\"node-1\"}")?;
     ensure!(!denied.is_empty(), "denied packets are not counted for the pod");
@@ -119,6 +121,7 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
     Ok(())
 }
 
+/// Returns the alerts, as Prometheus has evaluated them.
 fn rules(server: &Prometheus) -> Result<Vec<Value>> {
     let data = server.api("/api/v1/rules")?;
     let groups = data["groups"].as_array().context("no groups")?;

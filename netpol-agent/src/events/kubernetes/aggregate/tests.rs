@@ -84,6 +84,7 @@ impl Fixture {
 fn the_first_packet_is_reported_within_a_second_and_later_ones_at_growing_intervals() {
     let mut fixture = Fixture::new();
     let mut reported = Vec::new();
+    // Two packets are denied in each second. So half of a count is a number of seconds.
     for _ in 0..3600 {
         fixture.deny("web", 1, 2);
         reported.extend(fixture.wait(SECOND).into_iter().map(|(at, series)| (at, series.update, series.count)));
@@ -124,6 +125,8 @@ fn a_port_scan_creates_a_few_events_and_one_for_all_others() {
 #[test]
 fn a_busy_pod_still_has_tokens_for_a_new_topic() {
     let mut fixture = Fixture::new();
+    // Each write needs a token of the pod (a rate limit). The updates of eight topics use up all tokens, except those
+    // that are reserved for new Events.
     for _ in 0..2000 {
         for peer in 0..8 {
             fixture.deny("web", peer, 1);
@@ -142,11 +145,12 @@ fn would_be_denials_do_not_delay_events_about_denials() {
         let mut shadow = denied(&format!("shadow-{number}"), peer, 1);
         shadow.topic.shadow = true;
         let result = fixture.aggregator.denied(shadow, fixture.now);
+        // Would-be denials may use only half of the places for pods.
         assert_eq!(result.is_ok(), number < MAX_PODS / 2, "{number}");
     }
     let shadow = fixture.wait(SECOND);
     assert!(shadow.iter().all(|(_, series)| series.topic.shadow));
-    assert_eq!(shadow.len(), (NODE_BURST - NODE_RESERVED_FOR_DENIALS) as usize, "the limit is for all pods together");
+    assert_eq!(shadow.len(), (NODE_BURST - NODE_RESERVED_FOR_DENIALS) as usize, "all pods share the node's tokens");
     for peer in 0..5000 {
         fixture.deny("web", peer, 1);
     }
@@ -213,8 +217,11 @@ fn the_number_of_pods_is_bounded_and_packets_of_further_pods_are_rejected() {
 
 #[derive(Clone, Debug)]
 enum Step {
+    /// Packets are denied.
     Deny { pod: u8, peer: u16, packets: u64 },
+    /// This many milliseconds pass.
     Wait(u64),
+    /// A publication that is due is written.
     Write { fails: bool },
 }
 
@@ -230,15 +237,16 @@ proptest! {
     #[test]
     fn counts_add_up_and_memory_and_rate_are_bounded(steps in prop::collection::vec(step(), 0..400)) {
         let mut fixture = Fixture::new();
-        let mut sent = 0;
-        // The last reported count, by pod and ID.
+        let mut denied_packets = 0;
+        // The last reported count, by pod and ID of the Event.
         let mut reported = BTreeMap::new();
+        // The time and the pod of each successful write.
         let mut written: Vec<(Instant, PodKey)> = Vec::new();
         for step in steps {
             match step {
                 Step::Deny { pod, peer, packets } => {
                     fixture.deny(&format!("pod-{pod}"), peer, packets);
-                    sent += packets;
+                    denied_packets += packets;
                 }
                 Step::Wait(millis) => fixture.now += Duration::from_millis(millis),
                 Step::Write { fails } => {
@@ -265,8 +273,8 @@ proptest! {
         for (_, series) in fixture.wait(3600 * SECOND) {
             reported.insert((series.pod, series.id), series.count);
         }
-        prop_assert_eq!(reported.values().sum::<u64>(), sent);
-        // No interval may contain more than a burst and the tokens refilled in it.
+        prop_assert_eq!(reported.values().sum::<u64>(), denied_packets);
+        // No interval may contain more writes than a burst and the tokens refilled in this interval.
         let pods: BTreeSet<_> = written.iter().map(|(_, pod)| pod.clone()).collect();
         for (from, (begin, _)) in written.iter().enumerate() {
             for (to, (end, _)) in written.iter().enumerate().skip(from) {

@@ -1,4 +1,4 @@
-//! The values of one flow in the last reading of the flow tables.
+//! The last values of one flow. The flow tables are read every few seconds, and each reading updates the values.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use netpol_common::{
 use super::super::table::SLACK;
 use super::{BothWays, Clocks, FlowEnding, FlowTotals, FlowTotalsMode, MINUTE};
 
-/// The key of a flow in any table. An IPv4 address is in the first four bytes.
+/// The key of a flow in the tables of either address family. An IPv4 address is in the first four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in super::super) struct FlowId {
     pub(in super::super) family: u8,
@@ -21,7 +21,7 @@ impl FlowId {
         self.key.ifindex
     }
 
-    /// Returns the idle jiffies after which the flow has ended.
+    /// Returns the idle jiffies after which the flow has ended. [`SLACK`] is the possible error of measured times.
     fn timeout(&self, state: u8, hz: u32) -> u32 {
         (flow_timeout::of(self.key.protocol, state) + 2 * SLACK) * hz
     }
@@ -36,22 +36,27 @@ pub(super) struct Reading {
 
 /// The last values of a flow.
 pub(super) struct KeptFlow {
+    /// The endpoint ID.
     endpoint: u32,
     initiator: Direction,
     state: u8,
-    /// The same value as in the entry. The flow's key and this value identify the flow.
+    /// The value of [`FlowEntry::started`]. The flow's key and this value identify the flow.
     pub(super) started: u32,
+    /// The value of [`FlowEntry::last_used`].
     last_used: u32,
     /// The number of the last reading in which the flow was in a table.
     pub(super) reading: u32,
+    /// `started` as a time of the wall clock.
     started_at: SystemTime,
+    /// All packets since the start.
     total: BothWays,
     /// The totals in the last record; zero if there is no record yet.
     reported: BothWays,
+    /// The time of the last record; the start of the flow if there is no record yet.
     reported_at: SystemTime,
     /// `reported_at` in jiffies, which no process can set, unlike the wall clock.
     pub(super) reported_jiffies: u32,
-    /// Why the flow has ended.
+    /// Why the flow has ended; `None` if it has not.
     pub(super) ending: Option<FlowEnding>,
     /// Whether the record of the end was sent.
     pub(super) is_reported: bool,
@@ -79,15 +84,15 @@ impl KeptFlow {
         kept
     }
 
-    /// Records that no record is needed for the packets until now, nor for the end of the flow if it has ended.
+    /// Marks the packets until now as reported. If the flow has ended, also marks its end as reported.
     pub(super) fn set_reported(&mut self, reading: Reading) {
         self.reported = self.total;
         (self.reported_at, self.reported_jiffies) = (reading.clocks.time, reading.clocks.jiffies);
         self.is_reported = self.ending.is_some();
     }
 
-    /// Updates the values. A flow that continues after its end is open again: FIN and RST may be forged, and policies
-    /// may allow a revoked flow again.
+    /// Updates the values from the entry in the flow table. A flow with new packets after its end is open again: FIN
+    /// and RST may be forged, and policies may allow a revoked flow again.
     pub(super) fn update(&mut self, id: &FlowId, entry: &FlowEntry, reading: Reading) {
         let total = BothWays { sent: entry.sent, replies: entry.replies };
         let changed = total != self.total;
@@ -109,21 +114,23 @@ impl KeptFlow {
         self.ending = self.ending.or(ending);
     }
 
-    /// Records that no table has the flow any more.
+    /// Sets why the flow has ended. Called if no table had the flow in the last reading.
     pub(super) fn not_found(&mut self, id: &FlowId, interface_exists: bool, reading: Reading) {
         if self.ending.is_none() {
-            let otherwise = if interface_exists { FlowEnding::Evicted } else { FlowEnding::PodDeleted };
-            self.ending = Some(self.closed_or_timed_out(id, reading).unwrap_or(otherwise));
+            let other_ending = if interface_exists { FlowEnding::Evicted } else { FlowEnding::PodDeleted };
+            self.ending = Some(self.closed_or_timed_out(id, reading).unwrap_or(other_ending));
         }
     }
 
-    /// Returns why a flow has ended, if another flow has its key now. `None`: a record of the end was already sent.
+    /// Returns why the flow has ended, if another flow has its key now. `None`: a record of the end was already sent.
     pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
         if self.is_reported {
             return None;
         }
-        let otherwise = if protocol::has_handshake(id.key.protocol) { FlowEnding::Closed } else { FlowEnding::Evicted };
-        self.ending.or_else(|| self.closed_or_timed_out(id, reading)).or(Some(otherwise))
+        // A handshake with the same ports starts a new connection, which ends the old one.
+        let has_handshake = protocol::has_handshake(id.key.protocol);
+        let other_ending = if has_handshake { FlowEnding::Closed } else { FlowEnding::Evicted };
+        self.ending.or_else(|| self.closed_or_timed_out(id, reading)).or(Some(other_ending))
     }
 
     /// Returns why the flow has ended if its last values show that it was closed or has timed out.
@@ -145,13 +152,14 @@ impl KeptFlow {
         }
     }
 
-    /// Returns the record that is due.
+    /// Returns the record that is due, and marks it as sent.
     pub(super) fn report(&mut self, id: &FlowId, mode: FlowTotalsMode, reading: Reading) -> FlowTotals {
         let totals = self.totals(id, mode, self.ending, reading);
         self.set_reported(reading);
         totals
     }
 
+    /// Returns a record with the current values.
     pub(super) fn totals(
         &self,
         id: &FlowId,
@@ -170,6 +178,7 @@ impl KeptFlow {
         }
     }
 
+    /// Returns the flow as an event of its first packet.
     fn first_packet(&self, id: &FlowId) -> FlowEvent {
         let key = &id.key;
         let has_ports = protocol::has_ports(key.protocol);

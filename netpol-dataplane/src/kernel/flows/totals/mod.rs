@@ -1,7 +1,8 @@
-//! Totals of flows: packets and bytes in both directions, when a flow ends, and if requested once a minute.
+//! Totals of flows: packets and bytes in both directions. A record with the totals is sent when a flow ends and, if
+//! requested, once a minute.
 //!
-//! The programs count in the flow tables. This module reads the tables every few seconds, keeps the last values of each
-//! flow, and finds the flows that have ended.
+//! The eBPF programs count packets and bytes in the entries of the flow tables. This module reads the tables every few
+//! seconds, keeps the last values of each flow, and finds the flows that have ended.
 //!
 //! Flows without packets have no totals. These are the post-DNAT flows of packets to a Service, because their packets
 //! are counted in the pre-DNAT flow; and flows that were taken over from `nf_conntrack` and have had no packet since.
@@ -90,7 +91,7 @@ pub struct FlowTotals {
     pub first_packet: FlowEvent,
     /// When the flow started.
     pub started: SystemTime,
-    /// When its last packet arrived, up to two seconds too early.
+    /// When its last packet arrived. The value can be up to two seconds too early.
     pub last_seen: SystemTime,
     /// All packets since the start.
     pub total: BothWays,
@@ -124,6 +125,7 @@ impl FlowTotalsReader {
 #[derive(Clone, Copy)]
 pub(super) struct Clocks {
     jiffies: u32,
+    /// Jiffies per second.
     hz: u32,
     now: Instant,
     time: SystemTime,
@@ -134,14 +136,14 @@ impl Clocks {
         Self { jiffies: jiffies(hz), hz, now: Instant::now(), time: SystemTime::now() }
     }
 
-    /// Returns the jiffies since a time in a flow entry. The kernel's jiffies can be ahead, see
-    /// [`SLACK`](super::table::SLACK).
+    /// Returns the jiffies since a time in a flow entry. The kernel's jiffies can be ahead of `self.jiffies`, see
+    /// [`SLACK`](super::table::SLACK). So a time that is at most ten seconds in the future counts as now.
     fn since(&self, then: u32) -> u32 {
         let elapsed = self.jiffies.wrapping_sub(then);
         if elapsed.wrapping_add(self.hz * 10) < self.hz * 10 { 0 } else { elapsed }
     }
 
-    /// Returns the time of a flow entry by the wall clock.
+    /// Converts a time in a flow entry to the time of the wall clock.
     fn time_of(&self, then: u32) -> SystemTime {
         let millis = u64::from(self.since(then)) * 1000 / u64::from(self.hz);
         self.time.checked_sub(Duration::from_millis(millis)).unwrap_or(self.time)
@@ -159,9 +161,9 @@ pub(super) struct Tracker {
     clocks: Clocks,
     /// The previous reading; `None` during the first one.
     previous: Option<Clocks>,
-    /// The last reading after which records were sent, or none were due.
-    taken: Option<Clocks>,
-    /// The number of this reading.
+    /// The last reading after which the due records were sent, or no record was due.
+    last_sent: Option<Clocks>,
+    /// The number of the current reading.
     reading: u32,
     not_kept: Arc<AtomicU64>,
     sender: Sender<Vec<FlowTotals>>,
@@ -184,7 +186,7 @@ impl Tracker {
             replaced: Vec::new(),
             clocks,
             previous: None,
-            taken: None,
+            last_sent: None,
             reading: 0,
             not_kept: Arc::default(),
             sender,
@@ -232,13 +234,15 @@ impl Tracker {
         if !self.reserve_room(id.interface()) {
             let since_previous = |previous: Clocks| self.clocks.since(previous.jiffies);
             let age = self.clocks.since(entry.started);
+            // A flow that is not new was counted at an earlier reading.
             let is_new = self.previous.is_none_or(|previous| age <= since_previous(previous));
             self.not_kept.fetch_add(u64::from(replaced.is_some() || is_new), Ordering::Relaxed);
         } else if let Some(totals) = replaced {
             self.replaced.push((id.interface(), totals));
         } else {
             let mut kept = KeptFlow::new(endpoint, &id, entry, reading);
-            // An earlier agent may have sent a record of this flow.
+            // In the first reading, all packets until now count as reported, because an earlier agent may have sent a
+            // record of this flow.
             if self.previous.is_none() {
                 kept.set_reported(reading);
             }
@@ -246,9 +250,9 @@ impl Tracker {
         }
     }
 
-    /// Reserves room for one more flow of this interface. There is room if the interface has fewer kept flows than
-    /// could still be added. So the flows of one pod take at most half of the room, those of the next pod half of the
-    /// rest, and so on. Returns whether there was room.
+    /// Reserves room for one more flow of this interface. There is room if the number of the interface's kept flows is
+    /// less than the number of flows that all interfaces together could still add. So the flows of one pod take at most
+    /// half of the room, those of the next pod half of the rest, and so on. Returns whether there was room.
     fn reserve_room(&mut self, interface: IfIndex) -> bool {
         let count = self.by_interface.entry(interface).or_default();
         let has_room = *count < MAX_KEPT.saturating_sub(self.flows.len() + self.replaced.len());
@@ -263,7 +267,8 @@ impl Tracker {
     }
 
     /// Ends a reading of all tables: finds the flows that were not read and have therefore ended, and sends the records
-    /// that are due. Records above the limit are sent later. `used` are the existing endpoints.
+    /// that are due. Records above the limit are sent later. `used` has the existing endpoints: their IDs and
+    /// interfaces.
     pub(super) fn finish(&mut self, used: &BTreeMap<u32, IfIndex>) {
         let reading = Reading { clocks: self.clocks, number: self.reading };
         let existing: BTreeSet<IfIndex> = used.values().copied().collect();
@@ -273,7 +278,7 @@ impl Tracker {
         // If the receiver is slow, flows with records that are due wait in the tracker, and not in the channel.
         if let Ok(permit) = self.sender.clone().try_reserve() {
             let records = self.take_due(reading);
-            self.taken = Some(self.clocks);
+            self.last_sent = Some(self.clocks);
             if !records.is_empty() {
                 permit.send(records);
             }
@@ -289,9 +294,10 @@ impl Tracker {
         self.by_interface.retain(|_, count| *count > 0);
     }
 
-    /// Returns the records that are due, within the limit, which the interfaces share max-min fairly.
+    /// Returns the records that are due, within the limit of [`MAX_RECORDS`]. Interfaces share the limit max-min
+    /// fairly.
     fn take_due(&mut self, reading: Reading) -> Vec<FlowTotals> {
-        let since = self.taken.map_or(READ_INTERVAL, |taken| reading.clocks.now - taken.now);
+        let since = self.last_sent.map_or(READ_INTERVAL, |last| reading.clocks.now - last.now);
         let limit = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_mul(MAX_RECORDS) / 1000;
         let mut due: BTreeMap<IfIndex, (Vec<FlowTotals>, Vec<FlowId>)> = BTreeMap::new();
         for (interface, totals) in self.replaced.drain(..) {

@@ -6,7 +6,9 @@ use netpol_common::{Direction, FlowKey, flow_state, protocol};
 
 use super::*;
 
+/// Jiffies per second.
 const HZ: u32 = 250;
+/// The interfaces of two pods.
 const POD: IfIndex = IfIndex(7);
 const OTHER: IfIndex = IfIndex(8);
 
@@ -36,6 +38,7 @@ impl TestTracker {
         (self.clocks.now, self.clocks.time) = (self.clocks.now + elapsed, self.clocks.time + elapsed);
         self.tracker.begin(self.clocks);
         for (key, entry) in flows {
+            // The endpoint ID (1) is only copied to the record, and no test checks it.
             self.tracker.flow(1, key, entry);
         }
         self.tracker.finish(&self.endpoints);
@@ -46,7 +49,8 @@ impl TestTracker {
         records
     }
 
-    /// Returns an entry of a flow that started now.
+    /// Returns an entry of a flow that started now, with this number of packets from the initiator, and twice as many
+    /// replies.
     fn started(&self, packets: u64) -> FlowEntry {
         let traffic = |packets| Traffic { packets, bytes: packets * 100 };
         FlowEntry {
@@ -76,7 +80,8 @@ fn tcp(port: u16) -> FlowKey<[u8; 4]> {
     key(POD, protocol::TCP, port)
 }
 
-/// Returns the remote port, the ending, and the packets in both directions.
+/// Returns the source port of the first packet, the ending, and the packets in both directions. If the remote side
+/// initiated the flow, as in most tests, the source port is the remote port.
 fn summary(records: &[FlowTotals]) -> Vec<(u16, Option<FlowEnding>, u64, u64)> {
     let port = |totals: &FlowTotals| u16::from_be_bytes(totals.first_packet.source_port);
     let mut summary: Vec<_> = records
@@ -98,7 +103,8 @@ fn each_flow_has_one_record_when_it_ends() {
     let all = |closed| [&[(tcp(1), closed), (udp_key, udp)][..], &rest].concat();
 
     assert_eq!(summary(&test.read(1, &all(closed))), [(2, Some(FlowEnding::Revoked), 2, 4)]);
-    // Packets may follow the RST or the FIN of both sides.
+    // After a RST, or after a FIN from each side, further packets may arrive. So the record follows when the next
+    // reading finds no further packet.
     assert_eq!(summary(&test.read(2, &all(last_ack))), []);
     assert_eq!(summary(&test.read(2, &all(last_ack))), [(1, Some(FlowEnding::Closed), 2, 2)]);
     assert_eq!(summary(&test.read(2, &all(last_ack))), []);
@@ -171,6 +177,7 @@ fn flows_from_before_the_agent_are_not_recorded_again() {
         let (tracker, reader) = Tracker::start(mode, HZ).expect("no totals are recorded");
         let clocks = Clocks::read(HZ);
         let mut test = TestTracker { tracker, reader, clocks, endpoints: BTreeMap::from([(1, POD)]) };
+        // An earlier agent may have written the record of the closed flow.
         let closed = FlowEntry { state: flow_state::RESET, ..test.started(1) };
         let open = FlowEntry { started: clocks.jiffies.wrapping_sub(500 * HZ), ..test.started(100) };
         for _ in 0..3 {
@@ -229,6 +236,7 @@ fn the_number_of_records_in_a_second_is_limited_fairly_and_none_is_lost() {
     test.read(2, &flows);
     let of_other =
         |records: &[FlowTotals]| records.iter().filter(|totals| totals.first_packet.ifindex == OTHER).count();
+    // In 2 seconds, up to 2 × `MAX_RECORDS` records are sent.
     let first = test.read(2, &[]);
     assert_eq!((first.len(), of_other(&first)), (2000, 100));
     let later: usize = (0..2).map(|_| test.read(2, &[]).len()).sum();
