@@ -88,14 +88,14 @@ fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
 fn s28_an_interface_that_takes_the_address_of_another_pod_stays_bound() {
     let pods = [pod("a", A), pod("b", B)];
     let mut reconciler = start(&pods, interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
-    reconciler.interfaces(interfaces([(3, pod_end(&[B])), (4, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[B])), (4, pod_end(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
     assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
     assert_eq!(reconciler.conflicts(), 1, "the conflict must be reported");
     let conflict =
         reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).and_then(|status| status.conflict);
     assert!(conflict.expect("no conflict was reported").contains("shop/b"));
-    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
     assert_eq!(reconciler.conflicts(), 0);
 }
 
@@ -103,22 +103,22 @@ fn s28_an_interface_that_takes_the_address_of_another_pod_stays_bound() {
 fn an_interface_that_takes_the_address_of_a_pod_without_an_interface_stays_bound() {
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("a", A), pod("b", B)]));
-    reconciler.interfaces(interfaces([(3, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 3), "a");
-    reconciler.interfaces(interfaces([(3, pod_end(&[B])), (4, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[B])), (4, pod_end(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
 }
 
 #[test]
 fn s28_a_second_interface_of_a_pod_is_shut_until_the_first_is_removed() {
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
-    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
     assert_eq!(reconciler.conflicts(), 1);
     // The interface stays shut when it loses the address of the pod.
-    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&["192.0.2.1"]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&["192.0.2.1"]))]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
-    reconciler.interfaces(interfaces([(4, pod_end(&[A]))]));
+    reconciler.interfaces_read(interfaces([(4, pod_end(&[A]))]));
     assert_eq!(enforced_as(&reconciler, 4), "a");
     assert_eq!(reconciler.conflicts(), 0);
 }
@@ -149,8 +149,8 @@ fn an_interface_is_bound_to_the_new_pod_if_the_address_is_reused() {
     assert_eq!(enforced_as(&reconciler, 3), "new");
     // The binding itself changes when the interfaces are read again. From then on, no other interface with the address
     // is bound to the new pod.
-    reconciler.interfaces(interfaces([(3, pod_end(&[A]))]));
-    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
 }
 
@@ -158,17 +158,17 @@ fn an_interface_is_bound_to_the_new_pod_if_the_address_is_reused() {
 fn the_interface_of_a_deleted_pod_does_not_keep_the_address() {
     let mut reconciler = start(&[pod("old", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[]));
-    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "-".into()));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "new".into()));
-    assert_eq!(reconciler.dataplane().owners[&parse_addresses(&[A])[0]], endpoint(&reconciler, 4).id);
+    assert_eq!(reconciler.dataplane().address_endpoints[&parse_addresses(&[A])[0]], endpoint(&reconciler, 4).id);
 }
 
 #[test]
 fn the_interface_of_a_new_sandbox_is_bound_to_the_same_pod() {
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
-    reconciler.interfaces(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&[B]))]));
     reconciler.apply(objects(&[pod("a", B)]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a, orphaned".into(), "a".into()));
 }
@@ -189,7 +189,7 @@ fn a_restart_keeps_the_binding() {
 fn a_new_interface_with_a_reused_index_is_bound_again() {
     let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces_removed(&[IfIndex(3)].into());
-    reconciler.interfaces(interfaces([(3, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 3), "b");
 }
 
@@ -199,10 +199,10 @@ fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
     let pods = [pod("a", A), pod("b", B)];
     let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: None, ..pod_end(&[A, "fe80::3"]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [0; 6], "the MAC address is not known yet");
-    reconciler.interfaces(interfaces([(3, PodEnd { mac: mac(3), ..pod_end(&[A]) })]));
+    reconciler.interfaces_read(interfaces([(3, PodEnd { mac: mac(3), ..pod_end(&[A]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [2, 0, 0, 0, 0, 3]);
     assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "the link-local address must be kept");
-    reconciler.interfaces(interfaces([
+    reconciler.interfaces_read(interfaces([
         (3, PodEnd { mac: mac(3), ..pod_end(&[A]) }),
         (4, PodEnd { mac: mac(3), ..pod_end(&[B]) }),
     ]));
@@ -211,7 +211,7 @@ fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
     // Here the MAC address of pod b is read only after its programs are attached.
     let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: mac(3), ..pod_end(&[A]) }), (4, pod_end(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 4), "b");
-    reconciler.interfaces(interfaces([
+    reconciler.interfaces_read(interfaces([
         (3, PodEnd { mac: mac(3), ..pod_end(&[A]) }),
         (4, PodEnd { mac: mac(3), ..pod_end(&[B]) }),
     ]));
@@ -239,7 +239,7 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
         (&[A, "fe80::254"], 0x33),
         (&[A, "fe80::4", "fe80::254", "fe80::35"], 0x35),
     ] {
-        reconciler.interfaces(snapshot_with(addresses));
+        reconciler.interfaces_read(snapshot_with(addresses));
         assert_eq!(link_local(&reconciler, 3), [0, last], "{addresses:?}");
     }
     assert_eq!(link_local(&reconciler, 4), [0, 4]);
@@ -249,7 +249,7 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
     adopting.endpoints = reconciler.dataplane().endpoints.clone();
     adopting.attached = reconciler.dataplane().attached.clone();
     let mut next = start_on(adopting, &pods, snapshot_with(&[A, "fe80::35"]));
-    next.interfaces(snapshot_with(&[A, "fe80::36"]));
+    next.interfaces_read(snapshot_with(&[A, "fe80::36"]));
     assert_eq!(link_local(&next, 3), [0, 0x36]);
 }
 
@@ -274,12 +274,12 @@ fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
         (&[A, "10.0.0.9"], &["10.0.0.9"]),
         (&[A], &[]),
     ] {
-        reconciler.interfaces(interfaces([(3, pod_end(addresses)), (4, pod_end(&[B]))]));
+        reconciler.interfaces_read(interfaces([(3, pod_end(addresses)), (4, pod_end(&[B]))]));
         assert_eq!(unlisted(&reconciler), parse_addresses(found), "{addresses:?}");
         assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
     }
-    reconciler.interfaces(interfaces([(3, pod_end(&[A, "10.0.0.9"])), (4, pod_end(&[B]))]));
-    reconciler.interfaces(interfaces([(4, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(3, pod_end(&[A, "10.0.0.9"])), (4, pod_end(&[B]))]));
+    reconciler.interfaces_read(interfaces([(4, pod_end(&[B]))]));
     assert_eq!(reconciler.unlisted_addresses(), 0, "the interface was removed");
 }
 
@@ -289,17 +289,17 @@ fn an_address_has_an_endpoint_id_while_programs_are_attached() {
     let mut reconciler = start(&[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
     // The attached programs write this ID into each packet from the pod (source endpoint ID).
     let id = endpoint(&reconciler, 3).id;
-    assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
+    assert_eq!(reconciler.dataplane().address_endpoints.get(&address), Some(&id));
     // The pod is deleted from the API: its interface stays enforced.
     reconciler.apply(objects(&[]));
-    assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
-    reconciler.interfaces(interfaces([]));
-    assert!(reconciler.dataplane().owners.is_empty());
+    assert_eq!(reconciler.dataplane().address_endpoints.get(&address), Some(&id));
+    reconciler.interfaces_read(interfaces([]));
+    assert!(reconciler.dataplane().address_endpoints.is_empty());
 
     let mut rejecting = Memory::default();
     rejecting.rejects_attach = true;
     let reconciler = start_on(rejecting, &[pod("a", A)], interfaces([(3, pod_end(&[A]))]));
-    assert!(reconciler.dataplane().owners.is_empty(), "packets of the pod carry no endpoint ID");
+    assert!(reconciler.dataplane().address_endpoints.is_empty(), "packets of the pod carry no endpoint ID");
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!((local.ports, local.protocols), ([8472].into(), [47].into()));
     assert!(others.ports.contains(&4789) && others.protocols.contains(&4));
-    reconciler.interfaces(snapshot_with(5555));
+    reconciler.interfaces_read(snapshot_with(5555));
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!(local.ports, [5555].into());
     assert!(others.ports.contains(&5555), "other nodes are assumed to have the tunnel endpoints of this node");

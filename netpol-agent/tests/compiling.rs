@@ -121,7 +121,7 @@ fn pending_reasons(reconciler: &Reconciler<Memory>) -> Vec<String> {
 fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(apply_events(&[&pod("db", "db", 2), &pod("web", "web", 3)]));
-    reconciler.interfaces(interfaces(&[(12, 2), (13, 3)]));
+    reconciler.interfaces_read(interfaces(&[(12, 2), (13, 3)]));
     assert!(
         reconciler.pod_endpoints().next().is_none(),
         "the agent must wait a few milliseconds, because most policies are compiled within this time"
@@ -147,7 +147,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
 fn a_pod_with_policies_that_are_compiled_in_time_is_never_shut() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(apply_events(&[&pod("web", "web", 3)]));
-    reconciler.interfaces(interfaces(&[(13, 3)]));
+    reconciler.interfaces_read(interfaces(&[(13, 3)]));
     finish(&mut reconciler);
     let web = endpoint(&reconciler, 13).expect("no endpoint");
     assert!(!web.has(endpoint_flags::INCOMPLETE) && web.version.0 == 1, "{web:?}");
@@ -175,7 +175,7 @@ fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled()
     let mut events = vec![delete_event("pod-0")];
     events.extend(apply_events(&[&pod("pod-0", "web", 4)]));
     reconciler.apply(events);
-    reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
+    reconciler.interfaces_read(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 14));
     assert!(reconciler.compile(), "the policy was not compiled");
@@ -195,12 +195,12 @@ fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     assert!(endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
     // A pod that is shut and deleted before its policies were compiled.
     reconciler.apply(apply_events(&[&pod("db", "db", 4)]));
-    reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
+    reconciler.interfaces_read(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
     reconciler.apply(vec![delete_event("db")]);
     finish(&mut reconciler);
     assert!(is_shut(&reconciler, 14), "a shut endpoint must stay shut when its pod is deleted");
-    reconciler.interfaces(interfaces(&[]));
+    reconciler.interfaces_read(interfaces(&[]));
     assert!(reconciler.pod_endpoints().next().is_none());
 }
 
@@ -209,7 +209,7 @@ fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
     let mut reconciler =
         begin(Memory::default(), &[DENY_WEB, &pod("web", "web", 3), &pod("new", "web", 4)], &[(13, 3)]);
     assert!(reconciler.is_starting());
-    reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
+    reconciler.interfaces_read(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
     assert!(
         reconciler.endpoint(IfIndex(13)).is_none(),
@@ -229,7 +229,7 @@ fn endpoints_of_an_earlier_agent_are_kept_until_the_first_compile() {
     let before = endpoint(&earlier, 13).expect("no endpoint");
     let dataplane = std::mem::take(earlier.dataplane_mut());
     let mut reconciler = begin(dataplane, &[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
-    reconciler.interfaces(interfaces(&[(13, 3)]));
+    reconciler.interfaces_read(interfaces(&[(13, 3)]));
     reconciler.apply(vec![delete_event("web")]);
     wait_until_overdue(&mut reconciler);
     assert_eq!(endpoint(&reconciler, 13), Some(before));
@@ -246,7 +246,7 @@ fn interfaces_are_handled_between_slices_of_writes() {
     assert!(reconciler.compile());
     assert!(reconciler.execute(Duration::ZERO), "one slice must not write everything");
     assert!(reconciler.has_engine(), "the engine must be available between slices");
-    reconciler.interfaces(interfaces(&[(13, 3)]));
+    reconciler.interfaces_read(interfaces(&[(13, 3)]));
     assert!(endpoint(&reconciler, 13).is_some_and(|found| found.ingress.isolated()));
     let mut slices = 1;
     while reconciler.execute(Duration::ZERO) {

@@ -184,6 +184,6 @@ fn the_deletion_of_a_pod_is_complete_when_its_interface_is_removed() {
     let result = check(&reconciler, "delete=pod/shop/web", 5);
     assert_eq!(pending_reasons(&result), "shop/web: the interface still exists and is enforced as before");
     assert_eq!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::Holds);
-    reconciler.interfaces(interfaces(false));
+    reconciler.interfaces_read(interfaces(false));
     assert_eq!(check(&reconciler, "delete=pod/shop/web", 5).condition, ConditionState::Holds);
 }

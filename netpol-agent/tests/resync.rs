@@ -14,7 +14,7 @@ use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
 use netpol_policy::reference::Packet;
 use netpol_policy::tables::{Change, EndpointPolicy, Tables};
-use netpol_policy::testing::{Probe, event, expected, expected_shadow, is_among_backends, probes};
+use netpol_policy::testing::{Probe, event, expected, expected_shadow, has_local_backend, probes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -245,7 +245,7 @@ proptest! {
                     // Pods with the same rules share map entries. If one of these pods is a backend of the Service to
                     // which the packet goes, the packet may be allowed pre-DNAT and evaluated again post-DNAT.
                     let is_rechecked =
-                        || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));
+                        || [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &packet, |_| true));
                     // Index 0: the verdict. Index 1: the verdict if policies in shadow mode were enforced.
                     let is_valid = |verdict_index: usize| {
                         either.iter().any(|verdict| verdict[verdict_index] == found[verdict_index])

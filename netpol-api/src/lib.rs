@@ -46,7 +46,7 @@ pub use explain::{ExplainResponse, TableVerdict};
 #[cfg(feature = "client")]
 pub use query::{EndFilter, FlowQuery, PortFilter, boolean, parameters};
 pub use record::{
-    Fix, FlowDirection, FlowEnd, FlowEnding, FlowRecord, FlowRule, FlowSide, FlowTotalsRecord, FlowVerdict,
+    Fix, FlowDirection, FlowEnd, FlowEndReason, FlowRecord, FlowRule, FlowSide, FlowTotalsRecord, FlowVerdict,
     IntervalCounts, LostRecord, MulticastRecord, RECORD_SCHEMA, RateLimitedRecord, Record, RecordHeader, RevokedBy,
     TrafficCounts, Workload,
 };

@@ -29,7 +29,7 @@ pub struct FlowQuery {
     pub port: Option<PortFilter>,
     /// Only records that list this policy (`namespace/name`) or one of its rules.
     pub policy: Option<String>,
-    /// Only flows with a pod of this namespace.
+    /// Only flows with a pod of this namespace at one of the ends.
     pub namespace: Option<String>,
     /// Whether records have the labels of pods.
     pub labels: bool,
@@ -38,7 +38,7 @@ pub struct FlowQuery {
 /// A filter for one end of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndFilter {
-    /// A pod. Also matches packets that this pod sent from another address.
+    /// A pod. As a source, also matches packets that this pod sent from an address that is not its own.
     Pod {
         /// Its namespace.
         namespace: String,
@@ -140,8 +140,9 @@ impl FlowQuery {
         parts.join("&")
     }
 
-    /// Returns whether the client requested a record. [`Record::Lost`] is always requested. Other summaries are
-    /// requested if they may include requested flows.
+    /// Returns whether the client requested a record. [`Record::Lost`] is always requested. [`Record::Multicast`] and
+    /// [`Record::RateLimited`] summarize several packets or flows. They are not requested if the query filters by a
+    /// field that these records do not have, such as `from`.
     pub fn matches(&self, record: &Record) -> bool {
         match record {
             Record::Flow(flow) => self.matches_flow(flow),
@@ -175,6 +176,7 @@ impl FlowQuery {
     }
 
     fn matches_flow(&self, flow: &FlowRecord) -> bool {
+        // `sender`: the local pod that sent the packet, if the source address is not that pod's.
         let in_namespace = |namespace: &String| {
             let sender = flow.sender.as_ref().and_then(|sender| sender.split_once('/'));
             let sender_namespace = sender.map(|(namespace, _)| namespace);
@@ -190,7 +192,7 @@ impl FlowQuery {
             })
     }
 
-    /// Totals are only written for allowed flows, and have no policies.
+    /// Records of totals (the packets and bytes of a flow) are only written for allowed flows, and name no policies.
     fn matches_totals(&self, totals: &FlowTotalsRecord) -> bool {
         let in_namespace =
             |namespace: &String| [&totals.from.namespace, &totals.to.namespace].contains(&&Some(namespace.clone()));
@@ -207,7 +209,7 @@ impl FlowQuery {
     }
 }
 
-/// Returns whether a side lists this policy, or a rule of this policy.
+/// Returns whether the evaluation at one end of a flow lists this policy, or a rule of this policy.
 fn names_policy(side: &FlowSide, policy: &str) -> bool {
     side.policies.iter().any(|name| name == policy)
         || [&side.rule, &side.nearest].into_iter().flatten().any(|rule| rule.policy == policy)
@@ -266,6 +268,7 @@ impl EndFilter {
         }
     }
 
+    /// Returns whether the filter selects the pod `sender` (`namespace/name`).
     fn is_sender(&self, sender: Option<&str>) -> bool {
         let Some((sender_namespace, pod)) = sender.and_then(|sender| sender.split_once('/')) else { return false };
         match self {

@@ -44,8 +44,8 @@ pub enum FlowVerdict {
     Allowed,
     /// Denied.
     Denied,
-    /// Allowed, but policies in shadow mode would deny it. If the agent runs with `--observe`: allowed, but the policies
-    /// deny it.
+    /// Allowed, but policies in shadow mode would deny it. If the agent runs with `--observe`: allowed, but the
+    /// policies deny it.
     Shadow,
 }
 
@@ -195,7 +195,7 @@ pub struct FlowTotalsRecord {
     pub interval: Option<IntervalCounts>,
     /// Why the flow has ended; `None` if it has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<FlowEnding>,
+    pub ended: Option<FlowEndReason>,
 }
 
 /// Allowed packets of a flow.
@@ -226,7 +226,7 @@ pub struct IntervalCounts {
 /// Why a flow has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum FlowEnding {
+pub enum FlowEndReason {
     /// TCP: FIN from both sides, RST, or a new connection between the same ports.
     Closed,
     /// No packets for longer than the timeout.
@@ -239,7 +239,7 @@ pub enum FlowEnding {
     PodDeleted,
 }
 
-impl FlowEnding {
+impl FlowEndReason {
     /// Returns the name, as in JSON.
     pub const fn name(self) -> &'static str {
         match self {

@@ -16,7 +16,7 @@ const MIN_WIDTH: usize = 24;
 /// The smallest width to which a cell is shortened, in a column that can be omitted.
 const MIN_OPTIONAL_WIDTH: usize = 16;
 
-/// The colors of cells.
+/// The meaning of a cell, and so its color.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tone {
     /// Green.
@@ -88,7 +88,7 @@ pub(crate) struct TextCell {
 }
 
 impl TextCell {
-    /// Returns a cell in a color.
+    /// Returns a cell in the color of `tone`.
     pub(crate) fn toned(text: impl std::fmt::Display, tone: Option<Tone>) -> Self {
         Self { text: Safe(text).to_string(), tone }
     }

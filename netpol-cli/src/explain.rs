@@ -16,7 +16,7 @@ use crate::args::{ExplainOptions, Output};
 use crate::color::ColorMode;
 use crate::ends::{self, EndArgument, EndSet, EndText};
 use crate::input::{Input, InputReport};
-use crate::live::{self, Ends, with_missing};
+use crate::live::{self, Ends, with_unlisted_objects};
 use crate::output::print_json;
 use crate::remote::{Kube, progress, runtime};
 use crate::table;
@@ -106,7 +106,7 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     input.report();
     let mut cluster = input.cluster(&options.input);
     let resolved = ends::resolve(&mut cluster, (&options.from, &options.to), &namespace);
-    let (from, to) = resolved.map_err(|error| with_missing(error, &input))?;
+    let (from, to) = resolved.map_err(|error| with_unlisted_objects(error, &input))?;
     let evaluate = Evaluator::new(&cluster);
     let ends = Ends { from: &options.from, to: &options.to, namespace: &namespace };
     let mut context = Context {
@@ -129,7 +129,7 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
         ([(source, _)], [(destination, _)]) if is_single => context.print_one((source, destination), out),
         _ => context.print_several((&from, &to), out),
     };
-    let verdict = verdict.map_err(|error| with_missing(error, &input))?;
+    let verdict = verdict.map_err(|error| with_unlisted_objects(error, &input))?;
     if options.output == Output::Table {
         unevaluated::print(out, &input.parsed.unevaluated, table::text_width())?;
         if let Some(answers) = &context.live {

@@ -155,7 +155,7 @@ impl Input {
 
     /// Returns whether a file, a document or an object could not be read.
     pub(crate) fn is_lossy(&self) -> bool {
-        !self.unreadable.is_empty() || self.parsed.left_out > 0 || !self.required.is_empty()
+        !self.unreadable.is_empty() || self.parsed.invalid_documents > 0 || !self.required.is_empty()
     }
 
     /// Returns whether every object was read in full. If a template was skipped, returns false, because it may render

@@ -12,7 +12,7 @@ use crate::Exit;
 use crate::args::{ListOptions, Output};
 use crate::color::ColorMode;
 use crate::columns::{TextCell, TextTable, Tone, some_of, table_width, text};
-use crate::output::{OfNode, print_items};
+use crate::output::{NodeItem, print_items};
 use crate::remote::{Answer, Fleet, runtime};
 use crate::scope::Scope;
 
@@ -29,7 +29,7 @@ async fn list_endpoints(options: &ListOptions, out: &mut impl Write) -> Result<E
     let mut fleet = Fleet::find(&options.agents).await?;
     let scope = Scope::new(&options.scope, &fleet)?;
     let answers: Vec<Answer<List<Endpoint>>> = fleet.get("/v1/endpoints").await;
-    let selected = selected_pods(&scope, &mut fleet).await;
+    let selected = pods_with_labels(&scope, &mut fleet).await;
     let is_shown = |endpoint: &&Endpoint| match &endpoint.pod {
         Some(pod) => {
             pod.split_once('/').is_none_or(|(namespace, _)| scope.has_namespace(namespace))
@@ -38,11 +38,11 @@ async fn list_endpoints(options: &ListOptions, out: &mut impl Write) -> Result<E
         // The namespace and labels of an unknown pod are not known.
         None => scope.namespace.is_none() && selected.is_none(),
     };
-    let items: Vec<OfNode<'_, Endpoint>> = answers
+    let items: Vec<NodeItem<'_, Endpoint>> = answers
         .iter()
         .flat_map(|answer| {
             let node = answer.content.node.as_str();
-            answer.content.items.iter().filter(is_shown).map(move |item| OfNode { node, item })
+            answer.content.items.iter().filter(is_shown).map(move |item| NodeItem { node, item })
         })
         .collect();
     match options.output {
@@ -54,7 +54,7 @@ async fn list_endpoints(options: &ListOptions, out: &mut impl Write) -> Result<E
 }
 
 /// Returns the pods that the label selector of `-l` matches, as `namespace/name`; `None` without `-l`.
-async fn selected_pods(scope: &Scope, fleet: &mut Fleet) -> Option<BTreeSet<String>> {
+async fn pods_with_labels(scope: &Scope, fleet: &mut Fleet) -> Option<BTreeSet<String>> {
     scope.labels.as_ref()?;
     let answers: Vec<Answer<List<PodStatus>>> = fleet.get("/v1/pods").await;
     let pods = answers.into_iter().flat_map(|answer| answer.content.items);
@@ -64,7 +64,7 @@ async fn selected_pods(scope: &Scope, fleet: &mut Fleet) -> Option<BTreeSet<Stri
 
 fn print_endpoints(
     out: &mut impl Write,
-    items: &[OfNode<'_, Endpoint>],
+    items: &[NodeItem<'_, Endpoint>],
     scope: &Scope,
     width: Option<usize>,
     color: ColorMode,
@@ -83,9 +83,9 @@ fn print_endpoints(
         text("EGRESS"),
         text("STATE").optional(1),
     ]);
-    let mut items: Vec<&OfNode<'_, Endpoint>> = items.iter().collect();
+    let mut items: Vec<&NodeItem<'_, Endpoint>> = items.iter().collect();
     items.sort_by_key(|of_node| (&of_node.item.pod, of_node.node));
-    for OfNode { node, item: endpoint } in items {
+    for NodeItem { node, item: endpoint } in items {
         let addresses: Vec<String> = endpoint.addresses.iter().map(ToString::to_string).collect();
         let isolated_by = |policies: &[String]| {
             if policies.is_empty() { "not isolated".to_owned() } else { some_of(policies, SHOWN) }

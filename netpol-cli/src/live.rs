@@ -240,7 +240,7 @@ impl Ends<'_> {
 
 /// Adds to an error which objects the user cannot list in the needed namespaces: an end that was not found may be one
 /// of these objects. An I/O error is returned unchanged, because `main` checks whether the error is a closed pipe.
-pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error {
+pub(crate) fn with_unlisted_objects(error: anyhow::Error, input: &Input) -> anyhow::Error {
     let in_needed_namespaces: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
     if in_needed_namespaces.is_empty() || error.is::<std::io::Error>() {
@@ -252,7 +252,7 @@ pub(crate) fn with_missing(error: anyhow::Error, input: &Input) -> anyhow::Error
 /// Returns the error of a command that has no pod to show.
 pub(crate) fn no_pods(input: &Input) -> anyhow::Error {
     if input.is_of_cluster {
-        return with_missing(anyhow!("no pods to show in the selected namespaces (-n, -A)"), input);
+        return with_unlisted_objects(anyhow!("no pods to show in the selected namespaces (-n, -A)"), input);
     }
     anyhow!("no pods to show; pass manifests of pods or workloads with -f, and check --namespace")
 }

@@ -21,7 +21,7 @@ struct Items<'a, T> {
 /// An item that a node reported, with the name of the node.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct OfNode<'a, T> {
+pub(crate) struct NodeItem<'a, T> {
     pub(crate) node: &'a str,
     #[serde(flatten)]
     pub(crate) item: &'a T,

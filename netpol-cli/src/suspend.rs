@@ -110,7 +110,7 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
     let now = server_time(&before)?;
     let until = (now + SignedDuration::try_from(*duration)?).to_string();
     let replaced = replaced_reason(&target, &before, now, reason);
-    let annotations = json!({target.until: until, REASON: reason});
+    let annotations = json!({target.until_annotation: until, REASON: reason});
     patch(&cluster, &target, &annotations).await?;
     if suspension.output == Output::Table {
         writeln!(out, "enforcement of {} is suspended until {until}", target.title())?;
@@ -153,14 +153,14 @@ async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result
         remaining::read(&cluster, &target, agent_namespace)
     );
     let before = before?;
-    if target.is_cluster() && has_agents == Ok(false) && !before.annotations.contains_key(target.until) {
+    if target.is_cluster() && has_agents == Ok(false) && !before.annotations.contains_key(target.until_annotation) {
         bail!(no_agents(agent_namespace));
     }
     let now = server_time(&before)?;
     let remaining = Remaining::new(others, &has_agents, now, agent_namespace);
     // The Namespace of the agents can have a second suspension, which uses the same annotation for its reason.
-    let keeps_reason = is_active(&before, target.other_until(), now);
-    let mut annotations = json!({target.until: Value::Null});
+    let keeps_reason = is_active(&before, target.other_until_annotation(), now);
+    let mut annotations = json!({target.until_annotation: Value::Null});
     if !keeps_reason {
         annotations[REASON] = Value::Null;
     }
@@ -203,9 +203,9 @@ fn print_resumed(
     remaining: &Remaining,
 ) -> Result<()> {
     let title = target.title();
-    match before.annotations.get(target.until) {
+    match before.annotations.get(target.until_annotation) {
         None => writeln!(out, "enforcement of {title} was not suspended")?,
-        Some(until) if !is_active(before, target.until, now) => {
+        Some(until) if !is_active(before, target.until_annotation, now) => {
             writeln!(out, "enforcement of {title} was not suspended: removed the end {}", Safe(until))?;
         }
         // The suspension of the cluster is still in effect, so the policies of this namespace are not enforced yet.
@@ -248,7 +248,7 @@ fn is_active(before: &Before, annotation: &str, now: Timestamp) -> bool {
 /// same annotation for the reason.
 fn replaced_reason<'a>(target: &Target, before: &'a Before, now: Timestamp, reason: &str) -> Option<&'a str> {
     let other = before.annotations.get(REASON).filter(|other| *other != reason)?;
-    is_active(before, target.other_until(), now).then_some(other)
+    is_active(before, target.other_until_annotation(), now).then_some(other)
 }
 
 fn no_agents(namespace: &str) -> String {

@@ -2,7 +2,7 @@
 
 use crate::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
-    PortEntry, PortKey, PortSetId, Reason, RuleId, TunnelScope, TunnelWord, address_flags, endpoint_flags,
+    PortEntry, PortKey, PortSetId, Reason, RuleId, TunnelBit, TunnelScope, address_flags, endpoint_flags,
     frontend_scope, port_verdict, protocol,
 };
 
@@ -87,7 +87,7 @@ pub trait Tables<A> {
     fn barrier(&self, value: u8) -> u8 {
         value
     }
-    /// Returns the word at an index of `TUNNELS`, a bitmap of tunnel endpoints: see [`TunnelWord`](crate::TunnelWord).
+    /// Returns the word at an index of `TUNNELS`, a bitmap of tunnel endpoints: see [`TunnelBit`](crate::TunnelBit).
     /// The default, 0, is for tables without tunnel endpoints.
     #[inline(always)]
     fn tunnels(&self, _index: u32) -> u64 {
@@ -297,7 +297,7 @@ fn nodes_with_tunnel<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     let mut found = 0;
     if matches!(attempt.direction, Direction::Egress) {
         for (scope, bit) in [(TunnelScope::LocalNode, LOCAL), (TunnelScope::OtherNodes, OTHERS)] {
-            if let Some(word) = TunnelWord::of_packet(scope, attempt.protocol, attempt.port)
+            if let Some(word) = TunnelBit::of_packet(scope, attempt.protocol, attempt.port)
                 && tables.tunnels(word.index) & word.bit != 0
             {
                 found |= bit;

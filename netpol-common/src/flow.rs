@@ -144,15 +144,15 @@ pub mod flow_timeout {
         }
     }
 
-    /// TCP for which [`super::is_closed`] is true; only for [`before_eviction`].
+    /// TCP for which [`super::is_closed`] is true; only for [`sizing_timeout`].
     pub const TCP_CLOSED: u32 = 60;
-    /// TCP after FIN from one side; only for [`before_eviction`].
+    /// TCP after FIN from one side; only for [`sizing_timeout`].
     pub const TCP_HALF_CLOSED: u32 = 3600;
 
     /// Returns for how many seconds after its last packet a flow in this state counts as in use. The agent chooses the
     /// size of a flow table by the number of flows in use. A flow that no longer counts stays valid until its timeout,
     /// or until it is evicted.
-    pub const fn before_eviction(protocol: u8, state: u8) -> u32 {
+    pub const fn sizing_timeout(protocol: u8, state: u8) -> u32 {
         if super::is_closed(protocol, state) {
             TCP_CLOSED
         } else if protocol == protocol::TCP && state & (flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN) != 0 {

@@ -71,8 +71,8 @@ impl PortSetId {
 }
 
 impl RuleId {
-    /// No rule. In the result of an evaluation, for example: the packet is denied, or is sent to a Service, so each
-    /// backend may be allowed by another rule.
+    /// No rule is named. Examples: the packet is denied, or it is sent to a Service, where each backend may be allowed
+    /// by another rule.
     pub const NONE: Self = Self(0);
 }
 

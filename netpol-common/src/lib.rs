@@ -41,12 +41,12 @@ pub use flow::{
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, EndpointVersion, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use neighbor::{NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget};
-pub use reason::{Counters, NO_REASON, REASON_MASK, REASONS, Reason, SHADOW_DENIED};
+pub use reason::{COUNTER_SLOTS, Counters, NO_REASON, REASON_MASK, Reason, SHADOW_DENIED};
 pub use tables::{
     AddressEntry, AllowEntry, AllowKey, PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, PortEntry, PortKey, address_flags,
     port_verdict,
 };
-pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
+pub use tunnels::{TUNNEL_WORDS, TunnelBit, TunnelScope};
 
 /// The version of the maps' layout and meaning. It is part of the pin path, so that an agent adopts only maps that it
 /// can read.

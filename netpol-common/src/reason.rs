@@ -151,10 +151,10 @@ impl Reason {
 
 /// The number of slots in [`Counters`]. The slot of a reason is its code. So the number is higher than every code, and
 /// some slots have no reason.
-pub const REASONS: usize = 40;
+pub const COUNTER_SLOTS: usize = 40;
 /// The slot in [`Counters`] for flows that were allowed, but that the policies in shadow mode (evaluated, not enforced)
 /// would deny. No reason has this code.
-pub const SHADOW_DENIED: usize = REASONS - 1;
+pub const SHADOW_DENIED: usize = COUNTER_SLOTS - 1;
 /// The code of a packet that has no verdict yet. No reason has this code.
 pub const NO_REASON: u8 = 63;
 /// The mask for reason codes. It gives the verifier an upper bound, and keeps every reason and [`NO_REASON`] unchanged.
@@ -166,7 +166,7 @@ pub const REASON_MASK: u8 = 63;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// Packets, indexed by reason code. The slot [`SHADOW_DENIED`] has flows.
-    pub packets: [u64; REASONS],
+    pub packets: [u64; COUNTER_SLOTS],
 }
 
 // SAFETY: an array of numbers.
@@ -183,14 +183,14 @@ impl Counters {
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { packets: [0; REASONS] }
+        Self { packets: [0; COUNTER_SLOTS] }
     }
 }
 
 const _: () = {
     let mut i = 0;
     while i < Reason::ALL.len() {
-        assert!((Reason::ALL[i] as usize) < SHADOW_DENIED && REASONS <= NO_REASON as usize);
+        assert!((Reason::ALL[i] as usize) < SHADOW_DENIED && COUNTER_SLOTS <= NO_REASON as usize);
         i += 1;
     }
 };

@@ -23,14 +23,14 @@ pub enum TunnelScope {
 /// The position of a bit in `TUNNELS`: a word, and a bit of this word. In the map, the bit is set if its UDP port or IP
 /// protocol is a tunnel endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TunnelWord {
+pub struct TunnelBit {
     /// The index of the word in `TUNNELS`.
     pub index: u32,
     /// A mask with this bit of the word.
     pub bit: u64,
 }
 
-impl TunnelWord {
+impl TunnelBit {
     /// Returns the position for a UDP port.
     #[inline(always)]
     pub const fn of_port(scope: TunnelScope, port: u16) -> Self {
@@ -72,19 +72,19 @@ mod tests {
     fn each_port_and_protocol_has_its_own_bit() {
         use TunnelScope::{LocalNode, OtherNodes};
         let positions = [
-            TunnelWord::of_port(LocalNode, 0),
-            TunnelWord::of_port(LocalNode, u16::MAX),
-            TunnelWord::of_protocol(LocalNode, 0),
-            TunnelWord::of_protocol(LocalNode, u8::MAX),
-            TunnelWord::of_port(OtherNodes, 0),
-            TunnelWord::of_protocol(OtherNodes, u8::MAX),
+            TunnelBit::of_port(LocalNode, 0),
+            TunnelBit::of_port(LocalNode, u16::MAX),
+            TunnelBit::of_protocol(LocalNode, 0),
+            TunnelBit::of_protocol(LocalNode, u8::MAX),
+            TunnelBit::of_port(OtherNodes, 0),
+            TunnelBit::of_protocol(OtherNodes, u8::MAX),
         ];
         assert_eq!(positions.map(|position| position.index), [0, 1023, 1024, 1027, 1028, TUNNEL_WORDS - 1]);
         assert_eq!(positions[1].bit, 1 << 63);
         assert_eq!(
-            TunnelWord::of_packet(LocalNode, protocol::UDP, [0x21, 0x18]),
-            Some(TunnelWord::of_port(LocalNode, 8472))
+            TunnelBit::of_packet(LocalNode, protocol::UDP, [0x21, 0x18]),
+            Some(TunnelBit::of_port(LocalNode, 8472))
         );
-        assert_eq!(TunnelWord::of_packet(LocalNode, protocol::TCP, [0x21, 0x18]), None);
+        assert_eq!(TunnelBit::of_packet(LocalNode, protocol::TCP, [0x21, 0x18]), None);
     }
 }

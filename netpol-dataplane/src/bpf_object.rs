@@ -1,10 +1,10 @@
-//! The BPF object file built into the agent.
+//! The BPF object file: the compiled eBPF programs. It is built into the agent, or given with `--bpf-object`.
 
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why there is no BPF object to load.
+/// Why there is no BPF object file to load.
 #[derive(Debug, Error)]
 pub enum ObjectError {
     /// The agent was built without the BPF object.
@@ -12,7 +12,7 @@ pub enum ObjectError {
         "this netpol-agent was built without its BPF programs; run `cargo xtask build` and start the agent that it builds"
     )]
     NotBuiltIn,
-    /// The given file cannot be read.
+    /// The file of `--bpf-object` cannot be read.
     #[error("cannot read the BPF object {path}: {source}; check --bpf-object")]
     Read {
         /// The file.
@@ -23,15 +23,16 @@ pub enum ObjectError {
     },
 }
 
+// `build.rs` sets `netpol_bpf_object` if the file was built before.
 #[cfg(netpol_bpf_object)]
 static EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol.o")));
 #[cfg(not(netpol_bpf_object))]
 static EMBEDDED: Option<&[u8]> = None;
 
-/// Returns the BPF object: the given file, or the built-in object.
+/// Returns the content of the BPF object file at `path`, or of the built-in one.
 ///
 /// # Errors
-/// If the file cannot be read, or there is no built-in object.
+/// If the file cannot be read, or none is built in.
 pub fn load(path: Option<&Path>) -> Result<Vec<u8>, ObjectError> {
     match (path, EMBEDDED) {
         (Some(path), _) => std::fs::read(path).map_err(|source| ObjectError::Read { path: path.to_owned(), source }),

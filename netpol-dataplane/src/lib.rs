@@ -19,9 +19,9 @@ use thiserror::Error;
 use netpol_node::TunnelEndpoints;
 
 pub use kernel::{
-    AttachMode, BothWays, Capacities, CounterReader, EndpointStatus, FlowEnding, FlowTotals, FlowTotalsMode,
+    AttachMode, BothWays, Capacities, CounterReader, EndpointStatus, FlowEndReason, FlowTotals, FlowTotalsMode,
     FlowTotalsReader, ForeignProgram, ForeignPrograms, Kernel, KernelError, KernelOptions, KernelVersion, Lock,
-    MapName, Mounts, Order, Removed, RingReader, Role, SHARED_TABLE_DIVISOR, Status, StatusError, read_status,
+    MapName, Mounts, Order, RingReader, Role, SHARED_TABLE_DIVISOR, Status, StatusError, UninstallReport, read_status,
     uninstall,
 };
 pub use memory::{Memory, PendingCall};
@@ -110,8 +110,8 @@ pub struct Adopted {
 /// these results.
 pub trait Dataplane {
     /// Writes or deletes one table entry. Deleting a missing entry is not an error. Changes to endpoints
-    /// ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Reevaluate`]) are ignored here: the caller handles
-    /// them, since it maps pods to interfaces.
+    /// ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Reevaluate`]) are ignored here: the caller
+    /// handles them, since it maps pods to interfaces.
     ///
     /// # Errors
     /// If the kernel rejects the entry. Nothing has changed then.

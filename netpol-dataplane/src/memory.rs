@@ -22,7 +22,7 @@ pub struct Memory {
     /// Node devices with programs.
     pub devices: BTreeSet<IfIndex>,
     /// The endpoint ID that was stored with each address: see [`Dataplane::set_address_endpoint`].
-    pub owners: BTreeMap<IpAddr, u32>,
+    pub address_endpoints: BTreeMap<IpAddr, u32>,
     /// Tunnel endpoints of this node and of other nodes.
     pub tunnels: (TunnelEndpoints, TunnelEndpoints),
     /// Settings of the programs.
@@ -32,7 +32,7 @@ pub struct Memory {
     /// Rejects attaching programs.
     pub rejects_attach: bool,
     /// The error number with which [`Dataplane::set_address_endpoint`] fails; `None`: it succeeds.
-    pub owner_error: Option<i32>,
+    pub address_endpoint_error: Option<i32>,
     /// Has no free endpoint IDs.
     pub no_free_ids: bool,
     /// Makes operations on interfaces asynchronous: calls are recorded in `pending`.
@@ -86,14 +86,14 @@ impl Dataplane for Memory {
     }
 
     fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
-        if let Some(number) = self.owner_error {
+        if let Some(number) = self.address_endpoint_error {
             let source = std::io::Error::from_raw_os_error(number);
             return Err(WriteError::Failed { map: MapName::AddressesV4, source });
         }
         if id == 0 {
-            self.owners.remove(&address);
+            self.address_endpoints.remove(&address);
         } else {
-            self.owners.insert(address, id);
+            self.address_endpoints.insert(address, id);
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The programs that the agent attaches.
+//! The programs that the agent attaches: the first two at the veth of each pod, the others at devices that lead out of
+//! the node.
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -7,28 +8,29 @@ use netpol_ebpf::kernel::programs;
 /// Evaluates packets from pods.
 #[classifier]
 fn netpol_egress(context: TcContext) -> i32 {
-    // SAFETY: the program's own context.
+    // SAFETY: the pointer is the context that the kernel passed to this program.
     unsafe { programs::egress(context.skb.skb) }
 }
 
 /// Evaluates packets to pods.
 #[classifier]
 fn netpol_ingress(context: TcContext) -> i32 {
-    // SAFETY: the program's own context.
+    // SAFETY: the pointer is the context that the kernel passed to this program.
     unsafe { programs::ingress(context.skb.skb) }
 }
 
-/// Rechecks packets that leave this node.
+/// Rechecks packets from pods that leave this node: evaluates them again post-DNAT (after kube-proxy's address
+/// translation).
 #[classifier]
 fn netpol_recheck(context: TcContext) -> i32 {
-    // SAFETY: the program's own context.
+    // SAFETY: the pointer is the context that the kernel passed to this program.
     unsafe { programs::recheck(context.skb.skb) }
 }
 
-/// Rechecks packets that leave this node by a tunnel device, which adds no link header.
+/// Same as `netpol_recheck`, for packets without a link header, at tunnel devices.
 #[classifier]
 fn netpol_recheck_l3(context: TcContext) -> i32 {
-    // SAFETY: the program's own context.
+    // SAFETY: the pointer is the context that the kernel passed to this program.
     unsafe { programs::recheck_l3(context.skb.skb) }
 }
 

@@ -49,7 +49,7 @@ pub struct Changed {
 
 impl Changed {
     /// Returns whether links or addresses changed.
-    pub fn has_interfaces(&self) -> bool {
+    pub fn interfaces_changed(&self) -> bool {
         self.addresses || self.anything || !self.links.is_empty() || !self.gone.is_empty()
     }
 
@@ -184,7 +184,7 @@ mod tests {
             let mut changed = Changed::default();
             changed.add(&datagram(kind, family));
             assert_eq!(&changed, expected, "{kind} {family}");
-            assert!(changed.has_interfaces());
+            assert!(changed.interfaces_changed());
         }
         let mut changed = Changed::default();
         changed.add(&datagram(NEW_LINK, 0)[..20]);

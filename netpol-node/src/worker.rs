@@ -64,7 +64,7 @@ impl<O> Outcomes<O> {
     }
 
     /// Returns the next result, if there is one.
-    pub fn ready(&mut self) -> Option<O> {
+    pub fn try_next(&mut self) -> Option<O> {
         self.results.try_recv().ok()
     }
 }

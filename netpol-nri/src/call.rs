@@ -22,7 +22,7 @@ pub(crate) enum Call {
     /// The first request on a connection: it describes the runtime.
     Configure(Runtime),
     /// A part of the lists of sandboxes and containers that existed when the plugin connected.
-    Synchronize(Part),
+    Synchronize(SynchronizePart),
     /// The network of this sandbox is ready, and its pod is about to start.
     Run(Sandbox),
     /// A container of this sandbox is about to be created.
@@ -37,7 +37,7 @@ pub(crate) enum Call {
 
 /// A part of the lists of sandboxes and containers. A runtime sends long lists in several parts.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct SynchronizePart {
     pub(crate) sandboxes: Vec<Sandbox>,
     /// The ID of each container's sandbox.
     pub(crate) sandboxes_of_containers: Vec<String>,
@@ -93,7 +93,7 @@ impl Call {
     }
 }
 
-impl From<SynchronizeRequest> for Part {
+impl From<SynchronizeRequest> for SynchronizePart {
     fn from(request: SynchronizeRequest) -> Self {
         let sandbox_of = |container: Container| container.pod_sandbox_id;
         Self {

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::call::{Call, Part, SUBSCRIPTION};
+use crate::call::{Call, SUBSCRIPTION, SynchronizePart};
 use crate::messages::{
     ConfigureResponse, RUNTIME_SERVICE, RegisterPluginRequest, Request, Response, Status, SynchronizeResponse,
 };
@@ -235,7 +235,7 @@ impl<H: Handler> Connection<'_, H> {
                 self.answer(stream, Ok(response.encode_to_vec().into())).await?;
                 self.completed.configured = true;
             }
-            Call::Synchronize(Part { sandboxes, sandboxes_of_containers, more }) => {
+            Call::Synchronize(SynchronizePart { sandboxes, sandboxes_of_containers, more }) => {
                 self.listed.extend(sandboxes);
                 self.with_containers.extend(sandboxes_of_containers);
                 if self.listed.len().max(self.with_containers.len()) > MAX_SANDBOXES {

@@ -1,4 +1,5 @@
-//! Sends and receives messages over the runtime's socket.
+//! Sends and receives messages over the NRI socket of the container runtime. The socket carries two ttrpc connections,
+//! whose bytes are split into frames (`mux`).
 
 use std::time::Duration;
 
@@ -19,18 +20,21 @@ const READ_SIZE: usize = 16 << 10;
 /// A received message.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// On the connection where the plugin is the server.
+    /// A message on the connection on which the plugin is the server: a request to the plugin.
     Plugin(Message),
-    /// On the connection where the runtime is the server.
+    /// A message on the connection on which the runtime is the server: the response to a request of the plugin.
     Runtime(Message),
 }
 
-/// The socket, and received bytes that are not parsed yet: at most one frame, and one message on each connection.
+/// The socket, and received bytes that are not parsed yet.
 #[derive(Debug)]
 pub(crate) struct Transport {
     socket: UnixStream,
+    /// Received frames.
     frames: BytesMut,
+    /// Received payload on the connection on which the plugin is the server.
     plugin: BytesMut,
+    /// Received payload on the connection on which the runtime is the server.
     runtime: BytesMut,
 }
 
@@ -65,6 +69,7 @@ impl Transport {
         }
     }
 
+    /// Reads more bytes. If a part of a message was received already, the rest must arrive within [`STALL_TIMEOUT`].
     async fn read(&mut self) -> Result<usize, Error> {
         let is_complete = self.frames.is_empty() && self.plugin.is_empty() && self.runtime.is_empty();
         self.frames.reserve(READ_SIZE);

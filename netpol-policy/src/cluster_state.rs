@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use frontends::FrontendOwner;
 use frontends::Frontends;
-pub use frontends::Owner;
 pub use modes::{AGENT_NAMESPACE, EffectiveModes, MAX_SUSPENSION_SECONDS};
 
 use crate::index::Index;

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netpol_common::{Evaluation, Reason, RuleSetId};
-use netpol_policy::cluster_state::{ClusterState, Event, Owner};
+use netpol_policy::cluster_state::{ClusterState, Event, FrontendOwner};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
 use netpol_policy::reference::{self, Packet, evaluate, evaluate_shadow};
 use netpol_policy::tables::{Change, EndpointPolicy, Tables};
-use netpol_policy::testing::{Probe, event, expected, expected_shadow, is_among_backends, probes};
+use netpol_policy::testing::{Probe, event, expected, expected_shadow, has_local_backend, probes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -91,7 +91,8 @@ fn apply_and_check_each_change(
         let [old, new] = states.map(|cluster_state| cluster_state.pods.get(pod));
         let is_own_host_port_at = |cluster_state: &ClusterState, address: IpAddr, port: u16| {
             let frontend = cluster_state.frontend_at(address, probe.protocol, port);
-            frontend.is_some_and(|frontend| cluster_state.owners(&frontend).contains(&Owner::HostPort(pod.clone())))
+            frontend
+                .is_some_and(|frontend| cluster_state.owners(&frontend).contains(&FrontendOwner::HostPort(pod.clone())))
         };
         // The host port can also be a backend of another Service.
         let is_own_host_port = |cluster_state: &ClusterState| {
@@ -103,7 +104,7 @@ fn apply_and_check_each_change(
         let through_service = old != new
             && states.into_iter().any(|cluster_state| {
                 is_own_host_port(cluster_state)
-                    || is_among_backends(cluster_state, &probe.at(pod), |other| other.key == *pod)
+                    || has_local_backend(cluster_state, &probe.at(pod), |other| other.key == *pod)
             });
         through_service || [old, new].into_iter().flatten().any(|pod| pod.addresses.contains(&probe.remote))
     };
@@ -138,7 +139,7 @@ fn apply_and_check_each_change(
                 let has_local_backend = || {
                     [old_state, new_state]
                         .into_iter()
-                        .any(|cluster_state| is_among_backends(cluster_state, &probe.at(&pod), |_| true))
+                        .any(|cluster_state| has_local_backend(cluster_state, &probe.at(&pod), |_| true))
                 };
                 let is_rechecked = [Some(found.0), found.1].contains(&Some((Reason::Service, true)));
                 let may_be_rechecked = is_rechecked && has_local_backend();

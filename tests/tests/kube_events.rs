@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_apiserver::{ApiServer, Options, Resource, Verb};
-use netpol_tests::agent::{as_deployed, binary};
+use netpol_tests::agent::{binary, options_with_deployed_role};
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, deny_all};
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ const FIRST_EVENT_TIME: Duration = Duration::from_secs(2);
 /// Options of an API server on which the agent has the permissions of `deploy/base`, and those that
 /// `deploy/components/events` adds.
 fn deployed_with_events() -> Result<Options> {
-    let base = as_deployed()?;
+    let base = options_with_deployed_role()?;
     Ok(Options { rules: base.rules.allow(&["events.k8s.io"], &["events"], &["create", "patch"]), ..base })
 }
 
@@ -150,7 +150,7 @@ fn without_the_option_no_events_are_written() -> Result<()> {
 
 #[test]
 fn an_agent_without_permission_to_write_events_logs_the_missing_rbac_rule_and_enforces_policies() -> Result<()> {
-    let options = AgentOptions::default().arguments(&["--kube-events"]).api_server(as_deployed()?);
+    let options = AgentOptions::default().arguments(&["--kube-events"]).api_server(options_with_deployed_role()?);
     let mut lab = Lab::start_with(cluster(), &[deny_all("shop")], options)?;
     send(&lab, &socket(&lab)?, 1)?;
     lab.agent().wait_log(&[

@@ -36,7 +36,7 @@ fn many_policies() -> String {
 
 /// Returns for how long the agent has been compiling, from its metrics.
 fn compiling_seconds(lab: &Lab) -> Result<f64> {
-    lab.metric("netpol_evaluating_seconds")
+    lab.metric("netpol_compiling_seconds")
 }
 
 /// Starts a lab with an agent that has just begun to compile [`many_policies`].
@@ -64,7 +64,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
     let mut lab = start_busy_lab()?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("locked/new"))?;
     lab.cluster.write_manifest("locked/new")?;
-    let words = ["pod=locked/new", "dropping all traffic of the pod until its policies are evaluated"];
+    let words = ["pod=locked/new", "dropping all traffic of the pod until its policies are compiled"];
     lab.agent().wait_log(&words)?;
     let known_ms = milliseconds(&lab.agent().log(), &words, "known_ms=")?;
     let unprotected_ms = milliseconds(&lab.agent().log(), &words, "unprotected_ms=")?;

@@ -49,7 +49,7 @@ fn build_plugin() -> Result<()> {
 
 /// Installs the standard library for [`STATIC_TARGET`], if it is missing.
 fn install_static_target() -> Result<()> {
-    if has_static_target().is_ok() {
+    if static_target_directory().is_ok() {
         return Ok(());
     }
     if run::find("rustup").is_none() {
@@ -62,7 +62,7 @@ fn install_static_target() -> Result<()> {
 }
 
 /// Returns the directory of rustc's standard library for [`STATIC_TARGET`]. Returns an error if the library is missing.
-pub(crate) fn has_static_target() -> Result<String, String> {
+pub(crate) fn static_target_directory() -> Result<String, String> {
     let output = Command::new("rustc").args(["--print", "target-libdir", "--target", STATIC_TARGET]).output();
     let output = output.map_err(|error| error.to_string())?;
     let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();

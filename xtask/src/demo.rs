@@ -57,7 +57,7 @@ pub(crate) fn run(_args: &DemoArgs) -> Result<ExitCode> {
     drop(agent);
     drop(cluster);
     let remaining = inventory.remaining()?;
-    printer.clean(&inventory, &remaining);
+    printer.print_cleanup_result(&inventory, &remaining);
     let succeeded = wrong_connections == 0 && remaining.is_empty();
     printer.verdict(succeeded, wrong_connections, start.elapsed());
     Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })

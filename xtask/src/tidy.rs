@@ -25,7 +25,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     let checks: [(&str, Check); 19] = [
         ("sources are small and have no leftovers", sources::check),
         ("netpol-policy does no I/O, netpol-common has few dependencies", layers::pure_crates),
-        ("modules of netpol-ebpf use lower layers only", layers::packet_path),
+        ("modules of netpol-ebpf use lower layers only", layers::ebpf_layers),
         ("every reason is explained in docs/", docs::reasons),
         ("every option of the agent is in docs/", docs::options),
         ("every metric is in docs/, and metrics in docs/ exist", metrics::check),
@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("every example is listed, and links have a target", docs::links),
         ("every command is in CONTRIBUTING.md", docs::commands),
         ("every test named in docs/threat-model.md exists", docs::threat_model),
-        ("concepts have the names in CONTRIBUTING.md", words::concepts),
+        ("concepts have the names in CONTRIBUTING.md", words::replaced_words),
         ("commit subjects have at most 72 characters", words::subjects),
         ("formatted", || cargo("fmt --all --check --quiet", "run: cargo fmt --all")),
         ("clippy, and docs of public items", || {

@@ -29,7 +29,7 @@ fn summary(gate: &GateStatus) -> String {
         "off" => "off: pods start without waiting until their policies are enforced".to_owned(),
         mode => match (&gate.runtime, &gate.configuration, &gate.error) {
             (Some(runtime), ..) => format!("{mode}, connected to {runtime}"),
-            (None, Some(list), _) => format!("{mode}, netpol-cni is in {list}"),
+            (None, Some(file), _) => format!("{mode}, netpol-cni is in {file}"),
             (None, None, Some(error)) => format!("{mode}, STARTS ARE NOT DELAYED: {error}"),
             (None, None, None) => format!("{mode}, STARTS ARE NOT DELAYED: not connected yet"),
         },
@@ -49,6 +49,7 @@ fn starts(recent: &[RecentStart], width: usize) -> String {
         };
         [start.time.clone(), start.pod.clone(), start.via.clone(), format!("{} ms", start.took_ms), result.to_owned()]
     }));
+    // The heading has no reason.
     let reasons = std::iter::once(None).chain(recent.iter().map(|start| start.reason.as_ref()));
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -90,6 +91,7 @@ mod tests {
             recent: vec![
                 recent("shop/web-0", StartOutcome::Enforced, 3, None),
                 recent("shop/a-job-with-a-long-name", StartOutcome::Refused, 1_000, Some(reason)),
+                // The right-to-left override must be escaped.
                 recent("kube-system/dns", StartOutcome::Exempt, 12, Some("x\u{202e}y")),
             ],
             ..gate("nri")

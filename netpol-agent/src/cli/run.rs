@@ -56,7 +56,7 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-/// Exits with an error if a target appears twice: two threads would write the same file.
+/// Exits with an error if two `--flow-export` have the same target: two threads would write the same file.
 fn check_targets(exports: &[FlowExport]) {
     let mut names = BTreeSet::new();
     if let Some(repeated) = exports.iter().map(|export| export.0.name()).find(|name| !names.insert(name.clone())) {
@@ -65,6 +65,7 @@ fn check_targets(exports: &[FlowExport]) {
     }
 }
 
+/// An error message.
 const NO_THREAD: &str = "cannot start a thread; check the pids limit";
 
 /// Ends the process if it has not ended by itself soon after a signal: a system call may block for long (copying into a
@@ -91,9 +92,10 @@ async fn exit_after_timeout() {
 async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let object = bpf_object::load(args.bpf_object.as_deref()).map_err(KernelError::from)?;
+    let object_file = bpf_object::load(args.bpf_object.as_deref()).map_err(KernelError::from)?;
     // Start the source first: if --source is invalid, the agent exits before it creates a mount, a lock or a socket.
     let feed = args.source.clone().start(args.limits())?;
+    // The start gate adds the addresses of starting pods to the objects of the source.
     let (mut feed, starting) = StartingPods::add_to(feed, &args.node);
     if Mounts::ensure(&args.pin_path)? {
         tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
@@ -113,13 +115,14 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     };
     let (requests, loop_requests, progress) = api::requests(about, feed.queries.clone(), starting);
     let _socket = {
-        let _api_thread = api_runtime.enter();
+        // Tasks that are spawned here run in the API's runtime.
+        let _entered = api_runtime.enter();
         start_gate::start(&args, &requests);
         serve_api(&args, &requests)?
     };
     // A signal must stop the agent also while the API server is unavailable.
-    let first = tokio::select! {
-        first = feed.batches.recv() => first.context("the source ended before its first objects")?,
+    let first_batch = tokio::select! {
+        batch = feed.batches.recv() => batch.context("the source ended before its first objects")?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -136,7 +139,8 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the runtime");
         let stopped = async { drop(stopped.await) };
-        let result = runtime.and_then(|runtime| runtime.block_on(enforce(&args, object, first, feed, inputs, stopped)));
+        let result = runtime
+            .and_then(|runtime| runtime.block_on(enforce(&args, object_file, first_batch, feed, inputs, stopped)));
         drop(result_sender.send(result));
     };
     std::thread::Builder::new().name("enforce".to_owned()).spawn(work).context(NO_THREAD)?;
@@ -169,17 +173,19 @@ struct EnforceInputs {
     container_starts: Option<ContainerStarts>,
 }
 
-/// Enforces the policies that the source sends, until `stopped` resolves.
+/// Enforces the policies that the source sends, until `stopped` resolves. `object_file`: the compiled BPF programs.
+/// `first_batch`: all objects that existed when the source started.
 async fn enforce(
     args: &RunArgs,
-    object: impl AsRef<[u8]>,
-    mut first: Batch,
+    object_file: impl AsRef<[u8]>,
+    mut first_batch: Batch,
     feed: Feed,
     EnforceInputs { loop_requests, progress, flows, sink, exporters, container_starts }: EnforceInputs,
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
-    warn_of_wrong_node(&first.events, &args.node);
-    first.events.insert(0, Event::Clock(jiff::Timestamp::now().into()));
+    warn_of_wrong_node(&first_batch.events, &args.node);
+    // The engine needs the time before the objects: it decides which suspensions of enforcement are in effect.
+    first_batch.events.insert(0, Event::Clock(jiff::Timestamp::now().into()));
     let monitor = Monitor::open()?;
     let pod_addresses = PodAddressMonitor::open()?;
     let mut reader = InterfaceReader::open()?;
@@ -198,10 +204,11 @@ async fn enforce(
         observe: args.observe,
         flow_totals: args.flow_totals,
     };
-    let (mut kernel, outcomes) = Kernel::start(object.as_ref(), &options)?;
+    let (mut kernel, outcomes) = Kernel::start(object_file.as_ref(), &options)?;
     kernel.set_settings(Settings { record_allowed: u32::from(args.record_flows == RecordFlows::All) })?;
-    drop(object);
+    drop(object_file);
     tracing::info!(pin_path = %args.pin_path.display(), "programs loaded");
+    // The content of the maps, which an earlier agent may have written.
     let old = kernel.snapshot()?;
     let ring = kernel.events()?;
     let flow_totals = kernel.take_flow_totals();
@@ -222,7 +229,7 @@ async fn enforce(
         container_starts,
     };
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
-    let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, interfaces, compiler)?;
+    let mut reconciler = Reconciler::begin(kernel, reconcile, old, first_batch, interfaces, compiler)?;
     reconciler.interfaces_listed_at(listed_at);
     let reporter = Reporter::new(Lines::to(std::io::stdout()), flows)
         .with_allowed_flows(args.record_flows == RecordFlows::All)

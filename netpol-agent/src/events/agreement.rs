@@ -1,5 +1,6 @@
 //! Compares the verdicts of the eBPF programs with the verdicts of the reference evaluator
-//! ([`netpol_policy::reference`], a direct implementation of the policy API of Kubernetes). A difference is a bug of netpol.
+//! ([`netpol_policy::reference`], a direct implementation of the policy API of Kubernetes). A difference is a bug of
+//! netpol.
 
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,8 @@ impl Agreement {
         self.differences
     }
 
-    /// Returns whether the eBPF programs and the reference evaluator differ in verdict, reason or policies, although
-    /// both had the same objects. Counts and logs a difference.
+    /// Returns whether the eBPF programs (`observed`) and the reference evaluator (`explanation`) differ in verdict,
+    /// reason or policies, although both had the same objects. Counts and logs a difference.
     pub(super) fn differs<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -65,8 +66,8 @@ impl Agreement {
     }
 }
 
-/// Returns the event's reason, if the reference evaluator must return the same reason. Other reasons are not compared.
-/// For example, the reasons of revoked flows and of translated packets depend on earlier packets.
+/// Returns the event's reason if the reference evaluator must return the same reason. Returns `None` for reasons that
+/// are not compared. For example, the reasons of revoked flows and of packets post-DNAT depend on earlier packets.
 fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconciler<D>) -> Option<Reason> {
     let reason = Reason::from_code(observed.event.reason)?;
     let is_compared = match reason {
@@ -78,8 +79,9 @@ fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconcile
     (is_compared && reconciler.has_objects_of(observed.event)).then_some(reason)
 }
 
-/// Returns whether an explanation has these policies. If it lists only some of them, only their number is compared.
+/// Returns whether an explanation has these policies. If it lists only some policies, only their number is compared.
 fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
+    // The evaluation at this pod, not at the other end of the flow.
     let own = &explanation.own;
     if let Some(count) = own.policy_count {
         return count == policies.len();

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use netpol_api::{FlowDirection, FlowEnd, FlowRecord, FlowSide, FlowVerdict, RECORD_SCHEMA, RecordHeader, Workload};
 use netpol_common::{Direction, FlowEvent, Reason, event_flags, protocol};
-use netpol_policy::cluster_state::{ClusterState, Owner};
+use netpol_policy::cluster_state::{ClusterState, FrontendOwner};
 use netpol_policy::compile::Engine;
 use netpol_policy::model::{Backend, Labels, Pod, PodKey};
 
@@ -188,8 +188,8 @@ fn name_services(to: &mut FlowEnd, event: &FlowEvent, cluster_state: &ClusterSta
     let (Some(address), Some(port)) = (to.address, to.port) else { return };
     if let Some(frontend) = cluster_state.frontend_at(address, event.protocol, port) {
         let services = cluster_state.owners(&frontend).iter().filter_map(|owner| match owner {
-            Owner::Service(key) => Some(key.to_string()),
-            Owner::HostPort(_) => None,
+            FrontendOwner::Service(key) => Some(key.to_string()),
+            FrontendOwner::HostPort(_) => None,
         });
         to.services = services.collect();
     } else if event.reason == Reason::BackendDenied as u8 {

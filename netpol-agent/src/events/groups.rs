@@ -44,9 +44,9 @@ struct Group {
 
 /// All groups.
 #[derive(Debug, Default)]
-pub(super) struct Groups(HashMap<GroupKey, Group>);
+pub(super) struct MulticastGroups(HashMap<GroupKey, Group>);
 
-impl Groups {
+impl MulticastGroups {
     /// Returns whether an event is summarized instead of reported individually.
     pub(super) fn is_summarized(event: &FlowEvent) -> bool {
         let is_multicast = event.flags & event_flags::GROUP != 0 || has_multicast_destination(event);
@@ -178,13 +178,13 @@ mod tests {
     #[test]
     fn a_group_is_summarized_after_a_second_and_then_once_a_minute() {
         let engine = Engine::new(NodeScope::All, FirstIds::default());
-        let mut groups = Groups::default();
+        let mut groups = MulticastGroups::default();
         let start = Instant::now();
         for second in 0..180 {
             let now = start + Duration::from_secs(second);
             for sender in 0..50 {
                 let event = event(sender, [224, 0, 0, 251]);
-                assert!(Groups::is_summarized(&event));
+                assert!(MulticastGroups::is_summarized(&event));
                 groups.count(
                     &event,
                     &describe(&event, None, Names { engine: &engine, node: "n1" }, UNIX_EPOCH).record,
@@ -204,18 +204,18 @@ mod tests {
     #[test]
     fn spoofed_and_unicast_packets_are_reported_individually() {
         let broadcast = event(1, [255; 4]);
-        assert!(Groups::is_summarized(&broadcast));
-        assert!(Groups::is_summarized(&FlowEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
+        assert!(MulticastGroups::is_summarized(&broadcast));
+        assert!(MulticastGroups::is_summarized(&FlowEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
         // Without the flag `GROUP` (the frame was sent to an Ethernet group address), 10.1.0.255 counts as a unicast
         // address, because the prefix length is not known.
-        assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])));
-        assert!(!Groups::is_summarized(&FlowEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
+        assert!(!MulticastGroups::is_summarized(&event(1, [10, 1, 0, 255])));
+        assert!(!MulticastGroups::is_summarized(&FlowEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
     }
 
     #[test]
     fn the_number_of_groups_is_bounded() {
         let engine = Engine::new(NodeScope::All, FirstIds::default());
-        let mut groups = Groups::default();
+        let mut groups = MulticastGroups::default();
         let now = Instant::now();
         for number in 0..4 * MAX_GROUPS {
             let [low, high, ..] = number.to_le_bytes();

@@ -46,7 +46,7 @@ use describe::{Described, Names, describe, verdict};
 pub(crate) use describe::{flow_direction, rfc3339, workload};
 use explain::Explanation;
 use explainer::Explainer;
-use groups::Groups;
+use groups::MulticastGroups;
 pub use hits::{HitCounters, Hits};
 use kubernetes::Sink;
 use limited::{Limited, LimitedSummary};
@@ -94,7 +94,7 @@ pub struct Reporter {
     shadow_policies: ShadowPolicyCache,
     revoked: RevokedFlows,
     /// Denied multicast and broadcast packets, which are only summarized.
-    groups: Groups,
+    groups: MulticastGroups,
     /// Counters of the packets and flows without a record, because of the rate limits.
     limited: Limited,
     /// When `summarize` last checked for summaries that are due.
@@ -124,7 +124,7 @@ impl Reporter {
             shadow: ShadowFlows::default(),
             shadow_policies: ShadowPolicyCache::default(),
             revoked: RevokedFlows::default(),
-            groups: Groups::default(),
+            groups: MulticastGroups::default(),
             limited: Limited::default(),
             last_summarized: Instant::now(),
             recent_pods: HashMap::new(),
@@ -191,7 +191,7 @@ impl Reporter {
         let names = Names { engine: reconciler.engine(), node: reconciler.node() };
         self.events[observed.verdict as usize] += 1;
         self.count_policies(&observed, reconciler);
-        if observed.verdict != FlowVerdict::Allowed && Groups::is_summarized(event) {
+        if observed.verdict != FlowVerdict::Allowed && MulticastGroups::is_summarized(event) {
             let mut described = describe(event, observed.pod.as_ref(), names, observed.time);
             self.count_shadow(&observed, &mut described.record, reconciler);
             return self.groups.count(event, &described.record, observed.now);

@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
-use netpol_api::{FlowEnding, FlowTotalsRecord, IntervalCounts, Record, TrafficCounts};
-use netpol_dataplane::{BothWays, Dataplane, FlowEnding as Ending, FlowTotals};
+use netpol_api::{FlowEndReason, FlowTotalsRecord, IntervalCounts, Record, TrafficCounts};
+use netpol_dataplane::{BothWays, Dataplane, FlowEndReason as Ending, FlowTotals};
 use netpol_policy::model::PodKey;
 
 use super::buffer::BufferedRecord;
@@ -48,12 +48,12 @@ const fn counts(traffic: &BothWays) -> TrafficCounts {
     }
 }
 
-const fn ending(ending: Ending) -> FlowEnding {
+const fn ending(ending: Ending) -> FlowEndReason {
     match ending {
-        Ending::Closed => FlowEnding::Closed,
-        Ending::Timeout => FlowEnding::Timeout,
-        Ending::Evicted => FlowEnding::Evicted,
-        Ending::Revoked => FlowEnding::Revoked,
-        Ending::PodDeleted => FlowEnding::PodDeleted,
+        Ending::Closed => FlowEndReason::Closed,
+        Ending::Timeout => FlowEndReason::Timeout,
+        Ending::Evicted => FlowEndReason::Evicted,
+        Ending::Revoked => FlowEndReason::Revoked,
+        Ending::PodDeleted => FlowEndReason::PodDeleted,
     }
 }

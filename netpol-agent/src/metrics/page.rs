@@ -162,7 +162,7 @@ const CHANGES: PageTable = &[
         samples.value(page.meter.writing.as_secs_f64());
     }),
     gauge(
-        "netpol_evaluating_seconds",
+        "netpol_compiling_seconds",
         "Time spent so far on the changes that are being compiled; 0 if there are none.",
         |page, samples| samples.value(page.reconciler.compiling_for().unwrap_or_default().as_secs_f64()),
     ),

@@ -49,7 +49,7 @@ pub(super) enum Binding {
     #[default]
     Unbound,
     /// The veth has a conflict and is not bound: all of its traffic is dropped.
-    Shut,
+    Conflict,
     /// The veth is bound.
     Bound(Bound),
 }
@@ -72,8 +72,8 @@ pub(super) struct Bound {
 }
 
 impl Binding {
-    pub(super) fn is_shut(&self) -> bool {
-        matches!(self, Self::Shut)
+    pub(super) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict)
     }
 }
 
@@ -94,7 +94,7 @@ impl Identity {
 
     /// Shuts the interface, and reports the conflict.
     fn shut(&mut self, veth: &Veth, conflict: &str) {
-        (self.binding, self.pod) = (Binding::Shut, None);
+        (self.binding, self.pod) = (Binding::Conflict, None);
         self.report(veth, Some(format!("{conflict}; dropping all of its traffic")));
     }
 
@@ -120,7 +120,7 @@ fn as_link_local(address: &IpAddr) -> Option<Ipv6Addr> {
 fn bound_interfaces(interfaces: &Interfaces) -> impl Iterator<Item = (IfIndex, &Bound)> {
     interfaces.iter().filter_map(|(ifindex, interface)| match &interface.identity.binding {
         Binding::Bound(bound) => Some((*ifindex, bound)),
-        Binding::Unbound | Binding::Shut => None,
+        Binding::Unbound | Binding::Conflict => None,
     })
 }
 
@@ -217,10 +217,10 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns the pod of this node with this address, if the pod is an endpoint of the engine: the pod is in
-    /// `policies`, or its object is new and not evaluated yet.
+    /// `policies`, or its object is new and not compiled yet.
     fn local_pod_at(&self, address: IpAddr) -> Option<PodKey> {
         let pod = &self.pods.pod_at(address)?.key;
-        (self.policies.contains_key(pod) || !self.pods.is_evaluated(pod)).then(|| pod.clone())
+        (self.policies.contains_key(pod) || !self.pods.is_compiled(pod)).then(|| pod.clone())
     }
 
     /// Returns the name of an interface, or its index if the last snapshot of interfaces does not contain it.
@@ -307,7 +307,7 @@ impl<D: Dataplane> Reconciler<D> {
             let (mut unlisted, mut secondary) = (Vec::new(), None);
             match &identity.binding {
                 Binding::Unbound => secondary = namespaces.get(&veth.namespace).cloned(),
-                Binding::Shut => {}
+                Binding::Conflict => {}
                 Binding::Bound(bound) => {
                     unlisted = identity.pod.as_ref().map_or_else(Vec::new, |pod| self.unlisted(pod, pod_end));
                     let own = identity.pod.as_ref().or(bound.pod.as_ref());

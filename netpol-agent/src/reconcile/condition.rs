@@ -287,7 +287,7 @@ impl<D: Dataplane> Reconciler<D> {
                     && pod_end
                         .is_some_and(|pod_end| pod.addresses.iter().any(|address| pod_end.addresses.contains(address)))
             };
-            return Some(if !self.pods.is_evaluated(&pod.key) {
+            return Some(if !self.pods.is_compiled(&pod.key) {
                 UNEVALUATED.to_owned()
             } else if self.interfaces.iter().any(lacks_room) {
                 "no room for another endpoint; raise --max-endpoints".to_owned()

@@ -44,7 +44,7 @@ impl<D: Dataplane> Reconciler<D> {
             // Because of the flag `UNKNOWN`, all traffic is dropped, whatever the policies are.
             let (ingress, egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
             let unknown = Endpoint { ifindex, flags: endpoint_flags::UNKNOWN, ingress, egress, ..Endpoint::default() };
-            return (!is_left_alone || interface.identity.binding.is_shut()).then_some(unknown);
+            return (!is_left_alone || interface.identity.binding.is_conflict()).then_some(unknown);
         };
         let mut desired = Endpoint { ifindex, ..Endpoint::default() };
         for address in &self.pods.get(pod)?.addresses {

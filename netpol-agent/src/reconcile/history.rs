@@ -147,7 +147,7 @@ impl History {
 /// Describes the suspensions of enforcement that have reached their end time, in the form of [`BatchChange::objects`].
 /// A suspension that was extended, or was removed before its end time, is not included.
 pub(super) fn ended_suspensions(before: &[Suspension], after: &[Suspension], now: Timestamp) -> Vec<String> {
-    let is_active = |suspension: &Suspension| after.iter().any(|still| still.is_same(suspension));
+    let is_active = |suspension: &Suspension| after.iter().any(|still| still.is_from_same_annotation(suspension));
     let ended = before.iter().filter(|suspension| suspension.until <= now && !is_active(suspension));
     let name = |suspension: &Suspension| {
         let cluster = if suspension.cluster { "cluster " } else { "" };

@@ -90,7 +90,7 @@ pub struct PodEndpoint {
     pub endpoint: Endpoint,
     pub(super) phase: Phase,
     /// Whether packets of the pod get the source endpoint ID from attached programs (of this agent or an earlier one).
-    pub(super) marks: bool,
+    pub(super) marks_packets: bool,
 }
 
 /// How the endpoint of an interface relates to its pod.
@@ -117,7 +117,7 @@ impl Interface {
             Some(PodEndpoint { phase: Phase::Released(_), .. }) => None,
             endpoint if pod.is_some() && !compiled => (endpoint.is_none() && overdue).then_some(Phase::Shut),
             Some(pod_endpoint)
-                if pod.is_none() && !binding.is_shut() && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN) =>
+                if pod.is_none() && !binding.is_conflict() && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN) =>
             {
                 Some(Phase::Orphaned)
             }
@@ -220,7 +220,7 @@ mod tests {
     fn interface(phase: Option<Phase>, flags: u32) -> Interface {
         let endpoint = |phase| {
             let endpoint = Endpoint { flags, ..Endpoint::default() };
-            Purpose::Endpoint(PodEndpoint { pod: None, endpoint, phase, marks: false })
+            Purpose::Endpoint(PodEndpoint { pod: None, endpoint, phase, marks_packets: false })
         };
         Interface { purpose: phase.map_or(Purpose::None, endpoint), ..Interface::default() }
     }
@@ -242,7 +242,7 @@ mod tests {
             let next = |has_pod: bool, conflict: bool, compiled, overdue| {
                 let mut interface = interface(phase, 0);
                 interface.identity.pod = has_pod.then(|| PodKey::new("shop", "web"));
-                interface.identity.binding = if conflict { Binding::Shut } else { Binding::Unbound };
+                interface.identity.binding = if conflict { Binding::Conflict } else { Binding::Unbound };
                 interface.next_phase(compiled, overdue)
             };
             let found = [

@@ -159,7 +159,7 @@ pub struct Reconciler<D> {
     /// Policies of each local pod, according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
     /// The endpoint ID that is written to the map entry of each local pod's address.
-    owners: BTreeMap<IpAddr, u32>,
+    address_endpoints: BTreeMap<IpAddr, u32>,
     verifying: Verifying,
     /// When the last verification started.
     verification_started: Instant,
@@ -186,7 +186,7 @@ pub struct Reconciler<D> {
 
 impl<D: Dataplane> Reconciler<D> {
     /// Stores a new snapshot (the result of reading all interfaces), and enforces policies on its interfaces.
-    pub fn interfaces(&mut self, interfaces: InterfaceSnapshot) {
+    pub fn interfaces_read(&mut self, interfaces: InterfaceSnapshot) {
         self.read_error = None;
         self.retry_operations();
         let local_addresses_changed = interfaces.local_addresses != self.snapshot.local_addresses;

@@ -85,7 +85,7 @@ impl<D: Dataplane> Reconciler<D> {
         {
             interface.exposure.start(since, veth.packets);
         }
-        self.clear_owner(ifindex);
+        self.clear_address_endpoints(ifindex);
     }
 
     /// Records that the programs of a pod's interface run.
@@ -108,7 +108,7 @@ impl<D: Dataplane> Reconciler<D> {
         // resets the pause between readings.
         interface.peer_reads = PeerReads::default();
         let Some(endpoint) = interface.endpoint_mut() else { return };
-        endpoint.marks = true;
+        endpoint.marks_packets = true;
         let is_shut = endpoint.phase == Phase::Shut;
         let Some(veth) = veth else { return };
         let counted = !is_unclear || interval.is_none();
@@ -116,7 +116,7 @@ impl<D: Dataplane> Reconciler<D> {
         // All traffic is dropped now. The interval is kept for the log, until the policies are enforced: see
         // `log_enforced`.
         if is_shut || pod.is_none() {
-            interface.exposure = Exposure::DropAll { interval, counted };
+            interface.exposure = Exposure::Dropping { interval, counted };
         }
         let (interface, packets, unprotected_ms) = (&veth.name, interval.packets, tenths_of_ms(interval.time()));
         match pod {
@@ -124,7 +124,7 @@ impl<D: Dataplane> Reconciler<D> {
                 let known_ms = self.pods.known_for(&pod).map(tenths_of_ms);
                 tracing::info!(
                     %pod, interface, unprotected_ms, known_ms, packets,
-                    "dropping all traffic of the pod until its policies are evaluated"
+                    "dropping all traffic of the pod until its policies are compiled"
                 );
             }
             Some(pod) => tracing::info!(%pod, interface, unprotected_ms, packets, "enforced"),
@@ -140,7 +140,7 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
         let enforced = interface.enforced().filter(|endpoint| endpoint.phase != Phase::Shut);
         let Some(pod) = enforced.and_then(|endpoint| endpoint.pod.clone()) else { return };
-        let Some((mut interval, counted)) = interface.exposure.take_drop_all() else { return };
+        let Some((mut interval, counted)) = interface.exposure.take_dropping() else { return };
         let interface_age_ms = interface.age().map(tenths_of_ms);
         if !counted {
             interval = since_containers(&self.options, Some(&pod), interval);

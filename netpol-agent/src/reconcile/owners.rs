@@ -18,12 +18,12 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn reconcile_owners(&mut self) {
         let wanted = self.wanted_owners();
         let outdated: Vec<IpAddr> =
-            self.owners.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
+            self.address_endpoints.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
         for address in outdated {
             self.set_owner(address, 0);
         }
         for (address, id) in wanted {
-            if self.owners.get(&address) != Some(&id) {
+            if self.address_endpoints.get(&address) != Some(&id) {
                 self.set_owner(address, id);
             }
         }
@@ -32,8 +32,9 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the expected owner of each address. An orphaned endpoint (its pod is deleted) keeps its address until
     /// another pod has this address.
     fn wanted_owners(&self) -> BTreeMap<IpAddr, u32> {
-        let marks_packets =
-            |pod_endpoint: &&PodEndpoint| pod_endpoint.marks && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN);
+        let marks_packets = |pod_endpoint: &&PodEndpoint| {
+            pod_endpoint.marks_packets && !pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN)
+        };
         let (orphaned, others): (Vec<_>, Vec<_>) =
             self.pod_endpoints().filter(marks_packets).partition(|pod_endpoint| pod_endpoint.is_orphaned());
         let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
@@ -45,12 +46,12 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Removes the owner from the entries of an interface's addresses. Called if packets of the interface no longer
     /// carry the endpoint ID, or will carry another one.
-    pub(super) fn clear_owner(&mut self, ifindex: IfIndex) {
+    pub(super) fn clear_address_endpoints(&mut self, ifindex: IfIndex) {
         let Some(pod_endpoint) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
-        pod_endpoint.marks = false;
+        pod_endpoint.marks_packets = false;
         let id = pod_endpoint.endpoint.id;
         for address in addresses_of(&pod_endpoint.endpoint).collect::<Vec<_>>() {
-            if self.owners.get(&address) == Some(&id) {
+            if self.address_endpoints.get(&address) == Some(&id) {
                 self.set_owner(address, 0);
             }
         }
@@ -60,10 +61,10 @@ impl<D: Dataplane> Reconciler<D> {
     fn set_owner(&mut self, address: IpAddr, id: u32) {
         match self.dataplane.set_address_endpoint(address, id) {
             Ok(()) if id == 0 => {
-                self.owners.remove(&address);
+                self.address_endpoints.remove(&address);
             }
             Ok(()) => {
-                self.owners.insert(address, id);
+                self.address_endpoints.insert(address, id);
             }
             // `owners` is not changed, so the next pass retries. Until then, packets from this address are checked less
             // strictly or dropped.

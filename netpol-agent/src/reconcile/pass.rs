@@ -57,9 +57,9 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         let pod = interface.identity.pod.clone();
-        let evaluated = pod.as_ref().is_none_or(|pod| self.pods.is_evaluated(pod));
+        let compiled = pod.as_ref().is_none_or(|pod| self.pods.is_compiled(pod));
         let overdue = pod.as_ref().is_some_and(|pod| self.pods.is_overdue(pod));
-        match interface.next_phase(evaluated, overdue) {
+        match interface.next_phase(compiled, overdue) {
             None => {}
             Some(Phase::Orphaned) => self.mark_orphaned(ifindex),
             Some(phase) => match self.desired_endpoint(ifindex, pod.as_ref(), phase) {
@@ -123,7 +123,7 @@ impl<D: Dataplane> Reconciler<D> {
             self.dataplane.clear_counters(id);
             // Until the new ID is in force, packets of the interface may carry the earlier ID or the new one. So
             // programs at other pods must require neither of them.
-            self.clear_owner(ifindex);
+            self.clear_address_endpoints(ifindex);
         }
         let written = self.dataplane.next_endpoint_version().and_then(|version| {
             let endpoint = Endpoint { version, id, ..desired };
@@ -134,8 +134,9 @@ impl<D: Dataplane> Reconciler<D> {
                 let interface = self.interfaces.entry(ifindex).or_default();
                 let attached = interface.program == ProgramState::On(Role::Pod);
                 interface.endpoint_error = None;
-                let marks = attached || interface.endpoint().is_some_and(|pod_endpoint| pod_endpoint.marks);
-                interface.purpose = Purpose::Endpoint(PodEndpoint { pod, endpoint, phase, marks });
+                let marks_packets =
+                    attached || interface.endpoint().is_some_and(|pod_endpoint| pod_endpoint.marks_packets);
+                interface.purpose = Purpose::Endpoint(PodEndpoint { pod, endpoint, phase, marks_packets });
                 interface.no_room = false;
                 self.history.changed(ifindex);
                 if let Some((earlier, false)) = before {

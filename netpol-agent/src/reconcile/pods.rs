@@ -1,5 +1,5 @@
 //! Stores the pods of this node, in the latest version of their objects. An object is stored when it arrives, before it
-//! is compiled. So the pod of an interface can be found even while the engine is busy. A pod is *evaluated* if its
+//! is compiled. So the pod of an interface can be found even while the engine is busy. A pod is *compiled* if its
 //! policies are compiled and written for the latest version of its object.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ pub(super) struct LocalPods {
     /// Names of all Node objects, also of other nodes.
     nodes: BTreeSet<Arc<str>>,
     /// Pods with a change that is not compiled and written yet.
-    unevaluated: BTreeSet<PodKey>,
+    uncompiled: BTreeSet<PodKey>,
     /// The latest change of any pod.
     last: Ticket,
 }
@@ -97,13 +97,13 @@ impl LocalPods {
             self.claims.entry(*address).or_default().insert(pod.key.clone());
         }
         self.last.0 += 1;
-        self.unevaluated.insert(pod.key.clone());
+        self.uncompiled.insert(pod.key.clone());
         self.pods.insert(pod.key.clone(), LocalPod { pod: pod.clone(), changed: self.last, arrived: Instant::now() });
         true
     }
 
     fn remove(&mut self, key: &PodKey) -> bool {
-        self.unevaluated.remove(key);
+        self.uncompiled.remove(key);
         let Some(LocalPod { pod, .. }) = self.pods.remove(key) else { return false };
         for address in &pod.addresses {
             if let Some(claimants) = self.claims.get_mut(address) {
@@ -122,18 +122,18 @@ impl LocalPods {
     }
 
     /// Records that all changes up to this ticket are compiled and written.
-    pub(super) fn evaluated(&mut self, ticket: Ticket) {
-        self.unevaluated.retain(|key| self.pods.get(key).is_some_and(|local| local.changed > ticket));
+    pub(super) fn record_compiled(&mut self, ticket: Ticket) {
+        self.uncompiled.retain(|key| self.pods.get(key).is_some_and(|local| local.changed > ticket));
     }
 
     /// Returns whether the policies of a pod are compiled and written for the latest version of its object.
-    pub(super) fn is_evaluated(&self, key: &PodKey) -> bool {
-        !self.unevaluated.contains(key)
+    pub(super) fn is_compiled(&self, key: &PodKey) -> bool {
+        !self.uncompiled.contains(key)
     }
 
     /// Returns whether a pod has waited so long for its policies that its interface is shut.
     pub(super) fn is_overdue(&self, key: &PodKey) -> bool {
-        self.unevaluated.contains(key) && self.pods.get(key).is_some_and(|local| local.arrived.elapsed() >= GRACE)
+        self.uncompiled.contains(key) && self.pods.get(key).is_some_and(|local| local.arrived.elapsed() >= GRACE)
     }
 
     /// Returns the time since the latest version of a pod's object arrived.
@@ -143,7 +143,7 @@ impl LocalPods {
 
     /// Returns when the next pod becomes overdue. Pods that were already overdue at `since` are ignored.
     pub(super) fn next_overdue(&self, since: Instant) -> Option<Instant> {
-        let overdue = self.unevaluated.iter().filter_map(|key| self.pods.get(key)).map(|local| local.arrived + GRACE);
+        let overdue = self.uncompiled.iter().filter_map(|key| self.pods.get(key)).map(|local| local.arrived + GRACE);
         overdue.filter(|at| *at > since).min()
     }
 
@@ -217,7 +217,7 @@ mod tests {
         assert!(pods.apply(&Event::Reset(vec![Object::Pod(pod("c", "n1", 3, 0))])));
         assert_eq!([pod_name_at(&pods, 1), pod_name_at(&pods, 3)], [None, Some("c")]);
         assert!(pods.apply(&Event::Delete(ObjectKey::Pod(PodKey::new("shop", "c")))));
-        assert!(pods.claims.is_empty() && pods.unevaluated.is_empty());
+        assert!(pods.claims.is_empty() && pods.uncompiled.is_empty());
     }
 
     #[test]
@@ -245,13 +245,13 @@ mod tests {
         let first = pods.ticket();
         apply(&mut pods, pod("a", "n1", 2, 0));
         assert!(!apply(&mut pods, pod("a", "n1", 2, 0)), "an equal object must not count as a change");
-        pods.evaluated(first);
-        assert!(!pods.is_evaluated(&key));
+        pods.record_compiled(first);
+        assert!(!pods.is_compiled(&key));
         let before_changes = Instant::now().checked_sub(GRACE).expect("the machine was booted less than GRACE ago");
         assert!(pods.next_overdue(before_changes).is_some());
         std::thread::sleep(GRACE);
         assert!(pods.is_overdue(&key) && pods.next_overdue(Instant::now()).is_none());
-        pods.evaluated(pods.ticket());
-        assert!(pods.is_evaluated(&key) && !pods.is_overdue(&key));
+        pods.record_compiled(pods.ticket());
+        assert!(pods.is_compiled(&key) && !pods.is_overdue(&key));
     }
 }

@@ -90,7 +90,7 @@ impl<D: Dataplane> Reconciler<D> {
             read_error: None,
             policies: BTreeMap::new(),
             interfaces: states,
-            owners: BTreeMap::new(),
+            address_endpoints: BTreeMap::new(),
             verifying: Verifying::No,
             verification_started: now,
             ids,
@@ -137,7 +137,7 @@ fn adopted_interfaces(
     }
     for (ifindex, endpoint) in endpoints {
         // An earlier agent's programs also write the endpoint ID into the packets of the pod.
-        let marks = adopted.get(&ifindex).is_some_and(|adopted| adopted.role == Role::Pod);
+        let marks_packets = adopted.get(&ifindex).is_some_and(|adopted| adopted.role == Role::Pod);
         let interface = interfaces
             .entry(ifindex)
             .or_insert_with(|| Interface { program: ProgramState::Leftover, ..Interface::default() });
@@ -145,7 +145,8 @@ fn adopted_interfaces(
         if interface.program == ProgramState::On(Role::Pod) {
             interface.identity = Identity::adopted(&endpoint);
         }
-        interface.purpose = Purpose::Endpoint(PodEndpoint { pod: None, endpoint, phase: Phase::Current, marks });
+        interface.purpose =
+            Purpose::Endpoint(PodEndpoint { pod: None, endpoint, phase: Phase::Current, marks_packets });
     }
     for (ifindex, (veth, _)) in &snapshot.veths {
         let interface = interfaces.entry(*ifindex).or_default();
@@ -154,7 +155,7 @@ fn adopted_interfaces(
             None => interface.exposure.start(now, veth.packets),
             // The programs of the earlier agent drop all traffic, because the pod is unknown. No time is unprotected.
             Some(true) => {
-                interface.exposure = Exposure::DropAll { interval: UnprotectedInterval::none(), counted: true }
+                interface.exposure = Exposure::Dropping { interval: UnprotectedInterval::none(), counted: true }
             }
             Some(false) => {}
         }

@@ -31,7 +31,7 @@ impl<D: Dataplane> Reconciler<D> {
         for suspension in &self.suspensions {
             let Suspension { namespace, cluster, until, .. } = suspension;
             // With a new end or reason, it is still the same suspension: enforcement has not resumed.
-            if !current.iter().any(|still| still.is_same(suspension)) {
+            if !current.iter().any(|still| still.is_from_same_annotation(suspension)) {
                 tracing::warn!(%namespace, cluster, %until, "enforcement resumed");
             }
         }

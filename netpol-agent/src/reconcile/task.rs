@@ -165,12 +165,12 @@ pub async fn run(
             }
             outcome = inputs.outcomes.next() => {
                 let mut outcomes = vec![outcome?];
-                outcomes.extend(std::iter::from_fn(|| inputs.outcomes.ready()));
+                outcomes.extend(std::iter::from_fn(|| inputs.outcomes.try_next()));
                 reconciler.jobs_finished(outcomes);
             }
             interfaces = inputs.interface_watcher.next_snapshot() => {
                 match interfaces? {
-                    Ok(interfaces) => reconciler.interfaces(interfaces),
+                    Ok(interfaces) => reconciler.interfaces_read(interfaces),
                     Err(error) => reconciler.interfaces_not_read(&error),
                 }
                 last_read = Instant::now();
@@ -180,7 +180,7 @@ pub async fn run(
                 reconciler.interfaces_removed(&changed.gone);
                 reconciler.links_reported(changed.links.iter().copied());
                 let has_new_device = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
-                if changed.has_interfaces() || has_new_device {
+                if changed.interfaces_changed() || has_new_device {
                     inputs.interface_watcher.request(CacheUse::Allowed);
                     back_off = MIN_INTERVAL;
                 }

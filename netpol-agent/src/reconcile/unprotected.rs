@@ -39,7 +39,7 @@ pub(super) enum Exposure {
     Open { since: Instant, packets: u64 },
     /// The interface is no longer exposed: its programs drop all traffic until the pod's policies are enforced.
     /// `interval`: the unprotected time before the programs ran.
-    DropAll {
+    Dropping {
         interval: UnprotectedInterval,
         /// Whether the interval is in the totals already.
         counted: bool,
@@ -111,8 +111,8 @@ impl Exposure {
 
     /// If all traffic was dropped until now, records that policies are enforced from now on. Returns the unprotected
     /// interval, and whether it is in the totals already; `None` if not all traffic was dropped.
-    pub(super) fn take_drop_all(&mut self) -> Option<(UnprotectedInterval, bool)> {
-        let Self::DropAll { interval, counted } = *self else { return None };
+    pub(super) fn take_dropping(&mut self) -> Option<(UnprotectedInterval, bool)> {
+        let Self::Dropping { interval, counted } = *self else { return None };
         *self = Self::None;
         Some((interval, counted))
     }

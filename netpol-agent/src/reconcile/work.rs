@@ -237,12 +237,12 @@ impl<D: Dataplane> Reconciler<D> {
                 Write::SetPolicies(policies, ticket) => {
                     self.policies = std::mem::take(policies);
                     self.rule_set_names_stale = true;
-                    self.pods.evaluated(*ticket);
+                    self.pods.record_compiled(*ticket);
                     self.starting = None;
                     self.reconcile(false);
                 }
                 Write::Done(origin, ticket, job_begun) => {
-                    self.pods.evaluated(*ticket);
+                    self.pods.record_compiled(*ticket);
                     self.reconcile(false);
                     // Writes between this job and the next one belong to no batch.
                     self.history.begin(&[], Vec::new());

@@ -105,7 +105,7 @@ fn if_configured_unknown_pods_are_denied_until_they_are_known() {
 fn an_uplink_of_the_local_node_is_not_an_unknown_pod() {
     let mut reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[]);
     let uplinks = [IfIndex(4)].into();
-    reconciler.interfaces(InterfaceSnapshot { uplinks, ..interfaces(&[(3, "10.0.0.2"), (4, "192.0.2.1")]) });
+    reconciler.interfaces_read(InterfaceSnapshot { uplinks, ..interfaces(&[(3, "10.0.0.2"), (4, "192.0.2.1")]) });
     assert_eq!(reconciler.dataplane().attached, [IfIndex(3)].into());
 }
 
@@ -113,9 +113,9 @@ fn an_uplink_of_the_local_node_is_not_an_unknown_pod() {
 fn a_removed_interface_is_released_and_a_new_one_gets_a_new_endpoint() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     let before = endpoints(&reconciler)[&IfIndex(3)].version;
-    reconciler.interfaces(interfaces(&[]));
+    reconciler.interfaces_read(interfaces(&[]));
     assert!(endpoints(&reconciler).is_empty() && reconciler.dataplane().attached.is_empty());
-    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
+    reconciler.interfaces_read(interfaces(&[(3, "10.0.0.2")]));
     assert!(endpoints(&reconciler)[&IfIndex(3)].version > before, "flows of the earlier interface must not be used");
 }
 
@@ -174,14 +174,14 @@ fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
             assert!(before.ingress.isolated());
             replace_objects(&mut reconciler, after);
             assert_eq!(enforced_endpoint(&reconciler, 3), Some(before), "{name}");
-            reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
+            reconciler.interfaces_read(interfaces(&[(3, "10.0.0.9")]));
             assert_eq!(
                 enforced_endpoint(&reconciler, 3),
                 Some(before),
                 "{name}: another address must not change the endpoint"
             );
             assert!(!reconciler.is_waiting(), "{name}: the reconciler must not wait");
-            reconciler.interfaces(interfaces(&[]));
+            reconciler.interfaces_read(interfaces(&[]));
             assert_eq!(enforced_endpoint(&reconciler, 3), None, "{name}");
         }
     }
@@ -209,7 +209,7 @@ fn a_recreated_pod_gets_its_current_policies() {
 #[test]
 fn a_pod_that_removes_its_address_stays_enforced() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.interfaces(interfaces(&[(3, "10.0.0.77")]));
+    reconciler.interfaces_read(interfaces(&[(3, "10.0.0.77")]));
     replace_objects(&mut reconciler, &[PODS, ALLOW_IP_BLOCK]);
     let endpoint = enforced_endpoint(&reconciler, 3).expect("no endpoint");
     assert!(endpoint.ingress.isolated() && endpoint.address_v4 == [10, 0, 0, 2]);
@@ -261,10 +261,10 @@ fn a_device_without_a_program_is_waited_for() {
     let mut reconciler = start(rejecting, UnknownPods::Allow, &[], &[]);
     assert!(!reconciler.is_waiting());
     let routed = || [(IfIndex(9), Device { name: "eth0".to_owned(), has_no_link_header: false })].into();
-    reconciler.interfaces(InterfaceSnapshot { routed: routed(), ..InterfaceSnapshot::default() });
+    reconciler.interfaces_read(InterfaceSnapshot { routed: routed(), ..InterfaceSnapshot::default() });
     assert!(reconciler.devices_waiting() == 1 && reconciler.is_waiting() && !reconciler.is_fully_applied());
     reconciler.dataplane_mut().rejects_attach = false;
-    reconciler.interfaces(InterfaceSnapshot { routed: routed(), ..InterfaceSnapshot::default() });
+    reconciler.interfaces_read(InterfaceSnapshot { routed: routed(), ..InterfaceSnapshot::default() });
     assert!(reconciler.devices_waiting() == 0 && !reconciler.is_waiting() && reconciler.is_fully_applied());
     assert_eq!(reconciler.dataplane().devices, [IfIndex(9)].into());
 }
@@ -286,21 +286,21 @@ fn the_error_of_a_failed_attach_is_cleared_even_without_room_for_an_endpoint() {
 fn a_failed_write_of_an_owner_is_retried() {
     let address: IpAddr = "10.0.0.2".parse().expect("invalid address");
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    let id = reconciler.dataplane().owners[&address];
-    reconciler.dataplane_mut().owner_error = Some(libc::EINVAL);
-    reconciler.interfaces(interfaces(&[]));
-    assert_eq!(reconciler.dataplane().owners, [(address, id)].into(), "the removal must fail first");
-    reconciler.dataplane_mut().owner_error = None;
-    reconciler.interfaces(interfaces(&[]));
-    assert_eq!(reconciler.dataplane().owners, BTreeMap::new());
+    let id = reconciler.dataplane().address_endpoints[&address];
+    reconciler.dataplane_mut().address_endpoint_error = Some(libc::EINVAL);
+    reconciler.interfaces_read(interfaces(&[]));
+    assert_eq!(reconciler.dataplane().address_endpoints, [(address, id)].into(), "the removal must fail first");
+    reconciler.dataplane_mut().address_endpoint_error = None;
+    reconciler.interfaces_read(interfaces(&[]));
+    assert_eq!(reconciler.dataplane().address_endpoints, BTreeMap::new());
 
-    reconciler.dataplane_mut().owner_error = Some(libc::EINVAL);
-    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
-    assert_eq!(reconciler.dataplane().owners, BTreeMap::new());
-    reconciler.dataplane_mut().owner_error = None;
+    reconciler.dataplane_mut().address_endpoint_error = Some(libc::EINVAL);
+    reconciler.interfaces_read(interfaces(&[(3, "10.0.0.2")]));
+    assert_eq!(reconciler.dataplane().address_endpoints, BTreeMap::new());
+    reconciler.dataplane_mut().address_endpoint_error = None;
     // A pass without a new reading of the interfaces.
     reconciler.reconcile(false);
-    assert!(reconciler.dataplane().owners.contains_key(&address));
+    assert!(reconciler.dataplane().address_endpoints.contains_key(&address));
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
     for result in [Ok(()), Err(interface_is_gone)] {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-        reconciler.interfaces(interfaces(&[]));
+        reconciler.interfaces_read(interfaces(&[]));
         assert_eq!(
             reconciler.dataplane().pending,
             [PendingCall::Attach(IfIndex(3))],
@@ -369,7 +369,7 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
 #[test]
 fn policies_are_written_while_programs_are_being_detached() {
     let mut reconciler = start_with_slow_dataplane(UnknownPods::Allow);
-    reconciler.interfaces(interfaces(&[]));
+    reconciler.interfaces_read(interfaces(&[]));
     assert_eq!(reconciler.pods_waiting(), 1, "the pod must count as waiting");
     replace_objects(&mut reconciler, &[PODS, ALLOW_IP_BLOCK]);
     assert!(reconciler.failed_writes().missing == 0 && !reconciler.dataplane().written.is_empty());
@@ -381,9 +381,9 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
     for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
         // The new interface belongs to a known pod. Policies are enforced on it after the detach and another attach.
         let mut reconciler = start_with_slow_dataplane(unknown_pods);
-        reconciler.interfaces(interfaces(&[]));
+        reconciler.interfaces_read(interfaces(&[]));
         replace_objects(&mut reconciler, &[OTHER_POD, DENY_ALL]);
-        reconciler.interfaces(interfaces(&[(3, "10.0.0.4")]));
+        reconciler.interfaces_read(interfaces(&[(3, "10.0.0.4")]));
         assert!(reconciler.enforced().next().is_none() && reconciler.pods_waiting() == 1);
         reconciler.jobs_finished([detach_outcome(Ok(()))]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
@@ -392,8 +392,8 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
 
         // The new interface belongs to an unknown pod. No state of the earlier pod is left.
         let mut reconciler = start_with_slow_dataplane(unknown_pods);
-        reconciler.interfaces(interfaces(&[]));
-        reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
+        reconciler.interfaces_read(interfaces(&[]));
+        reconciler.interfaces_read(interfaces(&[(3, "10.0.0.9")]));
         reconciler.jobs_finished([detach_outcome(Ok(()))]);
         let endpoint = endpoints(&reconciler).get(&IfIndex(3));
         assert!(endpoint.is_none_or(|endpoint| endpoint.address_v4 != [10, 0, 0, 2]));
@@ -406,16 +406,16 @@ fn a_failed_operation_is_retried_only_after_interfaces_are_read_again() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.jobs_finished([attach_outcome(Err(attach_error()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
-    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
+    reconciler.interfaces_read(interfaces(&[(3, "10.0.0.2")]));
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
     reconciler.jobs_finished([attach_outcome(Ok(()))]);
 
     reconciler.dataplane_mut().pending.clear();
-    reconciler.interfaces(interfaces(&[]));
+    reconciler.interfaces_read(interfaces(&[]));
     reconciler.jobs_finished([detach_outcome(Err(attach_error()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))]);
     assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
-    reconciler.interfaces(interfaces(&[]));
+    reconciler.interfaces_read(interfaces(&[]));
     reconciler.jobs_finished([detach_outcome(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
 }
@@ -443,9 +443,9 @@ fn an_isolated_pod_without_a_free_id_has_programs_but_no_endpoint() {
     let mut reconciler = start(without_ids, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
     reconciler.jobs_finished([attach_outcome(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
-    reconciler.interfaces(interfaces(&[]));
+    reconciler.interfaces_read(interfaces(&[]));
     reconciler.jobs_finished([detach_outcome(Ok(()))]);
-    reconciler.interfaces(interfaces(&[]));
+    reconciler.interfaces_read(interfaces(&[]));
     let operations = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
     assert_eq!(reconciler.dataplane().pending, operations, "each operation must be requested once");
 }

@@ -11,7 +11,7 @@ use super::{PODS, interfaces, objects, replace_objects, start};
 #[test]
 fn the_time_until_programs_are_attached_is_measured() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
-    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
+    reconciler.interfaces_read(interfaces(&[(3, "10.0.0.2")]));
     let unprotected = reconciler.unprotected().since(UnprotectedStart::Interface);
     assert_eq!((unprotected.count, *unprotected.buckets.last().expect("no buckets")), (1, 1));
 }
@@ -24,14 +24,14 @@ fn the_unprotected_time_after_a_detach_starts_at_the_detach() {
         interfaces
     };
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
-    reconciler.interfaces(with_packets(7));
+    reconciler.interfaces_read(with_packets(7));
     let unprotected = reconciler.unprotected().since(UnprotectedStart::Interface);
     assert_eq!((unprotected.count, unprotected.packets), (1, 7));
     let first_time = unprotected.sum;
     // In this time, the interface has programs, and 999,993 packets pass.
     let protected_time = std::time::Duration::from_millis(200);
     std::thread::sleep(protected_time);
-    reconciler.interfaces(with_packets(1_000_000));
+    reconciler.interfaces_read(with_packets(1_000_000));
     // Another process detaches the programs. The reconciler finds this, and attaches them again.
     reconciler.dataplane_mut().attached.clear();
     reconciler.verify();
@@ -79,7 +79,7 @@ fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
             .expect("cannot start the reconciler");
             let mut with_interface = interfaces(&[(3, "10.0.0.2")]);
             with_interface.veths.values_mut().for_each(|(veth, _)| veth.packets = 7);
-            reconciler.interfaces(with_interface);
+            reconciler.interfaces_read(with_interface);
             let counts = |reconciler: &Reconciler<Memory>| {
                 UnprotectedStart::ALL.map(|start| reconciler.unprotected().since(start).count)
             };

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    FlowDirection, FlowEnding, FlowRule, FlowTotalsRecord, RECORD_SCHEMA, RateLimitedRecord, RecordHeader,
+    FlowDirection, FlowEndReason, FlowRule, FlowTotalsRecord, RECORD_SCHEMA, RateLimitedRecord, RecordHeader,
     TrafficCounts,
 };
 
@@ -68,7 +68,7 @@ fn flow_totals_are_selected_like_allowed_flows() {
         last_seen: header().time,
         total: TrafficCounts { packets: 1, bytes: 60, reply_packets: 2, reply_bytes: 120 },
         interval: None,
-        ended: Some(FlowEnding::PodDeleted),
+        ended: Some(FlowEndReason::PodDeleted),
     }));
     let json = serde_json::to_value(&totals).expect("cannot serialize the record");
     assert_eq!(

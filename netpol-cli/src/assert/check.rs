@@ -244,7 +244,7 @@ fn because_sentences(
 /// Returns why the verdict of a pod in this direction is unknown.
 fn unknown_text(cluster: &OfflineCluster, pod: &PodKey, direction: Direction) -> String {
     let pod = cluster.state().pods.get(pod);
-    let indices = pod.map(|pod| cluster.may_change_pod(pod, direction)).unwrap_or_default();
+    let indices = pod.map(|pod| cluster.unevaluated_for_pod(pod, direction)).unwrap_or_default();
     let policies = indices.iter().map(|index| &cluster.unevaluated()[*index]);
     let names: Vec<String> = policies.map(|policy| format!("{} {}", policy.kind, policy.name)).collect();
     if names.is_empty() {
@@ -272,7 +272,7 @@ fn check_isolated(
                 continue;
             }
             violations += 1;
-            let may_change = cluster.state().pods.get(pod).map(|pod| cluster.may_change_pod(pod, *direction));
+            let may_change = cluster.state().pods.get(pod).map(|pod| cluster.unevaluated_for_pod(pod, *direction));
             let is_unknown = may_change.is_some_and(|policies| !policies.is_empty());
             let (outcome, verdict) =
                 if is_unknown { (Outcome::Unknown, "unknown") } else { (Outcome::Failed, "not isolated") };

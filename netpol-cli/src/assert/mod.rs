@@ -97,7 +97,7 @@ pub(crate) fn run(options: &AssertOptions, out: &mut impl Write) -> Result<Exit>
         for expectation in &expectations {
             let result = check::check(&mut reachability, expectation);
             // If the user cannot list some objects, the error names them, because an end may be one of these objects.
-            let error = |error| live::with_missing(anyhow!("{file}:{}: {error:#}", expectation.line), &input);
+            let error = |error| live::with_unlisted_objects(anyhow!("{file}:{}: {error:#}", expectation.line), &input);
             results.push(result.map_err(error)?);
         }
         file_results.push(FileResult { file, results });

@@ -43,6 +43,7 @@ struct JsonOutput<'a> {
     services: Vec<JsonService>,
     new_workloads: Vec<String>,
     removed_workloads: Vec<String>,
+    /// With `--flows`: the recorded flows that would be cut or newly allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     flows: Option<&'a Flows>,
     old: InputReport<'a>,
@@ -79,12 +80,13 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     old.report();
     new.report();
     if options.cluster {
+        // Messages about objects of the cluster that the user cannot list. They were printed once, by `old.report()`.
         new.required.clone_from(&old.required);
     }
     let clusters = [&old, &new].map(|input| input.cluster(&options.common));
     if clusters.iter().all(|cluster| cluster.state().pods.is_empty()) {
         let hint = if options.cluster { "" } else { "; add the manifests of workloads or pods with -f" };
-        return Err(live::with_missing(anyhow!("no pods to compare{hint}"), &old));
+        return Err(live::with_unlisted_objects(anyhow!("no pods to compare{hint}"), &old));
     }
     let difference = Difference::new(&clusters[0], &clusters[1]);
     let names = Names::new(&difference.ends);
@@ -163,16 +165,17 @@ fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
     bytes.transpose().map_err(|error| anyhow::anyhow!("standard input {error}"))
 }
 
-/// Reads one version, and the manifests that belong to both versions. If `version` is a path that exists, it is not a
-/// git revision.
+/// Reads one version, and the manifests that belong to both versions. `version` is a path, or `REVISION:PATH` of a git
+/// repository; a path that exists is preferred. `common`: the standard input, if its manifests belong to both versions.
 fn read(options: &DiffOptions, version: &str, common: Option<&[u8]>) -> Result<Input> {
     let stdin = common.iter().map(|bytes| TextFile { name: "<stdin>".to_owned(), bytes: bytes.to_vec(), named: true });
     let is_revision = version != "-" && version.contains(':') && !Path::new(version).exists();
     if version == "-" {
         bail!("OLD and NEW cannot be standard input; use -f - for manifests that belong to both");
     }
-    let paths = (!is_revision).then(|| PathBuf::from(version));
-    let mut input_options = options.input(paths);
+    let path = (!is_revision).then(|| PathBuf::from(version));
+    let mut input_options = options.input(path);
+    // Standard input can be read only once: `common` has its content.
     input_options.paths.retain(|path| path.as_os_str() != "-");
     let (mut files, unreadable) =
         if is_revision { git::read(version, input_options.limits())? } else { Default::default() };

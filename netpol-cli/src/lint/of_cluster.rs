@@ -14,7 +14,7 @@ const NEEDED_KINDS: [(RuleId, &[&str]); 8] = [
     (RuleId::MISSING_NAMESPACE, &["Namespaces"]),
     (RuleId::PEER_MATCHES_NO_POD, &["Namespaces", "Pods"]),
     (RuleId::HOST_NETWORK_PEER, &["Namespaces", "Pods"]),
-    (RuleId::NO_SUCH_NAMESPACE_LABEL, &["Namespaces"]),
+    (RuleId::NAMESPACE_SELECTOR_MATCHES_NOTHING, &["Namespaces"]),
     (RuleId::SPLIT_PEER, &["Namespaces", "Pods"]),
     (RuleId::JOINED_PEER, &["Namespaces", "Pods"]),
     (RuleId::UNKNOWN_PORT_NAME, &["Namespaces", "Pods"]),

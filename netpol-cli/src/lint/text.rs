@@ -1,4 +1,4 @@
-//! Prints findings as text.
+//! Prints the report of `netpol lint` as text.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::input::Input;
 use crate::table::paragraph;
 use crate::unevaluated;
 
-/// The maximum number of skipped files that are listed.
+/// The maximum number of skipped files that are listed for each reason.
 const FILES_SHOWN: usize = 5;
 /// The indentation of YAML and patches.
 const INDENT: &str = "    ";
@@ -44,7 +44,7 @@ pub(super) fn print(
     print_skipped(out, input, width)
 }
 
-/// Returns the rules by reason, such as `NP011, NP022 (the input has no Namespace); NP050 (…)`.
+/// Returns the rules that were not checked, grouped by reason: `NP011, NP022 (the input has no Namespace); NP050 (…)`.
 fn not_checked_text(rules: &[NotChecked]) -> String {
     let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
     for NotChecked { rule, reason } in rules {
@@ -89,6 +89,7 @@ fn print_finding(out: &mut impl Write, finding: &Finding, width: usize, color: C
     let mut lines = wrap(parts.join(": "), width, 2);
     lines[0].drain(..2);
     let position = Safe(position).to_string();
+    // Colors the severity, unless a line break is in or before it.
     if let Some(rest) = lines[0].strip_prefix(&*position).and_then(|rest| rest.strip_prefix(severity)) {
         lines[0] = format!("{position}{}{rest}", color.severity(finding.severity));
     }
@@ -108,8 +109,8 @@ pub(super) fn sentences(finding: &Finding) -> impl Iterator<Item = &str> {
     [&*finding.message, &*finding.why].into_iter().filter(|sentence| !sentence.is_empty())
 }
 
-/// Returns the description of a fix, and the lines of a patch. They are escaped. The patch is a diff if the lines of
-/// the diff fit the width. Otherwise it is the YAML to write, or a JSON patch.
+/// Returns the description of a fix, and below it the lines of a diff, of the YAML to write, or of a JSON patch. The
+/// diff is preferred if its lines fit the width. All lines are escaped.
 pub(super) fn fix_lines(finding: &Finding, width: usize) -> Vec<String> {
     let Some(fix) = &finding.fix else { return Vec::new() };
     let lines = |lines: &mut dyn Iterator<Item = &str>| lines.map(|line| format!("{INDENT}{}", Safe(line))).collect();

@@ -8,7 +8,7 @@ use netpol_api::{FlowDirection, PolicyList, PolicyMode, PolicyStatus, RuleStatus
 use netpol_policy::text::Safe;
 use serde::Serialize;
 
-use super::selected_pods;
+use super::pods_with_labels;
 use crate::Exit;
 use crate::args::{ListOptions, Output};
 use crate::columns::{Style, TextCell, TextTable, Tone, number, some_of, text};
@@ -32,7 +32,7 @@ async fn list(options: &ListOptions, out: &mut impl Write) -> Result<Exit> {
     let scope = Scope::new(&options.scope, &fleet)?;
     let answers: Vec<Answer<PolicyList>> = fleet.get("/v1/policies").await;
     // The pods that the option `-l` matches; `None` without `-l`.
-    let pods_with_labels = selected_pods(&scope, &mut fleet).await;
+    let pods_with_labels = pods_with_labels(&scope, &mut fleet).await;
     let lists: Vec<PolicyList> = answers.into_iter().map(|answer| answer.content).collect();
     let mut policies = merge(&lists);
     policies.retain(|policy| {

@@ -182,7 +182,8 @@ impl<'c> GroupPods<'c> {
         let cluster = evaluator.cluster();
         let pods = &cluster.state().pods;
         let (source, destination) = (pods.get(source)?, pods.get(destination)?);
-        let may_change = Direction::BOTH.map(|direction| !cluster.may_change_pod(destination, direction).is_empty());
+        let may_change =
+            Direction::BOTH.map(|direction| !cluster.unevaluated_for_pod(destination, direction).is_empty());
         let [source, destination] = [source, destination].map(|pod| numbers.table_pod(evaluator, pod));
         Some(Self { source, destination, may_change })
     }

@@ -11,13 +11,15 @@ use netpol_policy::record::{Observation, ObservedEnd, Recorder};
 
 use crate::table::counted;
 
-/// The reasons of verdicts that do not depend on rules.
+/// The reasons of packets that are allowed without a rule.
 const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::NeighborDiscovery, Reason::IcmpError];
 
-/// The records of a command.
+/// What one run of `netpol record` has read.
 #[derive(Default)]
 pub(super) struct Records {
+    /// The observed flows that the policies to write must allow.
     pub(super) recorder: Recorder,
+    /// Whether the policies must also allow flows that the current policies deny (`--include-denied`).
     include_denied: bool,
     /// The number of flows that have no record, because of the agents' rate limits.
     rate_limited: u64,
@@ -41,17 +43,17 @@ impl Records {
             return Ok(());
         };
         match record {
-            Record::Flow(flow) if self.is_observed(flow.verdict, &flow.reason) => {
+            Record::Flow(flow) if self.must_allow(flow.verdict, &flow.reason) => {
                 let time: Timestamp = flow.header.time.parse()?;
                 let flows = u64::from(flow.suppressed) + 1;
                 if let Some(observation) = observation(*flow) {
                     self.recorder.add(observation, flows, time);
                 }
             }
-            Record::Multicast(summary) if self.is_observed(summary.verdict, &summary.reason) => {
+            Record::Multicast(summary) if self.must_allow(summary.verdict, &summary.reason) => {
                 self.multicast.extend(summary.to.address.map(|address| address.to_string()));
             }
-            // Totals need not be counted: the start of the flow has its own record.
+            // Totals (packets and bytes of a flow) are not needed: the start of the flow has its own record.
             Record::Flow(_) | Record::FlowTotals(_) | Record::Multicast(_) => {}
             Record::RateLimited(limited) => {
                 if limited.verdict != FlowVerdict::Denied || self.include_denied {
@@ -64,7 +66,7 @@ impl Records {
     }
 
     /// Returns whether the policies to write must allow a flow with this verdict and reason.
-    fn is_observed(&self, verdict: FlowVerdict, reason: &str) -> bool {
+    fn must_allow(&self, verdict: FlowVerdict, reason: &str) -> bool {
         // No rule is written for packets that are denied for other reasons than policies, such as a spoofed source.
         let by_policy = Reason::ALL.iter().any(|one| one.is_by_policies() && !one.allows() && one.name() == reason);
         match verdict {
@@ -108,9 +110,11 @@ fn observation(flow: FlowRecord) -> Option<Observation> {
     let protocol = protocol_number(&flow.protocol)?;
     let receiver = flow.to.pod_name();
     let is_hairpin = flow.sender.is_some() && flow.sender == receiver;
+    // A pod of this node sent the packet, but the source address is no pod's: the node has replaced it.
     let masqueraded = flow.from.masqueraded || flow.sender.is_some() && flow.from.pod.is_none();
     let is_denied =
         |side: &Option<netpol_api::FlowSide>| side.as_ref().is_some_and(|side| side.verdict == FlowVerdict::Denied);
+    // `denied_elsewhere`: whether the policies of the other end deny the flow.
     let (direction, denied_elsewhere) = match flow.direction {
         FlowDirection::Egress => (Direction::Egress, is_denied(&flow.ingress)),
         FlowDirection::Ingress => (Direction::Ingress, is_denied(&flow.egress)),
@@ -123,7 +127,7 @@ fn observation(flow: FlowRecord) -> Option<Observation> {
         protocol,
         port: flow.port,
         masqueraded,
-        independent: is_hairpin || INDEPENDENT.iter().any(|reason| reason.name() == flow.reason),
+        independent_of_rules: is_hairpin || INDEPENDENT.iter().any(|reason| reason.name() == flow.reason),
         denied_elsewhere,
     })
 }

@@ -1,5 +1,5 @@
-//! Finds suspensions that are still in effect after `netpol resume`. A suspension is an annotation of a Namespace; that of
-//! the cluster is an annotation of the agents' own Namespace.
+//! Finds suspensions that are still in effect after `netpol resume`. A suspension is an annotation of a Namespace; that
+//! of the cluster is an annotation of the agents' own Namespace.
 
 use std::io::Write;
 
@@ -48,14 +48,14 @@ pub(super) async fn read(
         let namespaces = cluster.suspended_namespaces().await?;
         return Ok(namespaces.into_iter().map(|(name, until)| (Target::namespace(&name), until)).collect());
     }
-    let target = Target { namespace: agent_namespace.to_owned(), until: CLUSTER_UNTIL };
+    let target = Target { namespace: agent_namespace.to_owned(), until_annotation: CLUSTER_UNTIL };
     let until = cluster.annotations(agent_namespace).await?.remove(CLUSTER_UNTIL);
     Ok(until.map(|until| (target, until)).into_iter().collect())
 }
 
 impl Remaining {
-    /// `has_agents`: whether agents run in `agent_namespace`. If not, `agent_namespace` is wrong, so a suspension of the
-    /// cluster would not be found.
+    /// `has_agents`: whether agents run in `agent_namespace`. If not, `agent_namespace` is wrong, so a suspension of
+    /// the cluster would not be found.
     pub(super) fn new(
         others: Result<Vec<(Target, String)>, String>,
         has_agents: &Result<bool, String>,

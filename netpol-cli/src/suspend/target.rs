@@ -18,7 +18,7 @@ pub(super) struct Target {
     /// The Namespace that has the annotations.
     pub(super) namespace: String,
     /// The name of the annotation with the end of the suspension.
-    pub(super) until: &'static str,
+    pub(super) until_annotation: &'static str,
 }
 
 impl Target {
@@ -26,21 +26,21 @@ impl Target {
     pub(super) fn new(scope: &SuspendScope, agent_namespace: &str) -> Self {
         match &scope.namespace {
             Some(namespace) => Self::namespace(namespace),
-            None => Self { namespace: agent_namespace.to_owned(), until: CLUSTER_UNTIL },
+            None => Self { namespace: agent_namespace.to_owned(), until_annotation: CLUSTER_UNTIL },
         }
     }
 
     pub(super) fn namespace(name: &str) -> Self {
-        Self { namespace: name.to_owned(), until: UNTIL }
+        Self { namespace: name.to_owned(), until_annotation: UNTIL }
     }
 
     pub(super) fn is_cluster(&self) -> bool {
-        self.until == CLUSTER_UNTIL
+        self.until_annotation == CLUSTER_UNTIL
     }
 
     /// Returns the annotation with the end of the other suspension that this Namespace can have. Both suspensions use
     /// the same annotation for the reason.
-    pub(super) fn other_until(&self) -> &'static str {
+    pub(super) fn other_until_annotation(&self) -> &'static str {
         if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
     }
 
@@ -55,7 +55,7 @@ impl Target {
     /// Returns the kubectl command that sets the annotations. `options`: the options that select the cluster,
     /// such as `--context staging`, followed by a space. `end`: when the suspension ends.
     pub(super) fn kubectl_set_command(&self, options: &str, end: &str, reason: &str) -> String {
-        let (namespace, annotation, reason) = (quoted(&self.namespace), self.until, quoted(reason));
+        let (namespace, annotation, reason) = (quoted(&self.namespace), self.until_annotation, quoted(reason));
         format!(
             "kubectl {options}annotate namespace {namespace} {annotation}={} {REASON}={reason} --overwrite",
             quoted(end)
@@ -65,7 +65,7 @@ impl Target {
     /// Returns the kubectl command that removes the annotations. `options`: as above.
     pub(super) fn kubectl_remove_command(&self, options: &str, keeps_reason: bool) -> String {
         let reason = if keeps_reason { String::new() } else { format!(" {REASON}-") };
-        format!("kubectl {options}annotate namespace {} {}-{reason}", quoted(&self.namespace), self.until)
+        format!("kubectl {options}annotate namespace {} {}-{reason}", quoted(&self.namespace), self.until_annotation)
     }
 
     /// Returns the command that ends the suspension.
@@ -102,7 +102,7 @@ mod tests {
         );
         assert_eq!(shop.kubectl_remove_command("", true), "kubectl annotate namespace shop netpol.io/suspended-until-");
         assert_eq!(Target::namespace("a;reboot").resume_command("", "x"), "netpol resume -n 'a;reboot'");
-        let cluster = Target { namespace: "netpol".to_owned(), until: CLUSTER_UNTIL };
+        let cluster = Target { namespace: "netpol".to_owned(), until_annotation: CLUSTER_UNTIL };
         assert_eq!(cluster.resume_command("", "netpol"), "netpol resume --cluster --agent-namespace netpol");
         assert_eq!(
             cluster.kubectl_remove_command("", false),

@@ -1,7 +1,7 @@
 //! Responses of agents.
 
 use netpol_api::{
-    ConditionResult, Directions, Endpoint, Fix, FlowDirection, FlowEnd, FlowEnding, FlowRecord, FlowRule, FlowSide,
+    ConditionResult, Directions, Endpoint, Fix, FlowDirection, FlowEnd, FlowEndReason, FlowRecord, FlowRule, FlowSide,
     FlowTotalsRecord, FlowVerdict, GateStatus, MapStatus, PolicyList, PolicyMode, PolicyStatus, RECORD_SCHEMA, Record,
     RecordHeader, RuleStatus, ShadowDenial, ShadowPolicy, ShadowReport, Status, TrafficCounts, WaitOutcome,
     WaitResponse, Workload, WorkloadEnd,
@@ -123,7 +123,7 @@ pub(crate) fn allowed(time: &str, node: &str) -> FlowRecord {
 }
 
 /// The totals of the flow that [`allowed`] returns.
-pub(crate) fn totals(time: &str, ending: FlowEnding) -> FlowTotalsRecord {
+pub(crate) fn totals(time: &str, ending: FlowEndReason) -> FlowTotalsRecord {
     let flow = allowed(time, "n1");
     FlowTotalsRecord {
         header: flow.header,

@@ -1,4 +1,5 @@
-//! Commands that use the objects of the API server, with the user's rights: `explain` and `why`.
+//! Commands that use the objects of the API server, with the user's rights: `explain` and `why`. Exit codes: 1
+//! (denied), 3 (an object is missing or cannot be read), 4 (the verdict is unknown).
 
 use expect_test::expect;
 use netpol_api::{ExplainResponse, FlowDirection, FlowVerdict, TableVerdict};
@@ -112,8 +113,9 @@ fn policies_of_other_kinds_make_the_verdict_unknown() {
 }
 
 #[test]
-fn explain_live_compares_with_the_tables_of_the_nodes() {
-    // The agent numbers the states of the objects: each change increases the generation.
+fn explain_live_compares_the_verdict_with_the_tables_of_the_nodes() {
+    // With `--live`, each agent also returns the verdicts of its tables (BPF maps), and its generation: the number of
+    // the last batch of object changes that is fully enforced.
     let response = |generation: u64, verdict: FlowVerdict| ExplainResponse {
         node: "n1".into(),
         generation,
@@ -131,11 +133,12 @@ fn explain_live_compares_with_the_tables_of_the_nodes() {
         }],
         differs: verdict != FlowVerdict::Allowed,
     };
+    // Node n2 has neither of the pods, so its agent returns no verdicts.
     let without_tables =
         ExplainResponse { node: "n2".into(), tables: Vec::new(), differs: false, ..response(13, FlowVerdict::Allowed) };
     let explain =
         ["explain", "-n", "shop", "--from", "pod/db-0", "--to", "pod/web-7d9c-x2x4", "--port", "80", "--live"];
-    for (generation, verdict, code, part) in [
+    for (generation, verdict, code, expected) in [
         (13, FlowVerdict::Allowed, 0, "n1, ingress of shop/db-0, 10.0.0.1 port 5432: allowed (no-rule), generation 13"),
         (
             12,
@@ -157,7 +160,7 @@ fn explain_live_compares_with_the_tables_of_the_nodes() {
         ]);
         let run = cluster.netpol(&explain);
         assert_eq!((run.code, run.err.as_str()), (code, ""), "{}", run.out);
-        assert!(run.unwrapped().contains(part), "{}", run.out);
+        assert!(run.unwrapped().contains(expected), "{}", run.out);
         assert!(!run.out.contains("n2"), "{}", run.out);
         assert_eq!(cluster.requests(), ["/v1/explain?from=shop/db-0&to=shop/web-7d9c-x2x4&port=80/TCP"; 2]);
         let run = cluster.netpol(&[&explain[..], &["-o", "json"]].concat());
@@ -177,9 +180,10 @@ fn why_needs_only_rights_in_the_namespace_of_the_pod() {
         "note": "ingress from shop/web-7d9c-x2x4 (10.0.0.1) to port 5432/TCP denied by NetworkPolicy shop/db: no rule allows it",
         "series": {"count": 7, "lastObservedTime": "2020-01-01T00:05:00.000000Z"},
     });
-    let mut other = event.clone();
-    other["metadata"]["name"] = "db-0.2".into();
-    other["reportingController"] = "kubelet".into();
+    // `why` ignores Events of other controllers.
+    let mut of_kubelet = event.clone();
+    of_kubelet["metadata"]["name"] = "db-0.2".into();
+    of_kubelet["reportingController"] = "kubelet".into();
     let mut shadow = event.clone();
     shadow["metadata"]["name"] = "db-0.3".into();
     shadow["reason"] = "NetworkPolicyShadowDenied".into();
@@ -193,7 +197,7 @@ fn why_needs_only_rights_in_the_namespace_of_the_pod() {
     });
     cluster.server.apply(on_host).expect("a pod");
     cluster.server.apply(event).expect("an Event");
-    cluster.server.apply(other).expect("an Event");
+    cluster.server.apply(of_kubelet).expect("an Event");
     cluster.server.apply(shadow).expect("an Event");
     cluster.server.set_rules(developer());
     let run = cluster.netpol(&["why", "pod/db-0", "-n", "shop"]);

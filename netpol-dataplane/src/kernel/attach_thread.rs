@@ -120,7 +120,7 @@ impl Attacher {
     fn take_over(&mut self, endpoint: &Endpoint) {
         let Some(take_over) = &mut self.take_over_before_attach else { return };
         // Reads nf_conntrack once, and uses this list of connections for the next endpoints, too.
-        match take_over.take_over_shared(endpoint) {
+        match take_over.take_over_from_list(endpoint) {
             Ok(flows) => {
                 tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack");
             }

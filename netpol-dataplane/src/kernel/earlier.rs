@@ -9,7 +9,7 @@ use netpol_common::IfIndex;
 use super::attach::{detach, detach_tcx, name_of};
 use super::pins::{Pins, names};
 use super::program::Program;
-use super::uninstall::{Removed, remove_tree};
+use super::uninstall::{UninstallReport, remove_tree};
 use super::versions;
 use crate::AttachError;
 
@@ -55,7 +55,7 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
 pub(super) fn remove_unused(pins: &Pins) {
     for other in others(pins) {
         if other.interfaces().into_iter().all(|ifindex| name_of(ifindex).is_none()) {
-            let mut report = Removed::default();
+            let mut report = UninstallReport::default();
             remove_tree(&other.root, &mut report);
             let (version, remains) = (other.root.display(), report.remains.join("; "));
             if remains.is_empty() {

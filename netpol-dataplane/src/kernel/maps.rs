@@ -46,7 +46,7 @@ pub(super) struct Maps {
     pub(super) ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
     /// The endpoint ID of each local pod's address. The entries from the engine do not have this ID, so it is added
     /// when an address entry is written.
-    owners: BTreeMap<IpAddr, u16>,
+    address_endpoints: BTreeMap<IpAddr, u16>,
     pub(super) endpoint_ids: Array<MapData, u32>,
     pub(super) tunnels: Array<MapData, u64>,
     pub(super) counters: PerCpuArray<MapData, Raw<Counters>>,
@@ -87,7 +87,7 @@ impl Maps {
             services_v6: pinned(pins, MapName::ServicesV6)?,
             allow: pinned(pins, MapName::Allow)?,
             ports: pinned(pins, MapName::Ports)?,
-            owners: BTreeMap::new(),
+            address_endpoints: BTreeMap::new(),
             endpoint_ids: pinned(pins, MapName::EndpointIds)?,
             tunnels: pinned(pins, MapName::Tunnels)?,
             counters: pinned(pins, MapName::Counters)?,
@@ -148,7 +148,7 @@ impl Maps {
     }
 
     fn put_address(&mut self, address: IpAddr, entry: AddressEntry) -> Result<(), WriteError> {
-        let endpoint = self.owners.get(&address).copied().unwrap_or_default();
+        let endpoint = self.address_endpoints.get(&address).copied().unwrap_or_default();
         let entry = Raw(AddressEntry { endpoint, ..entry });
         match address {
             IpAddr::V4(address) => {
@@ -164,9 +164,9 @@ impl Maps {
     /// yet, the ID is written later, together with the entry.
     pub(super) fn set_address_endpoint(&mut self, address: IpAddr, id: u16) -> Result<(), WriteError> {
         if id == 0 {
-            self.owners.remove(&address);
+            self.address_endpoints.remove(&address);
         } else {
-            self.owners.insert(address, id);
+            self.address_endpoints.insert(address, id);
         }
         let (map, found) = match address {
             IpAddr::V4(address) => (MapName::AddressesV4, self.addresses_v4.get(&address.octets(), 0)),
@@ -287,7 +287,7 @@ impl Maps {
     }
 
     /// Resets the counters and the event budgets (rate limits of events) of an endpoint ID in one direction.
-    pub(super) fn clear_counted(&mut self, id: u32, direction: Direction) -> Result<(), WriteError> {
+    pub(super) fn reset_counters_and_budgets(&mut self, id: u32, direction: Direction) -> Result<(), WriteError> {
         let index = counters_index(id, direction);
         let cpus = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?.len();
         let zeros = PerCpuValues::try_from(vec![Raw(Counters::default()); cpus])

@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, MapData};
 use netpol_common::{
-    Counters, Direction, Endpoint, EndpointVersion, EventKind, IfIndex, MAX_ENDPOINT_ID, Settings, TunnelScope,
-    TunnelWord, event_budget,
+    Counters, Direction, Endpoint, EndpointVersion, EventKind, IfIndex, MAX_ENDPOINT_ID, Settings, TunnelBit,
+    TunnelScope, event_budget,
 };
 use netpol_policy::tables::Change;
 use thiserror::Error;
@@ -42,7 +42,7 @@ use attach_thread::{Attacher, Job};
 pub use aya::util::KernelVersion;
 use flows::FlowTables;
 use flows::takeover::{self, TakeOver};
-pub use flows::{BothWays, FlowEnding, FlowTotals, FlowTotalsMode, FlowTotalsReader, SHARED_TABLE_DIVISOR};
+pub use flows::{BothWays, FlowEndReason, FlowTotals, FlowTotalsMode, FlowTotalsReader, SHARED_TABLE_DIVISOR};
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use load::Behavior;
 use maps::{Maps, Raw, check_delete, check_write, write_error};
@@ -52,7 +52,7 @@ pub use pins::{Lock, Mounts};
 pub use program::Role;
 pub use ring::RingReader;
 pub use status::{EndpointStatus, Status, StatusError, read_status};
-pub use uninstall::{Removed, uninstall};
+pub use uninstall::{UninstallReport, uninstall};
 
 /// Why the kernel data plane cannot start or stop.
 #[derive(Debug, Error)]
@@ -376,8 +376,8 @@ impl Dataplane for Kernel {
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
         let mut words = BTreeMap::new();
         for (scope, endpoints) in [(TunnelScope::LocalNode, local), (TunnelScope::OtherNodes, others)] {
-            let ports = endpoints.ports.iter().map(|port| TunnelWord::of_port(scope, *port));
-            let protocols = endpoints.protocols.iter().map(|protocol| TunnelWord::of_protocol(scope, *protocol));
+            let ports = endpoints.ports.iter().map(|port| TunnelBit::of_port(scope, *port));
+            let protocols = endpoints.protocols.iter().map(|protocol| TunnelBit::of_protocol(scope, *protocol));
             for word in ports.chain(protocols) {
                 *words.entry(word.index).or_default() |= word.bit;
             }
@@ -429,7 +429,7 @@ impl Dataplane for Kernel {
 
     fn clear_counters(&mut self, id: u32) {
         for direction in Direction::BOTH {
-            if let Err(error) = self.maps.clear_counted(id, direction) {
+            if let Err(error) = self.maps.reset_counters_and_budgets(id, direction) {
                 tracing::warn!(%error, "cannot reset the counters of a reused endpoint ID; they include an earlier pod's packets");
             }
         }

@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The result of uninstalling.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub struct UninstallReport {
     /// Removed objects, one line each.
     pub removed: Vec<String>,
     /// Remaining objects, one line each. Empty on success.
@@ -34,8 +34,8 @@ pub struct Removed {
 ///
 /// # Errors
 /// If an agent is still running on this path.
-pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
-    let mut report = Removed::default();
+pub fn uninstall(pin_path: &Path) -> Result<UninstallReport, KernelError> {
+    let mut report = UninstallReport::default();
     if !pin_path.exists() {
         return Ok(report);
     }
@@ -64,7 +64,7 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
 }
 
 /// Removes all pins below a directory, and the directories.
-pub(super) fn remove_tree(directory: &Path, report: &mut Removed) {
+pub(super) fn remove_tree(directory: &Path, report: &mut UninstallReport) {
     for name in names(directory) {
         let path = directory.join(name);
         if path.is_dir() {

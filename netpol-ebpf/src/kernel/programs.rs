@@ -18,14 +18,16 @@ pub unsafe fn egress(skb: *mut __sk_buff) -> i32 {
     run(unsafe { Skb::new(skb, hook::EGRESS) }, Direction::Egress)
 }
 
-/// Evaluates a packet to a pod, at its veth. A packet from a pod of this node is rechecked by the sender's policy
-/// first. If the receiving pod forwards the packet, it is evaluated as a new packet of that pod.
+/// Evaluates a packet to a pod, at its veth. If the packet comes from a pod of this node and is marked for a recheck,
+/// it is first evaluated post-DNAT by the egress policy of the sending pod. If the receiving pod forwards the packet,
+/// [`egress`] evaluates it as a packet of the receiving pod, and overwrites the mark.
 ///
 /// # Safety
 /// `skb` must be the running program's context.
 #[inline(always)]
 pub unsafe fn ingress(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the caller guarantees it.
+    // One packet, seen as a post-DNAT packet of the sending pod, and as a packet to the receiving pod.
     let (post_dnat, at_veth) = unsafe { (Skb::new(skb, hook::POST_DNAT), Skb::new(skb, hook::INGRESS)) };
     if post_dnat.needs_recheck() && !at_veth.is_for_other_host() && is_dropped(at_veth, process_post_dnat(post_dnat)) {
         return TC_ACT_SHOT;
@@ -33,7 +35,8 @@ pub unsafe fn ingress(skb: *mut __sk_buff) -> i32 {
     run(at_veth, Direction::Ingress)
 }
 
-/// Rechecks a packet that leaves this node by a device.
+/// Rechecks a packet that leaves this node by a device: evaluates it again post-DNAT (after kube-proxy's address
+/// translation), if it is marked for a recheck.
 ///
 /// # Safety
 /// `skb` must be the running program's context.
@@ -53,8 +56,9 @@ pub unsafe fn recheck_l3(skb: *mut __sk_buff) -> i32 {
     recheck_and_clear(unsafe { Skb::new(skb, hook::POST_DNAT_L3) })
 }
 
-/// Rechecks a packet that leaves this node, and clears its source endpoint ID. Otherwise, the outer packet of a tunnel
-/// would inherit the ID, and would be evaluated as a packet of the pod.
+/// Checks the source address of a packet from a pod that leaves this node, rechecks the packet if it is marked, and
+/// clears its source endpoint ID. If the ID stayed, the outer packet of a tunnel would inherit it, and would be
+/// evaluated as a packet of the pod.
 #[inline(always)]
 fn recheck_and_clear(skb: Skb) -> i32 {
     if skb.tc_index() == 0 {
@@ -80,7 +84,7 @@ fn run(skb: Skb, direction: Direction) -> i32 {
     if is_dropped(skb, reason) { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 
-/// Returns whether to drop a packet with this reason. If nothing is enforced, every packet passes.
+/// Returns whether to drop a packet with this reason. With `--observe`, no packet is dropped.
 #[inline(always)]
 fn is_dropped(skb: Skb, reason: Reason) -> bool {
     !reason.allows() && !skb.observes()

@@ -254,7 +254,7 @@ impl Context for Skb {
     #[inline(always)]
     fn emit(&self, event: &FlowEvent) {
         if !events::emit(event) {
-            counters::lost_event();
+            counters::count_lost_event();
         }
     }
 }

@@ -40,7 +40,7 @@ impl<A> Plain<A> {
     fn new(link_source: Mac, source: A, destination: A, protocol: u8, head: Window<'_, { transport::PREFIX }>) -> Self {
         let flags = match protocol {
             protocol::TCP => TcpFlags(head.byte::<13>()),
-            protocol::SCTP => TcpFlags::of_chunk(head.byte::<{ transport::CHUNK }>()),
+            protocol::SCTP => TcpFlags::of_chunk(head.byte::<{ transport::CHUNK_TYPE_OFFSET }>()),
             _ => TcpFlags(0),
         };
         Self {

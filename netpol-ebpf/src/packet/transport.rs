@@ -12,7 +12,7 @@ pub(super) const PREFIX: usize = 14;
 /// Length of the ports, which an ICMP error always quotes.
 const PORTS: usize = 4;
 /// The offset of the type of an SCTP packet's first chunk.
-pub(super) const CHUNK: usize = 12;
+pub(super) const CHUNK_TYPE_OFFSET: usize = 12;
 /// Length of an ICMP header.
 const ICMP_HEADER: usize = 8;
 
@@ -65,7 +65,7 @@ fn read<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> Opt
             Transport { flags: TcpFlags(head.byte::<13>()), ..ports(head.part::<0, PORTS>()) }
         }
         protocol::SCTP if !quoted => {
-            let chunk = context.load::<1>(offset + CHUNK as u32).map_or(0, |Bytes([kind])| kind);
+            let chunk = context.load::<1>(offset + CHUNK_TYPE_OFFSET as u32).map_or(0, |Bytes([kind])| kind);
             Transport { flags: TcpFlags::of_chunk(chunk), ..ports(Window::of(&context.load(offset)?.0)) }
         }
         protocol::TCP | protocol::UDP | protocol::SCTP => ports(Window::of(&context.load(offset)?.0)),

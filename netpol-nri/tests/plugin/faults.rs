@@ -10,7 +10,7 @@ use crate::recorder::{Connection, Recorder, SOON, options};
 use netpol_nri::{Disconnected, Options};
 use netpol_nri_double::{
     CallError, ConfigureRequest, ConfigureResponse, Container, Empty, Plugin, PodSandbox, PodSandboxRequest,
-    Registration, StateChangeEvent, SynchronizeRequest, SynchronizeResponse, event,
+    RegistrationResponse, StateChangeEvent, SynchronizeRequest, SynchronizeResponse, event,
 };
 
 const PLUGIN: &str = "nri.pkg.api.v1alpha1.Plugin";
@@ -20,7 +20,7 @@ const UNIMPLEMENTED: i32 = 12;
 
 /// Connects the plugin to a runtime that sends only what the test sends. Returns the runtime's end, [`Plugin`], and the
 /// plugin's end, [`Connection`].
-fn accept(registration: Registration, options: Options, recorder: Recorder) -> (Plugin, Connection) {
+fn accept(registration: RegistrationResponse, options: Options, recorder: Recorder) -> (Plugin, Connection) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nri.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -30,7 +30,7 @@ fn accept(registration: Registration, options: Options, recorder: Recorder) -> (
 
 /// Connects, registers and configures a plugin. The handler of the plugin is `recorder`.
 fn configured(recorder: Recorder) -> (Plugin, Connection) {
-    let (plugin, connection) = accept(Registration::Accept, options(), recorder);
+    let (plugin, connection) = accept(RegistrationResponse::Accept, options(), recorder);
     let registered = plugin.registration(SOON).unwrap();
     assert_eq!((registered.plugin_name.as_str(), registered.plugin_idx.as_str()), ("netpol", "99"));
     let request = ConfigureRequest { runtime_name: "containerd".to_owned(), ..ConfigureRequest::default() };
@@ -61,7 +61,7 @@ fn status(code: i32, message: &str) -> Result<Empty, CallError> {
 
 #[test]
 fn a_runtime_that_refuses_the_plugin_is_reported() {
-    let refuse = Registration::Refuse("no plugins today".to_owned());
+    let refuse = RegistrationResponse::Refuse("no plugins today".to_owned());
     let (_plugin, connection) = accept(refuse, options(), Recorder::default());
     assert_eq!(connection.failure(), "the container runtime refused the plugin: no plugins today (code 2)");
 }
@@ -72,12 +72,12 @@ fn a_runtime_that_does_not_complete_a_step_is_reported() {
     short_timeouts.registration_timeout = Duration::from_secs(1);
     short_timeouts.synchronization_timeout = Duration::from_secs(2);
     let not_configured = "the container runtime did not register and configure the plugin within 1s";
-    let (_plugin, connection) = accept(Registration::Ignore, short_timeouts.clone(), Recorder::default());
+    let (_plugin, connection) = accept(RegistrationResponse::Ignore, short_timeouts.clone(), Recorder::default());
     assert_eq!(connection.failure(), not_configured);
-    let (plugin, connection) = accept(Registration::Accept, short_timeouts.clone(), Recorder::default());
+    let (plugin, connection) = accept(RegistrationResponse::Accept, short_timeouts.clone(), Recorder::default());
     plugin.registration(SOON).unwrap();
     assert_eq!(connection.failure(), not_configured);
-    let (plugin, connection) = accept(Registration::Accept, short_timeouts, Recorder::default());
+    let (plugin, connection) = accept(RegistrationResponse::Accept, short_timeouts, Recorder::default());
     plugin.call::<ConfigureResponse>("Configure", &ConfigureRequest::default(), SOON).unwrap();
     assert_eq!(connection.failure(), "the container runtime did not list its sandboxes within 2s");
 }
@@ -85,7 +85,7 @@ fn a_runtime_that_does_not_complete_a_step_is_reported() {
 #[test]
 fn a_connection_that_ends_before_synchronization_is_an_error() {
     let expected = "the container runtime closed the connection before it had registered and synchronized the plugin";
-    let (plugin, connection) = accept(Registration::Accept, options(), Recorder::default());
+    let (plugin, connection) = accept(RegistrationResponse::Accept, options(), Recorder::default());
     plugin.close();
     assert_eq!(connection.failure(), expected);
     let (plugin, connection) = configured(Recorder::default());

@@ -12,33 +12,37 @@ use crate::model::{
 
 /// The owner of a frontend. If a frontend has several owners, it has the backends of all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Owner {
+pub enum FrontendOwner {
     /// A port of this Service.
     Service(ServiceKey),
     /// A hostPort of this pod.
     HostPort(PodKey),
 }
 
-/// Indexes for frontends. Everything else is read from the objects when needed.
+/// Indexes for frontends. Everything else is read from the objects when needed. In this file, "slice" means an
+/// `EndpointSlice`, and "endpoint" means an endpoint in an `EndpointSlice`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Frontends {
-    owners: Index<Frontend, Owner>,
+    /// The owners of each frontend.
+    owners: Index<Frontend, FrontendOwner>,
+    /// The slices of each Service.
     slices: Index<ServiceKey, SliceKey>,
     /// The slices that have an endpoint at each address.
     endpoints: Index<IpAddr, SliceKey>,
+    /// The names of the nodes that have each address.
     nodes: Index<IpAddr, Arc<str>>,
 }
 
 impl Frontends {
     pub(super) fn add_service(&mut self, service: &Service) {
         for (frontend, _) in service.frontends() {
-            self.owners.insert(frontend, Owner::Service(service.key.clone()));
+            self.owners.insert(frontend, FrontendOwner::Service(service.key.clone()));
         }
     }
 
     pub(super) fn remove_service(&mut self, service: &Service) {
         for (frontend, _) in service.frontends() {
-            self.owners.remove(&frontend, &Owner::Service(service.key.clone()));
+            self.owners.remove(&frontend, &FrontendOwner::Service(service.key.clone()));
         }
     }
 
@@ -62,13 +66,13 @@ impl Frontends {
 
     pub(super) fn add_pod(&mut self, pod: &Pod) {
         for (frontend, _) in pod.host_frontends() {
-            self.owners.insert(frontend, Owner::HostPort(pod.key.clone()));
+            self.owners.insert(frontend, FrontendOwner::HostPort(pod.key.clone()));
         }
     }
 
     pub(super) fn remove_pod(&mut self, pod: &Pod) {
         for (frontend, _) in pod.host_frontends() {
-            self.owners.remove(&frontend, &Owner::HostPort(pod.key.clone()));
+            self.owners.remove(&frontend, &FrontendOwner::HostPort(pod.key.clone()));
         }
     }
 
@@ -86,12 +90,12 @@ impl Frontends {
 }
 
 impl ClusterState {
-    /// Returns the frontend for a connection to this address and port. Returns `None` if the connection goes to the
-    /// address itself, not to a backend.
+    /// Returns the frontend for a connection to this address and port. Returns `None` if there is no such frontend:
+    /// then the connection is evaluated by the address itself, not by backends.
     ///
-    /// A frontend at exactly this address is preferred to a frontend at the addresses of all nodes (a nodePort). The
-    /// addresses of the local node have no frontend: connections to them are evaluated post-DNAT, after kube-proxy's
-    /// address translation.
+    /// A frontend at exactly this address is preferred to a frontend at the addresses of all nodes (a nodePort). For an
+    /// address of the local node, the result is `None`: connections to it are evaluated post-DNAT (after kube-proxy's
+    /// address translation).
     pub fn frontend_at(&self, address: IpAddr, protocol: u8, port: u16) -> Option<Frontend> {
         if self.is_local_address(address) {
             return None;
@@ -104,13 +108,13 @@ impl ClusterState {
         (self.is_node(address) && self.frontends.owners.contains(&any_node)).then_some(any_node)
     }
 
-    /// Returns whether a frontend has an owner.
+    /// Returns whether a Service or a hostPort has this frontend.
     pub fn has_frontend(&self, frontend: &Frontend) -> bool {
         self.frontends.owners.contains(frontend)
     }
 
     /// Returns the owners of a frontend.
-    pub fn owners(&self, frontend: &Frontend) -> &[Owner] {
+    pub fn owners(&self, frontend: &Frontend) -> &[FrontendOwner] {
         self.frontends.owners.get(frontend)
     }
 
@@ -121,8 +125,8 @@ impl ClusterState {
         let mut backends = BTreeSet::new();
         for owner in self.owners(frontend) {
             match owner {
-                Owner::Service(key) => self.add_service_backends(key, frontend, &mut backends),
-                Owner::HostPort(key) => self.add_host_port_backends(key, frontend, &mut backends),
+                FrontendOwner::Service(key) => self.add_service_backends(key, frontend, &mut backends),
+                FrontendOwner::HostPort(key) => self.add_host_port_backends(key, frontend, &mut backends),
             }
         }
         backends
@@ -185,15 +189,16 @@ impl ClusterState {
         of_services.chain(of_pods).collect()
     }
 
-    /// Returns the addresses in a range that may be a Service's backend.
+    /// Returns the addresses of endpoints in a range of addresses. Each may be the address of a Service's backend.
     pub fn backends_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
         self.frontends.endpoints.range(first..=last).map(|(address, _)| *address)
     }
 
     /// Returns whether a Service or hostPort has a frontend at exactly this address.
     pub fn has_frontend_at(&self, address: IpAddr) -> bool {
-        let first = Frontend { address: FrontendAddress::Address(address), port: 0, protocol: 0 };
-        self.frontends.owners.range(first..).next().is_some_and(|(next, _)| next.address == first.address)
+        // Frontends are sorted by address first. No frontend at this address is less than `lowest`.
+        let lowest = Frontend { address: FrontendAddress::Address(address), port: 0, protocol: 0 };
+        self.frontends.owners.range(lowest..).next().is_some_and(|(next, _)| next.address == lowest.address)
     }
 
     /// Returns whether an address belongs to any node.
@@ -216,7 +221,8 @@ impl ClusterState {
         self.local_addresses.binary_search(&address).is_ok()
     }
 
-    /// Returns the pods that list an address, including those that [`ClusterState::pod_with_address`] does not return.
+    /// Returns all pods that list an address. If there are several, the address belongs to only one of them:
+    /// [`ClusterState::pod_with_address`].
     pub fn pods_with_address(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
         self.pods_by_address.get(&address).iter().filter_map(|key| self.pods.get(key))
     }

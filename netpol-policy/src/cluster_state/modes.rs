@@ -1,5 +1,5 @@
 //! Finds out which policies are enforced now, from the annotations of policies and namespaces. An annotation sets the
-//! mode, or suspends enforcement until a time.
+//! mode (enforced; or shadow: evaluated and reported, but not enforced), or suspends enforcement until a time.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ pub const MAX_SUSPENSION_SECONDS: i64 = 24 * 60 * 60;
 /// The namespace in which agents run by default.
 pub const AGENT_NAMESPACE: &str = "kube-system";
 
-/// The modes of a namespace's policies.
+/// What determines the modes of a namespace's policies now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EffectiveModes {
     /// The mode of policies without an annotation of their own.
@@ -158,6 +158,7 @@ mod tests {
 
     #[test]
     fn s44_a_suspension_ends_at_its_time_and_starts_at_most_a_day_before() {
+        // The end and the next change are in seconds after `NOW`.
         for (end, active, next) in [
             (-1, false, None),
             (0, false, None),
@@ -183,11 +184,12 @@ mod tests {
         let state = state_at(NOW, objects());
         assert!(state.effective_modes(&"other".into()).suspended);
         assert_eq!(state.suspensions().len(), 1);
+        // Neither of the annotated namespaces is that of the agents.
         let mut state = ClusterState::default().with_agent_namespace("netpol".into());
         state.apply(Event::Clock(NOW));
         state.apply(Event::Reset(objects().into()));
         assert!(!state.effective_modes(&"other".into()).suspended && state.suspensions().is_empty());
-        assert_eq!(state.clock, NOW);
+        assert_eq!(state.clock, NOW, "a reset keeps the time");
     }
 
     #[test]

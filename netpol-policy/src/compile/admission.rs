@@ -128,7 +128,7 @@ impl Engine {
                 full_accounts.insert(account);
             }
             // What the rule set allows to Services with backends of this class can change, too.
-            self.update_frontends_of(
+            self.update_backend_set_entries_of(
                 changes,
                 &NextEndpoints::new(),
                 rule_set,
@@ -144,8 +144,12 @@ impl Engine {
             let needed = (self.port_sets.entries_to_add(&rule_set.any), 0);
             self.has_room(&rule_set.account, needed)
         };
-        let ids: BTreeSet<_> =
-            self.rule_sets.without_any().filter(|(_, rule_set)| has_room(rule_set)).map(|(id, _)| id).collect();
+        let ids: BTreeSet<_> = self
+            .rule_sets
+            .lacking_ports_for_any_peer()
+            .filter(|(_, rule_set)| has_room(rule_set))
+            .map(|(id, _)| id)
+            .collect();
         let uses_one = |(_, rule_sets): &(&PodKey, EndpointRuleSets)| rule_sets.all().any(|id| ids.contains(&id));
         let pods = self.endpoints.iter().filter(uses_one).map(|(pod, _)| pod.clone()).collect();
         // Otherwise, these pods would get the same rule set again.

@@ -58,7 +58,7 @@ impl Engine {
         let before = self.modes_of_endpoints();
         self.cluster_state.apply(event);
         let labels = self.cluster_state.namespace_labels(name);
-        let addresses = self.identities.reevaluate(name, &self.selectors, &labels).into_iter().collect();
+        let addresses = self.identities.update_signatures(name, &self.selectors, &labels).into_iter().collect();
         let touched = Touched { addresses, ..Touched::default() };
         let pods = self.pods_with_other_modes(&before);
         self.commit(Update { touched, pods, ..Update::default() })

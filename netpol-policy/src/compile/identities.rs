@@ -202,8 +202,8 @@ impl Identities {
     }
 
     /// Returns the identities that may match a peer selector: all identities in the namespaces that it selects. No
-    /// other identity can have the selector in its signature, because [`Identities::reevaluate`] updates the signatures
-    /// after each change of a namespace's labels.
+    /// other identity can have the selector in its signature, because [`Identities::update_signatures`] updates the
+    /// signatures after each change of a namespace's labels.
     fn candidates(&self, selector: &PeerSelector, cluster_state: &ClusterState) -> Vec<IdentityId> {
         match selector {
             PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } => {
@@ -221,7 +221,7 @@ impl Identities {
 
     /// Updates the signatures of all identities of a namespace after the labels of the namespace changed. Returns the
     /// addresses with a changed signature.
-    pub(super) fn reevaluate(
+    pub(super) fn update_signatures(
         &mut self,
         namespace: &NamespaceName,
         selectors: &PeerSelectors,

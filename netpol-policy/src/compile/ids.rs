@@ -42,8 +42,7 @@ impl FirstIds {
     }
 }
 
-/// Returns the start of the widest range of free IDs. `used` is sorted. It may contain 0 and the last ID, which are
-/// reserved.
+/// Returns the start of the widest range of free IDs. `used` is sorted. It may contain reserved IDs, such as 0.
 fn widest_gap(used: impl Iterator<Item = u32>) -> u32 {
     let (mut begin, mut width, mut gap_begin) = (1, 0, 1);
     for id in used.filter(|id| *id > 0).chain([u32::MAX]) {

@@ -36,9 +36,9 @@ impl Engine {
         self.cluster_state.suspensions() != self.cluster_state.suspensions_at(time.max(self.cluster_state.clock))
     }
 
-    /// If an event changes both the labels of a namespace and its modes (the annotations that select how its policies are
-    /// enforced), returns the namespace with its old labels and its new modes. The modes can then be changed in a step of
-    /// their own.
+    /// If an event changes both the labels of a namespace and its modes (the annotations that select how its policies
+    /// are enforced), returns the namespace with its old labels and its new modes. The modes can then be changed in a
+    /// step of their own.
     pub(super) fn separate_mode_change(&self, event: &Event) -> Option<Namespace> {
         let (name, after) = match event {
             Event::Apply(Object::Namespace(namespace)) => (&namespace.name, Some(namespace)),
@@ -48,7 +48,7 @@ impl Engine {
         let or_implicit =
             |found: Option<&Namespace>| found.cloned().unwrap_or_else(|| Namespace::implicit(name.clone()));
         let (before, after) = (or_implicit(self.cluster_state.namespaces.get(name)), or_implicit(after));
-        let changes_both = before.labels != after.labels && !before.modes.is_same_as(&after.modes);
+        let changes_both = before.labels != after.labels && !before.modes.has_same_effect_as(&after.modes);
         changes_both.then_some(Namespace { modes: after.modes, ..before })
     }
 }

@@ -172,7 +172,7 @@ impl Engine {
             let PeerSelector::Block(block) = &**selector else { continue };
             for (net, class) in self.blocks.retire(block) {
                 touched.prefixes.remove(&net);
-                touched.frontends.extend(self.frontends_into(net));
+                touched.frontends.extend(self.frontends_with_backend_in(net));
                 self.write(changes, Change::DeletePrefix(net));
                 self.classes.release(class);
             }

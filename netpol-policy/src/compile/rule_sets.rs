@@ -397,7 +397,7 @@ impl RuleSets {
     }
 
     /// Returns the rule sets in use that lack the ports for any peer, because there was no room for these ports.
-    pub(super) fn without_any(&self) -> impl Iterator<Item = (RuleSetId, &RuleSet)> {
+    pub(super) fn lacking_ports_for_any_peer(&self) -> impl Iterator<Item = (RuleSetId, &RuleSet)> {
         let refused = self.by_id.iter().filter(|(_, rule_set)| rule_set.any_refused && rule_set.users > 0);
         refused.map(|(id, rule_set)| (*id, rule_set))
     }

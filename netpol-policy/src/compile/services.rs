@@ -64,7 +64,7 @@ enum Destination {
 impl Engine {
     /// Returns the frontends with a backend that is inside this block and has no entry for its address. Such a backend
     /// has the class of a prefix.
-    pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
+    pub(super) fn frontends_with_backend_in(&self, net: IpNet) -> BTreeSet<Frontend> {
         let backends = self.cluster_state.backends_between(net.network(), net.broadcast());
         let by_prefix = backends.filter(|address| self.tables.exact_address(*address).is_none());
         by_prefix.flat_map(|address| self.cluster_state.frontends_with_backend_at(address)).collect()
@@ -75,7 +75,7 @@ impl Engine {
     pub(super) fn frontend_moves(&mut self, mut touched: BTreeSet<Frontend>, moves: &Moves) -> FrontendMoves {
         let backends = moves.addresses.iter().filter(|(_, address_move)| address_move.from != address_move.to);
         touched.extend(backends.flat_map(|(backend, _)| self.cluster_state.frontends_with_backend_at(*backend)));
-        touched.extend(moves.prefixes.iter().flat_map(|(net, ..)| self.frontends_into(*net)));
+        touched.extend(moves.prefixes.iter().flat_map(|(net, ..)| self.frontends_with_backend_in(*net)));
         let mut frontends = FrontendMoves::default();
         for frontend in touched {
             let to = self.cluster_state.has_frontend(&frontend).then(|| {
@@ -164,7 +164,7 @@ impl Engine {
     /// Updates the entries that a rule set has for backend sets, after its other entries changed. `peers` are the
     /// classes with changed entries, and `for_any_peer` is the change of the ports that the rule set allows to any
     /// peer.
-    pub(super) fn update_frontends_of(
+    pub(super) fn update_backend_set_entries_of(
         &mut self,
         changes: &mut Changes,
         next: &NextEndpoints,

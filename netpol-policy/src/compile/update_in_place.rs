@@ -252,7 +252,7 @@ impl Engine {
         }
         for (id, (classes, for_any_peer)) in pending.touched {
             self.delete_redundant(changes, id, &classes);
-            self.update_frontends_of(changes, next, id, (&classes, &for_any_peer));
+            self.update_backend_set_entries_of(changes, next, id, (&classes, &for_any_peer));
         }
     }
 

@@ -128,8 +128,8 @@ pub(super) fn matching_peer(
         Peers::Any => "any address".into(),
         Peers::Of(peers) => {
             let found = peers.iter().find(|peer| peer_matches(context.cluster_state, policy, peer, remote));
-            let in_manifest =
-                found.map(|found| context.offline.and_then(|offline| offline.written(found, peers)).unwrap_or(found));
+            let in_manifest = found
+                .map(|found| context.offline.and_then(|offline| offline.block_in_input(found, peers)).unwrap_or(found));
             in_manifest.map_or_else(String::new, |in_manifest| peer(policy, in_manifest))
         }
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Serialize, Serializer};
 
 use super::{ExplainContext, Side, Verdict, explain_end, is_unknown};
-use crate::cluster_state::Owner;
+use crate::cluster_state::FrontendOwner;
 use crate::model::{PodKey, Protocol};
 use crate::reference::{BackendConnection, Connection};
 
@@ -56,9 +56,9 @@ pub(super) fn explain_frontend(
 ) -> Option<FrontendVerdict> {
     let cluster_state = context.cluster_state;
     let frontend = cluster_state.frontend_at(connection.destination, protocol.number(), port)?;
-    let name = |owner: &Owner| match owner {
-        Owner::Service(key) => format!("service/{key}"),
-        Owner::HostPort(key) => format!("hostPort of {key}"),
+    let name = |owner: &FrontendOwner| match owner {
+        FrontendOwner::Service(key) => format!("service/{key}"),
+        FrontendOwner::HostPort(key) => format!("hostPort of {key}"),
     };
     let backends: Vec<BackendVerdict> =
         connection.backends.iter().map(|connection| explain_backend(context, connection)).collect();

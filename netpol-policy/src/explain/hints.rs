@@ -387,7 +387,7 @@ fn invalid_parts(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> V
 /// not isolate the pod. Returns `None` if the part does not affect this direction.
 fn correction(policy: &Policy, direction: Direction, diagnostic: &Diagnostic) -> Option<Fix> {
     let field = diagnostic.field.as_str();
-    if let Some((index, part)) = fix::rule_of(field, direction) {
+    if let Some((index, part)) = fix::rule_index_and_path(field, direction) {
         let rule = reference::rules(policy, direction).get(index)?;
         let (peers, ports) = match part {
             part if part.starts_with(".from") || part.starts_with(".to") => (Peers::Any, rule.ports.clone()),

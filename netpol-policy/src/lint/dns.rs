@@ -18,24 +18,25 @@ use crate::reference::Packet;
 const DNS_NAMESPACE: &str = "kube-system";
 const DNS_PORT: u16 = 53;
 
-/// Adds one finding for each policy because of which pods cannot reach the cluster DNS. If several policies isolate
-/// such a pod, only the first one gets the finding.
+/// Finds pods that are isolated for egress and cannot reach the cluster DNS. Adds one finding to each policy that
+/// isolates such pods. If several policies isolate a pod, only the first one gets the finding.
 pub(super) fn check(
     context: &Context<'_>,
     drafts: &mut BTreeMap<PolicyKey, Vec<Draft>>,
     not_checked: &mut Vec<NotChecked>,
 ) {
-    let isolates =
+    let isolates_pods =
         context.policies.iter().any(|view| view.policy.egress.is_some() && !context.selected(view).is_empty());
-    if !isolates {
+    if !isolates_pods {
         return;
     }
     let Some((dns, targets)) = cluster_dns(context.state) else {
+        // Without a known cluster DNS, only checks whether pods have any rule for DNS.
         dns_port::check(context, drafts);
         let reason = format!("no Service with backends at port {DNS_PORT} is known in {DNS_NAMESPACE}");
         return not_checked.push(NotChecked::new(RuleId::DNS_DENIED, reason));
     };
-    for (policy, (pods, missing)) in denied(context, &targets) {
+    for (policy, (pods, denied_targets)) in denied(context, &targets) {
         let names: Vec<String> = pods.iter().map(|pod| pod.key.to_string()).collect();
         let (label, subject) = if pods.len() == 1 { ("pod", "The pod") } else { ("pods", "The pods") };
         let draft = Draft::new(
@@ -44,7 +45,7 @@ pub(super) fn check(
             format!(
                 "No rule allows {label} {} to reach the cluster DNS, Service {dns}, at {}.",
                 shortened_list(&names, "pods"),
-                suggest::ports(&missing)
+                suggest::ports(&denied_targets)
             ),
             format!("{subject} cannot resolve DNS names."),
             added_rule(context.state, policy, &targets),
@@ -60,16 +61,20 @@ pub(super) type Denied<'a> = BTreeMap<&'a PolicyKey, (Vec<&'a Pod>, BTreeSet<Tar
 /// Returns the pods that cannot reach at least one of these targets.
 pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> Denied<'a> {
     let mut denied = Denied::new();
-    let mut missing_of: HashMap<ListId, Vec<&Target>> = HashMap::new();
+    // The targets that the policies of a list do not allow.
+    let mut denied_by_list: HashMap<ListId, Vec<&Target>> = HashMap::new();
+    // All pods of a group have the same labels, so the same policies (`list`) isolate them for egress.
     let groups = context.groups.iter().flat_map(|(name, groups)| groups.iter().zip(context.egress.lists_of(name)));
     for (group, list) in groups.filter(|(group, _)| !group.host_network) {
+        // The policies, read so that they allow the most: unknown addresses match as many blocks as possible.
         let policies = context.egress.at_most(*list);
         let Some(key) = policies.first().map(|policy| &policy.key) else { continue };
-        let missing = missing_of
+        let denied_by_policies = denied_by_list
             .entry(*list)
             .or_insert_with(|| targets.iter().filter(|target| !allowed(context.at_most, policies, target)).collect());
         for pod in &group.pods {
-            let of_pod = missing.iter().filter(|(backend, _)| {
+            // Targets of the pod's address families, except for the pod itself.
+            let of_pod = denied_by_policies.iter().filter(|(backend, _)| {
                 let has_family = pod.addresses.iter().any(|address| address.is_ipv4() == backend.address.is_ipv4());
                 has_family && !pod.addresses.contains(&backend.address)
             });
@@ -109,16 +114,16 @@ impl DnsQuery {
         if packet.direction == Direction::Ingress || ![protocol::UDP, protocol::TCP].contains(&packet.protocol) {
             return None;
         }
-        let to = Backend { address: packet.remote, port: packet.port };
-        let is_frontend = |service: &ServiceKey| {
+        let destination = Backend { address: packet.remote, port: packet.port };
+        let is_frontend_of = |service: &ServiceKey| {
             let service = cluster_state.services.get(service);
             let mut frontends = service.into_iter().flat_map(Service::frontends);
-            let at =
-                Frontend { address: FrontendAddress::Address(to.address), port: to.port, protocol: packet.protocol };
-            frontends.any(|(frontend, _)| frontend == at)
+            let (address, port) = (FrontendAddress::Address(destination.address), destination.port);
+            let wanted = Frontend { address, port, protocol: packet.protocol };
+            frontends.any(|(frontend, _)| frontend == wanted)
         };
         let is_for_cluster_dns = |(service, targets): &(ServiceKey, BTreeSet<Target>)| {
-            targets.iter().any(|(backend, _)| *backend == to) || is_frontend(service)
+            targets.iter().any(|(backend, _)| *backend == destination) || is_frontend_of(service)
         };
         let cluster_dns = cluster_dns(cluster_state).filter(is_for_cluster_dns);
         (packet.port == DNS_PORT || cluster_dns.is_some()).then_some(Self { cluster_dns })

@@ -24,7 +24,7 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
                 let has_ports = rule["ports"].as_array().is_some_and(|ports| !ports.is_empty());
                 let draft = |fix: DraftFix| {
                     Draft::new(
-                        RuleId::OPEN_TO_EVERYONE,
+                        RuleId::EMPTY_PEER_LIST,
                         field.to_string(),
                         format!("`{list}` is {}.", if is_null { "null" } else { "an empty list" }),
                         "It allows every address, inside and outside the cluster, as if it were missing.",

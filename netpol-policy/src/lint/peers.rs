@@ -64,12 +64,12 @@ fn check_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec
     if let Some(selector) = namespaces.as_ref().filter(|selector| !context.selects_a_namespace(selector)) {
         if context.has_namespaces {
             if let Some(reason) = not_in_input(context, selector) {
-                not_checked.push(NotChecked::new(RuleId::NO_SUCH_NAMESPACE_LABEL, reason));
+                not_checked.push(NotChecked::new(RuleId::NAMESPACE_SELECTOR_MATCHES_NOTHING, reason));
                 return None;
             }
             return Some(no_namespace(context, place, selector));
         }
-        not_checked.push(NotChecked::new(RuleId::NO_SUCH_NAMESPACE_LABEL, "the input has no Namespace"));
+        not_checked.push(NotChecked::new(RuleId::NAMESPACE_SELECTOR_MATCHES_NOTHING, "the input has no Namespace"));
         return None;
     }
     // A group has the pods of a namespace with the same labels.
@@ -134,7 +134,7 @@ fn closest_namespace<'c>(context: &'c Context<'_>, name: &str) -> Option<&'c str
 fn no_namespace(context: &Context<'_>, place: PeerPlace<'_>, selector: &Selector) -> Draft {
     let field = format!("{}.namespaceSelector", place.path());
     Draft::new(
-        RuleId::NO_SUCH_NAMESPACE_LABEL,
+        RuleId::NAMESPACE_SELECTOR_MATCHES_NOTHING,
         field.clone(),
         format!("namespaceSelector {} selects no namespace.", describe::labels(selector)),
         "The peer matches no pod.",

@@ -57,8 +57,8 @@ rules! {
     MISSING_NAMESPACE = 11, "missing-namespace", Warning, "A policy is in a namespace that does not exist.";
     PEER_MATCHES_NO_POD = 20, "peer-matches-no-pod", Warning, "The selectors of a peer match no pod.";
     HOST_NETWORK_PEER = 21, "host-network-peer", Warning, "A peer selects only host-network pods, which are not peers.";
-    NO_SUCH_NAMESPACE_LABEL = 22, "namespace-selector-matches-nothing", Warning, "A namespaceSelector matches no namespace.";
-    OPEN_TO_EVERYONE = 23, "empty-peer-list", Warning, "An empty `from` or `to` allows every address.";
+    NAMESPACE_SELECTOR_MATCHES_NOTHING = 22, "namespace-selector-matches-nothing", Warning, "A namespaceSelector matches no namespace.";
+    EMPTY_PEER_LIST = 23, "empty-peer-list", Warning, "An empty `from` or `to` allows every address.";
     SPLIT_PEER = 24, "split-peer", Warning, "Two peers were probably intended to be one.";
     JOINED_PEER = 25, "joined-peer", Warning, "One peer was probably intended to be two.";
     UNKNOWN_PORT_NAME = 30, "unknown-port-name", Warning, "No pod has a port with this name.";

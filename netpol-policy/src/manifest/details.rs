@@ -27,12 +27,12 @@ pub struct Details {
     /// Service accounts with `automountServiceAccountToken: false`.
     pub without_token: BTreeSet<(NamespaceName, Arc<str>)>,
     /// Labels in custom resources.
-    pub templates: Vec<Template>,
+    pub templates: Vec<CustomResourceLabels>,
 }
 
 /// Labels in a custom resource. A controller may create pods with these labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template {
+pub struct CustomResourceLabels {
     /// The namespace of the object.
     pub namespace: NamespaceName,
     /// `kind` of the object.

@@ -28,7 +28,7 @@ use serde::Serialize;
 pub(crate) use all_files::beyond_pod_limit;
 pub use all_files::report;
 pub(crate) use details::value_of;
-pub use details::{Details, FileText, IGNORE_ANNOTATION, PodDetails, PolicySource, Template};
+pub use details::{CustomResourceLabels, Details, FileText, IGNORE_ANNOTATION, PodDetails, PolicySource};
 pub(crate) use path::{FieldPath, Step};
 pub(crate) use tree::Lines;
 
@@ -45,7 +45,7 @@ pub struct Parsed {
     /// Diagnostics of a policy are in [`crate::model::Policy::diagnostics`], too, but without line numbers.
     pub errors: Vec<ManifestError>,
     /// Number of documents and objects that have no effect because of errors.
-    pub left_out: usize,
+    pub invalid_documents: usize,
     /// Objects of kinds that netpol does not use.
     pub ignored: Vec<Ignored>,
     /// Policies of kinds that netpol does not evaluate; not in `ignored`.
@@ -222,11 +222,20 @@ fn parse_with(mut reader: object::ObjectReader, text: &str) -> Parsed {
 impl Parsed {
     /// Adds the content of another file.
     pub fn extend(&mut self, other: Self) {
-        let Self { objects, errors, left_out, ignored, unevaluated, workloads, controllers, details, skipped: _ } =
-            other;
+        let Self {
+            objects,
+            errors,
+            invalid_documents,
+            ignored,
+            unevaluated,
+            workloads,
+            controllers,
+            details,
+            skipped: _,
+        } = other;
         self.objects.extend(objects);
         self.errors.extend(errors);
-        self.left_out += left_out;
+        self.invalid_documents += invalid_documents;
         self.ignored.extend(ignored);
         self.unevaluated.extend(unevaluated);
         self.workloads.extend(workloads);

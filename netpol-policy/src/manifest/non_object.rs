@@ -58,8 +58,8 @@ mod tests {
 
     /// Returns why the file is skipped, the number of invalid documents, and the number of errors.
     fn result_of(text: &str) -> (Option<SkipReason>, usize, usize) {
-        let Parsed { skipped, left_out, errors, .. } = parse(text, "f");
-        (skipped, left_out, errors.len())
+        let Parsed { skipped, invalid_documents, errors, .. } = parse(text, "f");
+        (skipped, invalid_documents, errors.len())
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl ObjectReader {
             return self.add_non_object(error.line, format!("document {} {}", self.document, error.message));
         }
         self.mark_kubernetes();
-        self.parsed.left_out += 1;
+        self.parsed.invalid_documents += 1;
         let message = format!("document {} {}; the document is ignored", self.document, error.message);
         self.report_outside_objects((RuleId::INVALID_DOCUMENT, Severity::Error), error.line, &message);
     }
@@ -135,7 +135,7 @@ impl ObjectReader {
     }
 
     fn report_non_object(&mut self, NonObject { document, line, message }: &NonObject) {
-        self.parsed.left_out += 1;
+        self.parsed.invalid_documents += 1;
         self.diagnostics.add((RuleId::INVALID_DOCUMENT, Severity::Error), *document, None, message, || (*line, None));
     }
 
@@ -143,7 +143,7 @@ impl ObjectReader {
     pub(super) fn report_faults(&mut self, faults: &[Fault]) {
         for fault in faults {
             if fault.severity == Severity::Error {
-                self.parsed.left_out += 1;
+                self.parsed.invalid_documents += 1;
             }
             self.report_outside_objects((RuleId::INVALID_DOCUMENT, fault.severity), fault.line, fault.message);
         }
@@ -252,7 +252,7 @@ impl ObjectReader {
         };
         let scope = PolicyScope::of(unevaluated, value);
         let name = qualified_name(value.get("metadata"), scope.is_cluster_scoped());
-        let content = crate::model::content_of(value);
+        let content = crate::model::content_hash(value);
         self.parsed.unevaluated.push(Unevaluated { file, line, api_version, kind, name, scope, content });
     }
 
@@ -411,7 +411,7 @@ impl ObjectReader {
 
     /// Reports an object that is ignored because of an error.
     fn report_ignored(&mut self, location: &ObjectLocation<'_>, path: &FieldPath, message: &str) {
-        self.parsed.left_out += 1;
+        self.parsed.invalid_documents += 1;
         self.error(location, path, message);
     }
 

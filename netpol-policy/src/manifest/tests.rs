@@ -334,7 +334,7 @@ spec:
 #[test]
 fn many_invalid_documents_are_summarized() {
     let parsed = parse(&"---\nkind: [\n".repeat(100_000), "f");
-    assert_eq!((parsed.objects.len(), parsed.left_out), (0, 100_000));
+    assert_eq!((parsed.objects.len(), parsed.invalid_documents), (0, 100_000));
     // Ten errors are listed. The last one is a summary of the others.
     assert_eq!(parsed.errors.len(), 11, "{:?}", parsed.errors);
     let last = parsed.errors.last().expect("a summary");
@@ -370,7 +370,7 @@ fn an_object_larger_than_the_api_server_limit_is_ignored() {
     let big =
         format!("{{apiVersion: v1, kind: Pod, metadata: {{name: big, annotations: {{a: {}}}}}}}", "x".repeat(3 << 20));
     let parsed = parse(&format!("{big}\n---\n{{apiVersion: v1, kind: Node, metadata: {{name: n1}}}}"), "f");
-    assert_eq!((parsed.objects.len(), parsed.left_out), (1, 1));
+    assert_eq!((parsed.objects.len(), parsed.invalid_documents), (1, 1));
     let expected =
         "f:1: error: Pod default/big: is larger than 3 MiB, the limit of the API server; the object is ignored";
     assert_eq!(parsed.errors[0].to_string(), expected);

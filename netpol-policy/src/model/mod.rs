@@ -36,7 +36,7 @@ pub use service::{
 };
 pub use timestamp::Timestamp;
 pub use uid::{MIRROR_ANNOTATION, Uid};
-pub use unevaluated::{PolicyScope, UnevaluatedKind, content_of};
+pub use unevaluated::{PolicyScope, UnevaluatedKind, content_hash};
 pub use workload::{MAX_ALL_ORDINALS, MAX_ORDINALS, Workload, WorkloadKey, WorkloadKind};
 
 /// An object of the cluster state, of any kind.

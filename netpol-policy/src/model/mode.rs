@@ -57,14 +57,9 @@ pub struct NamespaceModes {
 
 impl NamespaceModes {
     /// Returns whether these annotations and `other` have the same effect on enforcement. The reason is ignored.
-    pub fn is_same_as(&self, other: &Self) -> bool {
+    pub fn has_same_effect_as(&self, other: &Self) -> bool {
         let effective = |modes: &Self| (modes.mode, modes.suspended_until, modes.cluster_suspended_until);
         effective(self) == effective(other)
-    }
-
-    /// Returns whether there is an annotation with the end of a suspension, even if this end has passed.
-    pub const fn has_end(&self) -> bool {
-        self.suspended_until.is_some() || self.cluster_suspended_until.is_some()
     }
 }
 
@@ -83,7 +78,7 @@ pub struct Suspension {
 
 impl Suspension {
     /// Returns whether this suspension and `other` come from the same annotation. The end and the reason may differ.
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub fn is_from_same_annotation(&self, other: &Self) -> bool {
         (&self.namespace, self.cluster) == (&other.namespace, other.cluster)
     }
 }

@@ -122,7 +122,7 @@ impl PolicyScope {
 
 /// Returns a hash of all fields of a policy except `metadata` and `status`. The hash can be compared only within one
 /// process.
-pub fn content_of(object: &Value) -> u64 {
+pub fn content_hash(object: &Value) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (key, value) in object.as_object().into_iter().flatten() {
         if key != "metadata" && key != "status" {

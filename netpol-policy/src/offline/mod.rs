@@ -131,7 +131,7 @@ impl OfflineCluster {
 
     /// Returns the policies that netpol does not evaluate and that may change the verdict on a packet. `evaluation`:
     /// the verdict by the policies that netpol evaluates.
-    pub fn may_change(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<&Unevaluated> {
+    pub fn unevaluated_for_packet(&self, packet: &Packet, evaluation: &Evaluation) -> Vec<&Unevaluated> {
         let Some(pod) = self.state.pods.get(&packet.pod) else { return Vec::new() };
         if self.unevaluated.is_empty() || evaluation.reason == Reason::Hairpin {
             return Vec::new();
@@ -145,7 +145,7 @@ impl OfflineCluster {
 
     /// Returns the policies that netpol does not evaluate and that may change verdicts on a pod, as indices of
     /// [`OfflineCluster::unevaluated`].
-    pub fn may_change_pod(&self, pod: &Pod, direction: Direction) -> Vec<usize> {
+    pub fn unevaluated_for_pod(&self, pod: &Pod, direction: Direction) -> Vec<usize> {
         if self.unevaluated.is_empty() {
             return Vec::new();
         }
@@ -164,7 +164,7 @@ impl OfflineCluster {
         if pod.addresses.contains(&remote) {
             return [PortSet::all(), PortSet::all()];
         }
-        if !self.may_change_pod(pod, direction).is_empty() {
+        if !self.unevaluated_for_pod(pod, direction).is_empty() {
             return [PortSet::default(), PortSet::all()];
         }
         let allowed = ports::allowed(&self.state, pod, direction, remote);
@@ -187,7 +187,8 @@ impl OfflineCluster {
     /// Returns whether the verdict on a packet is unknown. `at_most`: the result of
     /// [`OfflineCluster::evaluate_at_most`].
     pub fn is_unknown(&self, packet: &Packet, evaluation: &Evaluation, at_most: Option<&Evaluation>) -> bool {
-        at_most.is_some_and(|at_most| at_most.reason.allows()) || !self.may_change(packet, evaluation).is_empty()
+        at_most.is_some_and(|at_most| at_most.reason.allows())
+            || !self.unevaluated_for_packet(packet, evaluation).is_empty()
     }
 
     /// Returns why the verdict on a packet is unknown, one sentence for each cause. Empty if the verdict is known. With
@@ -199,7 +200,7 @@ impl OfflineCluster {
         if !self.is_unknown(packet, evaluation, at_most.as_ref()) {
             return causes;
         }
-        let policies = self.may_change(packet, evaluation);
+        let policies = self.unevaluated_for_packet(packet, evaluation);
         if !policies.is_empty() {
             let names = policies.iter().map(|policy| format!("{} {}", policy.kind, policy.name));
             let mut names: Vec<String> = names.take(POLICIES_SHOWN).collect();
@@ -223,7 +224,7 @@ impl OfflineCluster {
     /// If an `ipBlock` of a rule contains all possible pod addresses, [`OfflineCluster::new`] adds a block with all
     /// placeholders to the peers of this rule (`peers`). So this returns the first of `peers` that contains all
     /// possible pod addresses.
-    pub(crate) fn written<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
+    pub(crate) fn block_in_input<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
         let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
         let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;
         peers.iter().find(|peer| {

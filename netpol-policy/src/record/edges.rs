@@ -138,7 +138,7 @@ impl Edges {
         };
         let EdgePeer::Group(group) = resolver.peer(own)? else { return Ok(()) };
         let is_local_node = other.pod.is_none() && other.node.as_ref() == Some(&observation.node);
-        if observation.independent || is_local_node && !observation.masqueraded {
+        if observation.independent_of_rules || is_local_node && !observation.masqueraded {
             *self.local.entry(group).or_default() += count.flows;
             return Ok(());
         }

@@ -53,7 +53,7 @@ pub struct Observation {
     pub masqueraded: bool,
     /// Whether the flow is independent of rules: it is allowed without a rule, such as hairpin traffic and traffic with
     /// the local node.
-    pub independent: bool,
+    pub independent_of_rules: bool,
     /// Whether the other end's policies deny the flow.
     pub denied_elsewhere: bool,
 }

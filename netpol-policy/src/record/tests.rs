@@ -78,7 +78,7 @@ fn flow(line: &str) -> Observation {
         protocol,
         port: port.parse().ok(),
         masqueraded: false,
-        independent: false,
+        independent_of_rules: false,
         denied_elsewhere: false,
     }
 }
@@ -302,7 +302,10 @@ fn traffic_of_a_node_needs_a_rule_if_it_is_masqueraded_or_from_another_node() {
     assert_eq!(rules_of(flow(&local.replace("n1@", "n2@"))), 1);
     assert_eq!(rules_of(flow("< kube-system/proxy@192.0.2.2 shop/web-0@10.1.0.1 80/TCP")), 1);
     // `independent`: the agent reports that the flow is allowed without a rule.
-    assert_eq!(rules_of(Observation { independent: true, ..flow("< 192.0.2.9 shop/web-0@10.1.0.1 80/TCP") }), 0);
+    assert_eq!(
+        rules_of(Observation { independent_of_rules: true, ..flow("< 192.0.2.9 shop/web-0@10.1.0.1 80/TCP") }),
+        0
+    );
 }
 
 #[test]

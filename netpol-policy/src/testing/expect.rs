@@ -36,7 +36,7 @@ fn with_shared_entries(
     rule_set_of: impl Fn(&PodKey) -> Option<RuleSetId>,
 ) -> (Reason, bool) {
     let has_same_rules = |pod: &Pod| pod.key != packet.pod && rule_set_of(&pod.key) == rule_set_of(&packet.pod);
-    if evaluation.reason != Reason::NoAllowedBackend || !is_among_backends(cluster_state, packet, has_same_rules) {
+    if evaluation.reason != Reason::NoAllowedBackend || !has_local_backend(cluster_state, packet, has_same_rules) {
         (evaluation.reason, evaluation.recheck)
     } else if packet.post_dnat {
         // The packet leaves the node for a frontend, so another node selects the backend (docs/semantics.md, item 22).
@@ -47,7 +47,7 @@ fn with_shared_entries(
 }
 
 /// Returns whether a packet goes to a Service that has a backend on this node for which `accepts` returns true.
-pub fn is_among_backends(cluster_state: &ClusterState, packet: &Packet, accepts: impl Fn(&Pod) -> bool) -> bool {
+pub fn has_local_backend(cluster_state: &ClusterState, packet: &Packet, accepts: impl Fn(&Pod) -> bool) -> bool {
     let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
     let Some(frontend) = frontend.filter(|_| packet.direction == Direction::Egress) else { return false };
     let backends = cluster_state.backends(&frontend);

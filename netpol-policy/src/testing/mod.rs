@@ -10,7 +10,7 @@ mod probe;
 mod services;
 
 pub use cluster::{cluster, local_node};
-pub use expect::{expected, expected_shadow, is_among_backends};
+pub use expect::{expected, expected_shadow, has_local_backend};
 pub use generate::{event, object, pod, policy, service, slice};
 pub use probe::{Probe, evaluate_in, probes};
 pub use services::cluster_with_services;

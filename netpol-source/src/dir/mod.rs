@@ -265,7 +265,7 @@ fn parse_file(text: &str, path: &Path) -> FileContent {
         errors.push(format!("{}: the file has no Kubernetes object; skipped", path.display()));
     }
     // If a file that had objects now has none, this is probably a mistake. So its previous objects stay.
-    let incomplete = parsed.left_out > 0 || parsed.skipped.is_some();
+    let incomplete = parsed.invalid_documents > 0 || parsed.skipped.is_some();
     FileContent { objects, errors, incomplete }
 }
 

@@ -273,8 +273,8 @@ impl Gatherer {
     }
 
     /// Returns the known objects of a resource that have this version or an older one.
-    pub(super) fn older(&self, resource: Resource, version: u64) -> impl Iterator<Item = &ObjectKey> {
-        self.resources.get(&resource).into_iter().flat_map(move |state| state.store.older(version))
+    pub(super) fn up_to_version(&self, resource: Resource, version: u64) -> impl Iterator<Item = &ObjectKey> {
+        self.resources.get(&resource).into_iter().flat_map(move |state| state.store.up_to_version(version))
     }
 
     /// Returns whether a resource is in sync, and the number of its known objects.

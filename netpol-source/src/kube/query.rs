@@ -177,7 +177,7 @@ impl ListedVersions {
     /// Returns what to wait for: all listed objects, and the deletion of known objects that are not listed. Known
     /// objects that are newer than the list are ignored.
     fn requirements(self, resource: Resource, gatherer: &Gatherer) -> Vec<(Resource, ObjectKey, Option<u64>)> {
-        let known = gatherer.older(resource, self.version);
+        let known = gatherer.up_to_version(resource, self.version);
         let gone: Vec<_> = known.filter(|key| !self.versions.contains_key(*key)).cloned().collect();
         let existing = self.versions.into_iter().map(|(key, version)| (resource, key, Some(version)));
         existing.chain(gone.into_iter().map(|key| (resource, key, None))).collect()

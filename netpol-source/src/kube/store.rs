@@ -151,7 +151,7 @@ impl Store {
     }
 
     /// Returns the objects that have this resource version or an older one.
-    pub(super) fn older(&self, version: u64) -> impl Iterator<Item = &ObjectKey> {
+    pub(super) fn up_to_version(&self, version: u64) -> impl Iterator<Item = &ObjectKey> {
         self.known.iter().filter(move |(_, known)| known.version <= version).map(|(key, _)| key)
     }
 

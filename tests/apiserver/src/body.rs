@@ -1,4 +1,4 @@
-//! Response bodies: complete, or streamed in parts.
+//! Response bodies of the fake API server: complete, or streamed in parts. The parts of a watch are its events.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,8 @@ use crate::shared::Shared;
 /// Maximum number of parts that wait for the socket.
 const MAX_PENDING_PARTS: usize = 32;
 
-/// Bytes of a body, and the version of the watch event that they contain. The version is `None` for other bytes.
+/// Bytes of a body, and the resource version of the watch event that they contain. The version is `None` for bytes that
+/// are not a watch event.
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) bytes: Vec<u8>,
@@ -24,7 +25,9 @@ pub(crate) struct Part {
 /// A response body.
 #[derive(Debug)]
 pub(crate) enum Body {
+    /// The whole body; `None` after it was passed to the socket.
     Whole(Option<Bytes>),
+    /// Parts, which a [`Writer`] writes.
     Parts { parts: mpsc::Receiver<io::Result<Part>>, shared: Arc<Shared> },
 }
 
@@ -53,7 +56,7 @@ impl Writer {
     }
 
     /// Aborts the connection after the written parts were sent.
-    pub(crate) async fn cut_in_the_middle(self) {
+    pub(crate) async fn abort(self) {
         // An immediate error would make hyper discard data that is not sent yet.
         tokio::time::sleep(Duration::from_millis(30)).await;
         let _ = self.0.send(Err(io::ErrorKind::ConnectionAborted.into())).await;
@@ -75,6 +78,7 @@ impl hyper::body::Body for Body {
             Self::Parts { parts, shared } => parts.poll_recv(context).map(|part| {
                 part.map(|part| {
                     part.map(|Part { bytes, version }| {
+                        // Tests read the time at which an event was first passed to a socket.
                         if let Some(version) = version {
                             shared.lock().sent.entry(version).or_insert_with(Instant::now);
                         }

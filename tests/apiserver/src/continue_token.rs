@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
-/// A position in a list. Lists are sorted by key (`namespace/name`).
+/// A position in a list. Lists are sorted by key: `namespace/name`, or `name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ContinueToken {
     /// The resource version of the list. `None`: the next page has the current objects.

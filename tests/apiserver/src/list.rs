@@ -118,7 +118,7 @@ fn list_head(resource: Resource, form: Form, metadata: &str) -> String {
 impl Listing {
     async fn send(self, shared: &Shared, writer: Writer, cut_in_the_middle: bool) {
         if self.send_to(shared, &writer, cut_in_the_middle).await.is_ok() && cut_in_the_middle {
-            writer.cut_in_the_middle().await;
+            writer.abort().await;
         }
     }
 

@@ -166,7 +166,7 @@ impl Watch {
         };
         match end {
             WatchEnd::Normal => {}
-            WatchEnd::Aborted => writer.cut_in_the_middle().await,
+            WatchEnd::Aborted => writer.abort().await,
             WatchEnd::Silent => writer.disconnected().await,
         }
     }

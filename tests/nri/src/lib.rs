@@ -48,5 +48,5 @@ pub use messages::{
     ConfigureRequest, ConfigureResponse, Container, Empty, LinuxNamespace, LinuxPodSandbox, PodSandbox,
     PodSandboxRequest, RegisterPluginRequest, StateChangeEvent, SynchronizeRequest, SynchronizeResponse, event,
 };
-pub use plugin::{CallError, Plugin, Registration};
+pub use plugin::{CallError, Plugin, RegistrationResponse};
 pub use server::{Events, NriServer, Options, Start, Timeout};

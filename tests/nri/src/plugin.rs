@@ -24,7 +24,7 @@ const UNKNOWN: i32 = 2;
 
 /// The runtime's response to a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Registration {
+pub enum RegistrationResponse {
     /// Success, if name and index are valid.
     Accept,
     /// An error with this message.
@@ -89,7 +89,7 @@ impl Plugin {
     ///
     /// # Errors
     /// If accepting fails, or no thread can be started.
-    pub fn accept(listener: &UnixListener, registration_response: Registration) -> io::Result<Self> {
+    pub fn accept(listener: &UnixListener, registration_response: RegistrationResponse) -> io::Result<Self> {
         let (socket, _) = listener.accept()?;
         let shared = Arc::new(Shared { callers: Mutex::new(Some(HashMap::new())), ..Shared::default() });
         let (registered, registration) = channel();
@@ -233,7 +233,7 @@ impl Shared {
 /// Handles a message on the connection on which the runtime is the server.
 fn serve_runtime(
     message: &Message,
-    registration_response: &Registration,
+    registration_response: &RegistrationResponse,
     registered: &Sender<RegisterPluginRequest>,
     writer: &Mutex<Writer>,
 ) -> io::Result<()> {
@@ -249,10 +249,10 @@ fn serve_runtime(
             let index = plugin.plugin_idx.as_bytes();
             let is_valid = !plugin.plugin_name.is_empty() && index.len() == 2 && index.iter().all(u8::is_ascii_digit);
             match registration_response {
-                Registration::Ignore => return Ok(()),
-                Registration::Refuse(reason) => error(UNKNOWN, reason),
-                Registration::Accept if !is_valid => error(UNKNOWN, "invalid plugin name or index"),
-                Registration::Accept => {
+                RegistrationResponse::Ignore => return Ok(()),
+                RegistrationResponse::Refuse(reason) => error(UNKNOWN, reason),
+                RegistrationResponse::Accept if !is_valid => error(UNKNOWN, "invalid plugin name or index"),
+                RegistrationResponse::Accept => {
                     // As in containerd, the next call of the runtime can be written before this response: the runtime
                     // receives the registration first.
                     let _ = registered.send(plugin);

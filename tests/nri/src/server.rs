@@ -1,4 +1,5 @@
-//! A fake runtime: it accepts plugins, and sends them the events of pods.
+//! A fake container runtime: it accepts the connections of NRI plugins, and sends them the events of pods, such as the
+//! start of a sandbox.
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,7 +15,7 @@ use crate::messages::{
     ConfigureRequest, ConfigureResponse, Container, CreateContainerRequest, Empty, PodSandbox, PodSandboxRequest,
     StateChangeEvent, SynchronizeRequest, SynchronizeResponse, event,
 };
-use crate::plugin::{CallError, Plugin, Registration, lock};
+use crate::plugin::{CallError, Plugin, RegistrationResponse, lock};
 
 /// How the runtime sends a pod's events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Default for Options {
         Self {
             name: "containerd".to_owned(),
             version: "v2.2.0".to_owned(),
-            // pkg/api/timeouts.go
+            // NRI's defaults: pkg/api/timeouts.go of <https://github.com/containerd/nri>.
             registration_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(2),
             events: Events::default(),
@@ -95,13 +96,16 @@ struct Shared {
     options: Options,
     /// Held during each event and each synchronization: containerd has one lock for both.
     state: Mutex<State>,
+    /// Notified when a plugin is ready: registered, configured and synchronized.
     connected: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    // Running sandboxes and containers. A new plugin receives them (synchronization).
     sandboxes: Vec<PodSandbox>,
     containers: Vec<Container>,
+    /// The plugins that receive events, sorted by index.
     plugins: Vec<Connected>,
     /// Plugins that failed to synchronize. NRI keeps their connections and never calls them.
     failed: Vec<Plugin>,
@@ -133,7 +137,7 @@ impl NriServer {
         let (server_shared, stop_requested) = (shared.clone(), stop.clone());
         let thread = thread::Builder::new().name("nri-server".to_owned()).spawn(move || {
             // One plugin at a time, as NRI does.
-            while let Ok(plugin) = Plugin::accept(&listener, Registration::Accept) {
+            while let Ok(plugin) = Plugin::accept(&listener, RegistrationResponse::Accept) {
                 if stop_requested.load(Ordering::Acquire) {
                     return;
                 }
@@ -193,7 +197,7 @@ impl NriServer {
             Container { id: format!("{}-{name}", pod.id), pod_sandbox_id: pod.id.clone(), name: name.to_owned() };
         let start = match self.shared.relay(&mut state, event::CREATE_CONTAINER, pod, Some(&container)) {
             Err(reason) => return Start::Refused(reason),
-            // Validators are called after the plugins.
+            // In NRI, the validator that checks for required plugins is called after the plugins.
             Ok(_) if missing.is_some() => {
                 let plugin = missing.unwrap_or_default();
                 return Start::Refused(format!("validation error: required plugin {plugin:?} not present"));
@@ -246,7 +250,7 @@ impl NriServer {
 impl Drop for NriServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // Ends `accept`.
+        // The thread waits for a connection in `Plugin::accept`; this one wakes it.
         let _ = UnixStream::connect(&self.socket);
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was already printed.
@@ -263,6 +267,7 @@ impl Connected {
 }
 
 impl Shared {
+    /// Configures and synchronizes a plugin. If this fails, stores the failure.
     fn accept(&self, plugin: Plugin) {
         let configured = self.configure(plugin);
         let mut state = lock(&self.state);
@@ -300,6 +305,7 @@ impl Shared {
         };
         let response: ConfigureResponse =
             plugin.call("Configure", &request, *request_timeout).map_err(|error| format!("Configure: {error}"))?;
+        // The mask of all events. Event `n` has the bit `n - 1`.
         let all = (1 << (event::LAST - 1)) - 1;
         if response.events & !all != 0 {
             return Err(format!("invalid plugin events: {:#x}", response.events));
@@ -330,6 +336,7 @@ impl Shared {
                 Ok(response) if response.more => rest = others,
                 Ok(_) => {
                     plugin.close();
+                    // Code 2 is gRPC's UNKNOWN.
                     let message = "plugin does not handle split sync requests".to_owned();
                     return Err(CallError::Status { code: 2, message });
                 }

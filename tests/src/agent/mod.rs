@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 pub use denied::Denied;
 pub use executable::{agent as binary, netpol, netpol_cni, with_deployed_capabilities};
 pub use options::AgentOptions;
-pub use upstream::{SOURCE, as_deployed};
+pub use upstream::{SOURCE, options_with_deployed_role};
 
 use crate::cleanup::{BPFFS, PathGuard, register_process, temporary_root, unique, unregister_process};
 use crate::cluster::{Cluster, node_name};

@@ -21,7 +21,7 @@ const ROLE: &str = include_str!("../../../deploy/base/rbac.yaml");
 ///
 /// # Errors
 /// Returns an error if the role is missing or invalid.
-pub fn as_deployed() -> Result<Options> {
+pub fn options_with_deployed_role() -> Result<Options> {
     let rules = Rules::from_yaml(ROLE).context("parsing deploy/base/rbac.yaml")?;
     Ok(Options { rules, ..Options::default() })
 }
@@ -30,7 +30,7 @@ pub fn as_deployed() -> Result<Options> {
 pub(super) fn options_from_environment() -> Result<Option<Options>> {
     match env::var(SOURCE).as_deref() {
         Err(VarError::NotPresent) | Ok("dir") => Ok(None),
-        Ok("kube") => as_deployed().map(Some),
+        Ok("kube") => options_with_deployed_role().map(Some),
         other => bail!("{SOURCE} is {other:?}: set it to dir or kube"),
     }
 }

@@ -160,7 +160,7 @@ impl ClusterBuilder {
             hosts,
             specs: BTreeMap::new(),
             next_number: 10,
-            next_link: 0,
+            last_link_number: 0,
             plugin: Plugin::of(self.topology, self.families),
             servers,
             manifests,

@@ -47,7 +47,7 @@ pub struct Cluster {
     /// The first number to try for the next pod, see [`Self::free_number`].
     next_number: u8,
     /// How many veths were created for pods. It makes the name of each veth unique.
-    next_link: u32,
+    last_link_number: u32,
     /// The CNI plugin that connects pods, if the topology uses one.
     plugin: Option<Plugin>,
     servers: Servers,
@@ -155,8 +155,8 @@ impl Cluster {
             if self.plugin.is_none() && spec.number.is_none() {
                 spec.number = Some(self.free_number(&requested)?);
             }
-            self.next_link += 1;
-            links.push(self.next_link);
+            self.last_link_number += 1;
+            links.push(self.last_link_number);
         }
         let cluster = &*self;
         let connected: Vec<Result<Host>> = std::thread::scope(|scope| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use netpol_apiserver::{Options, Resource, Verb, WatchFault};
-use netpol_tests::agent::as_deployed;
+use netpol_tests::agent::options_with_deployed_role;
 use netpol_tests::{Agent, AgentOptions, Lab, ProbeResult, Protocol};
 
 use super::{allow_to_server, lab, options, pods, start_background_flows, wait_until};
@@ -63,7 +63,7 @@ fn in_a_pod_the_agent_uses_the_service_account_and_rereads_its_token() -> Result
 
 #[test]
 fn a_missing_permission_is_logged_as_an_rbac_rule_and_the_agent_becomes_ready_when_it_is_granted() -> Result<()> {
-    let granted = as_deployed()?.rules;
+    let granted = options_with_deployed_role()?.rules;
     let rules = granted.clone().without(Resource::NetworkPolicies, None);
     let cluster = pods().build()?;
     cluster.apply("first", &allow_to_server(""))?;
@@ -89,7 +89,7 @@ fn a_missing_permission_is_logged_as_an_rbac_rule_and_the_agent_becomes_ready_wh
 fn verdicts_stay_while_a_permission_is_missing_and_changes_apply_when_it_is_granted_again() -> Result<()> {
     let mut lab = lab(options()?, &[allow_to_server("")])?;
     let flows = start_background_flows(&lab)?;
-    let granted = as_deployed()?.rules;
+    let granted = options_with_deployed_role()?.rules;
     lab.api_server().set_rules(granted.clone().without(Resource::NetworkPolicies, None));
     lab.api_server().end_forbidden_watches();
     lab.set_policies(&[allow_to_server(FROM_OTHER)])?;

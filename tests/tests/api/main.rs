@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use netpol_apiserver::Options;
-use netpol_tests::agent::as_deployed;
+use netpol_tests::agent::options_with_deployed_role;
 use netpol_tests::load::BackgroundFlows;
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, policy};
 
@@ -46,7 +46,7 @@ const PROD_AND_FRIENDS: &str =
 /// Returns options for the API server: the agent has only the rights of the `ClusterRole` in `deploy/`, and watches get
 /// bookmarks often, so that tests do not wait long for them.
 fn options() -> Result<Options> {
-    Ok(Options { bookmark_every: Duration::from_secs(2), ..as_deployed()? })
+    Ok(Options { bookmark_every: Duration::from_secs(2), ..options_with_deployed_role()? })
 }
 
 /// Starts a lab (a cluster and an agent) with all pods and these policies. `options`: the options of the API server.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_apiserver::{Network, Resource};
-use netpol_tests::agent::as_deployed;
+use netpol_tests::agent::options_with_deployed_role;
 use netpol_tests::{ClusterBuilder, Lab, deny_all};
 
 use super::{
@@ -108,7 +108,7 @@ fn changes_are_applied_after_the_network_dropped_everything_for_a_while() -> Res
 /// A restarted API server forbids requests until its authorizer has read all roles.
 #[test]
 fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_new() -> Result<()> {
-    let granted = as_deployed()?.rules;
+    let granted = options_with_deployed_role()?.rules;
     for forbidden in [Resource::NetworkPolicies, Resource::Pods] {
         let mut lab = start()?;
         let load = start_background_flows(&lab)?;

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::operator::{PodMonitor, PrometheusRule};
 use crate::pod;
-use crate::syntax::{is_label_key, is_label_value, is_subdomain};
+use crate::syntax::{is_dns_subdomain, is_label_key, is_label_value};
 
 /// Collects findings about one object, or about a part of it.
 pub(crate) struct Findings<'a> {
@@ -203,7 +203,7 @@ fn parse<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Opt
 fn check_metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mut Vec<String>) -> Findings<'a> {
     let name = metadata.name.as_deref().unwrap_or_default();
     let mut findings = Findings { at: format!("{kind} {name:?}"), all };
-    findings.expect(is_subdomain(name), "the name is not a DNS name");
+    findings.expect(is_dns_subdomain(name), "the name is not a DNS name");
     findings.expect(
         metadata.namespace.is_some() == namespaced,
         "a namespace is missing, or set on a cluster-scoped object",

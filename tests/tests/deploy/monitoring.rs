@@ -21,7 +21,7 @@ fn read(name: &str) -> Result<String> {
 }
 
 /// Runs promtool in deploy/monitoring. Returns an error if promtool fails or prints a warning.
-fn expect_success(arguments: &[&str], input: &str) -> Result<String> {
+fn promtool_succeeds(arguments: &[&str], input: &str) -> Result<String> {
     let output = promtool(&folder(), arguments, input)?;
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success() && stderr.trim().is_empty(), "promtool {arguments:?}: {stdout}{stderr}");
@@ -30,7 +30,7 @@ fn expect_success(arguments: &[&str], input: &str) -> Result<String> {
 
 #[test]
 fn promtool_accepts_the_alerts() -> Result<()> {
-    let output = expect_success(&["check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml"], "")?;
+    let output = promtool_succeeds(&["check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml"], "")?;
     let rules = read("alerts.yaml")?.matches("- alert: ").count();
     ensure!(rules > 20 && output.contains(&format!("{rules} rules found")), "{output}");
     Ok(())
@@ -39,7 +39,7 @@ fn promtool_accepts_the_alerts() -> Result<()> {
 /// Runs promtool's tests of the alerts, which are in alerts.test.yaml.
 #[test]
 fn each_alert_fires_for_its_cause_only() -> Result<()> {
-    expect_success(&["test", "rules", "alerts.test.yaml"], "")?;
+    promtool_succeeds(&["test", "rules", "alerts.test.yaml"], "")?;
     // These tests must be able to fail: if an alert never fires, its test fails.
     let temporary = tempfile::tempdir()?;
     let (alerts, tests) = (read("alerts.yaml")?, read("alerts.test.yaml")?);

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, Probe, SecurityContext, Vol
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::check::Findings;
-use crate::syntax::{is_label, is_label_key, is_label_value, is_subdomain, quantity};
+use crate::syntax::{is_dns_label, is_dns_subdomain, is_label_key, is_label_value, quantity};
 
 const HOST_PATH_TYPES: [&str; 8] =
     ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket", "CharDevice", "BlockDevice"];
@@ -31,7 +31,7 @@ pub(crate) fn check(pod: &PodSpec, findings: &mut Findings<'_>) {
     let dns_policies = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
     findings.one_of("dnsPolicy", pod.dns_policy.as_deref(), &dns_policies);
     for name in pod.priority_class_name.iter().chain(&pod.service_account_name) {
-        findings.expect(is_subdomain(name), format!("{name:?} is not a DNS name"));
+        findings.expect(is_dns_subdomain(name), format!("{name:?} is not a DNS name"));
     }
     for (key, value) in pod.node_selector.iter().flatten() {
         findings.expect(is_label_key(key) && is_label_value(value), format!("nodeSelector {key}: {value}"));
@@ -56,7 +56,7 @@ pub(crate) fn check(pod: &PodSpec, findings: &mut Findings<'_>) {
     let mut names = BTreeSet::new();
     for container in pod.init_containers.iter().flatten().chain(&pod.containers) {
         let mut findings = findings.at(format!("container {:?}", container.name));
-        findings.expect(is_label(&container.name), "the name is not a DNS label");
+        findings.expect(is_dns_label(&container.name), "the name is not a DNS label");
         findings.expect(names.insert(&container.name), "duplicate name");
         check_container(container, volumes, &mut findings);
     }
@@ -71,7 +71,7 @@ fn check_volumes(volumes: &[Volume], findings: &mut Findings<'_>) {
     let mut names = BTreeSet::new();
     for volume in volumes {
         let mut findings = findings.at(format!("volume {:?}", volume.name));
-        findings.expect(is_label(&volume.name), "the name is not a DNS label");
+        findings.expect(is_dns_label(&volume.name), "the name is not a DNS label");
         findings.expect(names.insert(&volume.name), "duplicate name");
         let Some(host) = &volume.host_path else {
             findings.expect(false, "only hostPath is supported by this test");

@@ -1,7 +1,7 @@
 //! Validates names, labels and quantities as Kubernetes does.
 
 /// Returns whether a text is a DNS label (RFC 1123), as used for containers, volumes and namespaces.
-pub(crate) fn is_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     let is_lower_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
     bytes.len() <= 63
@@ -11,8 +11,8 @@ pub(crate) fn is_label(text: &str) -> bool {
 }
 
 /// Returns whether a text is a DNS subdomain: labels separated by dots, as used for most objects.
-pub(crate) fn is_subdomain(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_label)
+pub(crate) fn is_dns_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
 /// Returns whether a text is valid as the value of a Kubernetes label, or as the name in the key of a label (the part
@@ -28,7 +28,7 @@ fn is_label_name(text: &str) -> bool {
 /// Returns whether a text is the key of a Kubernetes label, with or without a prefix.
 pub(crate) fn is_label_key(text: &str) -> bool {
     match text.split_once('/') {
-        Some((prefix, name)) => is_subdomain(prefix) && is_label_name(name),
+        Some((prefix, name)) => is_dns_subdomain(prefix) && is_label_name(name),
         None => is_label_name(text),
     }
 }
@@ -63,11 +63,11 @@ pub(crate) fn quantity(text: &str) -> Option<i128> {
 #[test]
 fn invalid_names_and_label_keys_are_rejected() {
     for good in ["netpol-agent", "a", "0"] {
-        assert!(is_label(good) && is_subdomain(good) && is_label_value(good), "{good}");
+        assert!(is_dns_label(good) && is_dns_subdomain(good) && is_label_value(good), "{good}");
     }
-    assert!(is_subdomain("a.b") && !is_label("a.b"));
+    assert!(is_dns_subdomain("a.b") && !is_dns_label("a.b"));
     for bad in ["", "Netpol", "-a", "a-", "a_b", &"a".repeat(64)] {
-        assert!(!is_label(bad), "{bad}");
+        assert!(!is_dns_label(bad), "{bad}");
     }
     assert!(
         is_label_key("app.kubernetes.io/name") && is_label_key("app") && !is_label_key("a/b/c") && !is_label_key("/a")

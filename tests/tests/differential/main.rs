@@ -25,7 +25,7 @@ use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
 use netpol_policy::reference;
 use netpol_policy::testing::{
-    Probe, evaluate_in, event, expected, is_among_backends, object, pod, policy, probes, service, slice,
+    Probe, evaluate_in, event, expected, has_local_backend, object, pod, policy, probes, service, slice,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -259,7 +259,7 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
         // may pass here, because it is rechecked post-DNAT: see `expected`. Each write can change which pods have the
         // same rules, so any backend on this node counts.
         let is_local_backend =
-            [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &probe.at(pod), |_| true));
+            [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {
             if let Some(write) = first_write {
                 let is_old_or_new = was.allows() == passed || is.allows() == passed || (passed && is_local_backend);

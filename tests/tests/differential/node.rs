@@ -110,7 +110,7 @@ impl Node {
         self.addresses = Vec::new();
         self.interfaces.clear();
         self.sampler.borrow_mut().samples.clear();
-        self.reconciler.interfaces(InterfaceSnapshot::default());
+        self.reconciler.interfaces_read(InterfaceSnapshot::default());
         self.reconciler.apply(vec![Event::Reset(Vec::new())]);
         ensure!(self.tables().is_empty(), "the tables still contain {:#?}", self.tables());
         let remaining: Vec<_> = self.reconciler.pod_endpoints().collect();
@@ -128,7 +128,7 @@ impl Node {
             }
         }
         let interfaces = self.interfaces();
-        self.reconciler.interfaces(interfaces);
+        self.reconciler.interfaces_read(interfaces);
         self.check_maps()
     }
 

@@ -13,7 +13,7 @@ use super::{TestPackets, address_pairs, client_to_server_only, pods};
 
 /// Later fragments get the verdict of the first one.
 #[test]
-fn s19_later_fragments_follow_the_first() -> Result<()> {
+fn s19_later_fragments_get_the_verdict_of_the_first() -> Result<()> {
     let lab = Lab::start(pods(), &client_to_server_only())?;
     let cluster = &lab.cluster;
     // A UDP datagram of 4,000 bytes is sent in fragments.
@@ -134,7 +134,7 @@ fn s19_options_and_extension_headers_do_not_change_verdicts() -> Result<()> {
 }
 
 #[test]
-fn s19_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_reason() -> Result<()> {
+fn s19_vlan_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_a_reason() -> Result<()> {
     let mut lab = Lab::start(pods(), &client_to_server_only())?;
     let cluster = &lab.cluster;
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");

@@ -1,6 +1,7 @@
 //! Tests of flows: what initiates a flow, which replies it allows, and what ends it.
 //!
-//! sNN in the name of a test is an item of docs/semantics.md.
+//! sNN in the name of a test is an item of docs/semantics.md. In the tests, `a` is the addresses of one IP family. The
+//! rules of the pod, `RULES`, allow `a.client` at 80/TCP and 53/UDP, and `a.trusted` at all ports.
 
 use std::time::Duration;
 
@@ -12,6 +13,12 @@ use netpol_common::{Direction, Endpoint, Reason, RuleSetId, Traffic, flow_state,
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, frame};
 use netpol_tests::program::INTERFACE;
+
+/// A rule set that allows nothing: the maps have no entries for it.
+const ALLOWS_NOTHING: RuleSetId = RuleSetId(99);
+/// IP protocol numbers.
+const GRE: u8 = 47;
+const ESP: u8 = 50;
 
 #[test]
 fn rules_decide_which_flows_can_start() {
@@ -37,7 +44,7 @@ fn rules_decide_which_flows_can_start() {
         );
         programs.expect(
             Ingress,
-            &trusted.carrying(47, b"1234"),
+            &trusted.carrying(GRE, b"1234"),
             Reason::Rule,
             "GRE from a peer with all ports allowed",
         );
@@ -71,14 +78,14 @@ fn a_policy_change_applies_to_open_flows() {
     for a in FAMILIES {
         let (requests, replies) = (ip(a.client, a.pod), ip(a.pod, a.client));
         programs.expect(Ingress, &requests.udp(1000, 53, b"12345678"), Reason::Rule, "starts");
-        programs.change(|_| {});
+        programs.increment_version();
         programs.expect(
             Egress,
             &replies.udp(53, 1000, b"12345678"),
             Reason::Flow,
             "still allowed, whichever side sends next",
         );
-        programs.change(|endpoint| endpoint.ingress.rule_set = RuleSetId(99));
+        programs.change(|endpoint| endpoint.ingress.rule_set = ALLOWS_NOTHING);
         programs.expect(Egress, &replies.udp(53, 1000, b"12345678"), Reason::Revoked, "no longer allowed");
         programs.change(|endpoint| endpoint.ingress.rule_set = RULES);
         programs.expect(Egress, &replies.udp(53, 1000, b"12345678"), Reason::Flow, "allowed again");
@@ -103,7 +110,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             programs.expect(initiating.opposite(), &packets[1], Reason::Flow, "a reply");
         }
 
-        programs.change(set_rules(initiating, RuleSetId(99)));
+        programs.change(set_rules(initiating, ALLOWS_NOTHING));
         for [initiator, responder] in [&tcp, &sctp] {
             for _ in 0..2 {
                 programs.expect(initiating.opposite(), responder, Reason::Revoked, "the other side's data");
@@ -116,14 +123,15 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             Reason::NoRule,
             "a SYN would start a new connection, and is denied",
         );
-        programs.expect(initiating, &initiator.sctp_init(1000, 80, b""), Reason::NoRule, "an INIT too");
+        programs.expect(initiating, &initiator.sctp_init(1000, 80, b""), Reason::NoRule, "an INIT is denied, too");
         // In total, this is much longer than the timeout of SCTP flows. But the packets arrive in shorter intervals,
         // and each restarts the timeout.
         for _ in 0..4 {
             programs.memory.wait(500);
+            // The packet does not come from a pod of this node.
             programs.memory.source_endpoint.set(0);
             let late = programs.memory.run(initiating.opposite(), &wire(&sctp[1]), INTERFACE, FORWARDED);
-            assert_eq!(late, Reason::Revoked, "packets refresh the revoked flow");
+            assert_eq!(late, Reason::Revoked, "each packet restarts the timeout of the revoked flow");
         }
         programs.expect(
             initiating.opposite(),
@@ -131,7 +139,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             Reason::NotIsolated,
             "an INIT of the other side starts a new association",
         );
-        programs.expect(initiating, &sctp[0], Reason::Flow, "and its reply passes");
+        programs.expect(initiating, &sctp[0], Reason::Flow, "a reply of the new association");
 
         programs.change(set_rules(initiating, RULES));
         programs.expect(initiating, &tcp[0], Reason::Flow, "allowed again");
@@ -148,6 +156,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
 /// window. So no such packet ends a flow or changes its initiator, whichever side it seems to come from.
 #[test]
 fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
+    /// With ACK, as TCP sends it.
     const FIN: u8 = 0x11;
     for initiating in [Ingress, Egress] {
         let mut programs = KernelAndMemory::isolated(&[initiating]);
@@ -155,50 +164,52 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
             Ingress => (ip(a.trusted, a.pod), ip(a.pod, a.trusted)),
             Egress => (ip(a.pod, a.trusted), ip(a.trusted, a.pod)),
         };
+        // The flags of the forged packets of each flow, in order.
         let forged = [&[RST][..], &[FIN], &[SYN], &[FIN, RST], &[RST, SYN]];
         for a in &FAMILIES {
             let (initiator, other) = flows(a);
-            for (port, flags) in (1000..).zip(forged) {
+            for (port, sequence) in (1000..).zip(forged) {
                 programs.expect(initiating, &initiator.tcp(port, 80, SYN, b""), Reason::Rule, "starts");
                 programs.expect(initiating.opposite(), &other.tcp(80, port, SYN_ACK, b""), Reason::Flow, "a reply");
-                for &flags in flags {
-                    let (verdict, reverse) =
+                for &flags in sequence {
+                    // A SYN is evaluated as the start of a new flow, in the direction in which it is sent.
+                    let (from_initiator, from_other) =
                         if flags == SYN { (Reason::Rule, Reason::NotIsolated) } else { (Reason::Flow, Reason::Flow) };
                     programs.expect(
                         initiating,
                         &initiator.tcp(port, 80, flags, b""),
-                        verdict,
-                        "seems to come from the initiator",
+                        from_initiator,
+                        "with the initiator's address as its source",
                     );
                     programs.expect(
                         initiating.opposite(),
                         &other.tcp(80, port, flags, b""),
-                        reverse,
-                        "from the other side",
+                        from_other,
+                        "with the other side's address as its source",
                     );
                 }
                 let (kernel, memory) =
                     programs.tcp_flow(a, if initiating == Ingress { (80, port) } else { (port, 80) });
-                assert_eq!(kernel, (initiating as u8, timeout::TCP_ESTABLISHED), "after {flags:x?}");
-                assert_eq!(kernel, memory, "after {flags:x?}");
+                assert_eq!(kernel, (initiating as u8, timeout::TCP_ESTABLISHED), "after {sequence:x?}");
+                assert_eq!(kernel, memory, "after {sequence:x?}");
             }
         }
         // Long enough for the flow to expire if a RST had shortened its timeout.
         programs.memory.wait(12);
         std::thread::sleep(Duration::from_secs(12));
         for a in &FAMILIES {
-            for (port, flags) in (1000..).zip(forged) {
+            for (port, sequence) in (1000..).zip(forged) {
                 let data = flows(a).1.tcp(80, port, ACK, b"data");
                 programs.expect(
                     initiating.opposite(),
                     &data,
                     Reason::Flow,
-                    &format!("the other side's data after {flags:x?}"),
+                    &format!("the other side's data after {sequence:x?}"),
                 );
             }
         }
-        // The initiator is still the same: without rules for the initiator's direction, the flow is revoked.
-        programs.change(set_rules(initiating, RuleSetId(99)));
+        // The initiator is still the same: if no rule allows the initiator's direction, the flow is revoked.
+        programs.change(set_rules(initiating, ALLOWS_NOTHING));
         for a in &FAMILIES {
             for (port, _) in (1000..).zip(forged) {
                 let data = flows(a).1.tcp(80, port, ACK, b"data");
@@ -216,8 +227,7 @@ fn sctp_data(ip: &Ip, from: u16, to: u16) -> Vec<u8> {
     packet
 }
 
-/// Returns a function that sets the pod's rule set in the initiator's direction. Rule set 99 allows nothing: it has no
-/// entries.
+/// Returns a function that sets the pod's rule set in the initiator's direction.
 fn set_rules(initiating: Direction, rules: RuleSetId) -> impl FnOnce(&mut Endpoint) {
     move |endpoint| match initiating {
         Ingress => endpoint.ingress.rule_set = rules,
@@ -239,12 +249,14 @@ fn s25_a_revoked_egress_flow_does_not_close_ingress() {
 /// protocols, a side can send if its own policies allow it, even if the other side's flow was revoked.
 fn check_that_a_revoked_flow_does_not_close_the_other_direction(initiating: Direction) {
     let mut programs = KernelAndMemory::isolated(&[initiating]);
-    let packets = |from: Ip, to: Ip| {
+    // For each protocol, a packet from the initiator and one from the other side.
+    let packets = |initiator: Ip, other: Ip| {
+        let fragment = initiator.clone().fragment(7, 0, true);
         [
-            [from.udp(7946, 7946, b"12345678"), to.udp(7946, 7946, b"12345678")],
-            [from.carrying(47, b"12345678"), to.carrying(47, b"12345678")],
-            [from.carrying(50, b"12345678"), to.carrying(50, b"12345678")],
-            [from.clone().fragment(7, 0, true).udp(53, 53, b"1234567812345678"), to.udp(53, 53, b"12345678")],
+            [initiator.udp(7946, 7946, b"12345678"), other.udp(7946, 7946, b"12345678")],
+            [initiator.carrying(GRE, b"12345678"), other.carrying(GRE, b"12345678")],
+            [initiator.carrying(ESP, b"12345678"), other.carrying(ESP, b"12345678")],
+            [fragment.udp(53, 53, b"1234567812345678"), other.udp(53, 53, b"12345678")],
         ]
     };
     let flows: Vec<[Vec<u8>; 2]> = FAMILIES
@@ -257,7 +269,7 @@ fn check_that_a_revoked_flow_does_not_close_the_other_direction(initiating: Dire
     for [initiator, _] in &flows {
         programs.expect(initiating, initiator, Reason::Rule, "starts");
     }
-    programs.change(set_rules(initiating, RuleSetId(99)));
+    programs.change(set_rules(initiating, ALLOWS_NOTHING));
     let wait = |programs: &KernelAndMemory, seconds: u32| {
         programs.memory.wait(seconds);
         std::thread::sleep(Duration::from_secs(seconds.into()));
@@ -275,11 +287,11 @@ fn check_that_a_revoked_flow_does_not_close_the_other_direction(initiating: Dire
             );
         }
     }
-    // 32 seconds after the change, the revoked flow has expired (30 seconds). The packets in between did not extend its
-    // lifetime.
+    // It is 32 seconds after the change now. A revoked flow blocks the start of a new flow by the other side for 30
+    // seconds. No packet since the change restarted this time.
     wait(&programs, 17);
     for [initiator, other] in &flows {
-        programs.expect(initiating, initiator, Reason::Revoked, "the flow stays revoked");
+        programs.expect(initiating, initiator, Reason::Revoked, "the initiator's packets are still denied");
         programs.expect(initiating.opposite(), other, Reason::NotIsolated, "the other side starts a flow");
         programs.expect(initiating, initiator, Reason::Flow, "its reply");
     }
@@ -296,8 +308,9 @@ fn a_flow_from_the_local_node_survives_a_change_and_masqueraded_traffic_needs_a_
             Reason::NoRule,
             "forwarded, with the node's address"
         );
+        // The `ingress_ifindex` 0: the node itself sends the packet.
         assert_eq!(programs.run_from(0, Ingress, &request), Reason::LocalNode);
-        programs.change(|_| {});
+        programs.increment_version();
         assert_eq!(programs.run(Egress, &reply), Reason::Flow, "the flow is evaluated again like its first packet");
     }
 }
@@ -306,9 +319,11 @@ fn a_flow_from_the_local_node_survives_a_change_and_masqueraded_traffic_needs_a_
 fn echo_replies_pass_and_echo_requests_need_a_rule() {
     let mut programs = KernelAndMemory::isolated(&[Ingress, Egress]);
     for a in FAMILIES {
+        // The ICMP types. `[0, 7, 0, 1]` is the identifier 7 and the sequence number 1.
         let (request, reply) = a.echo();
         let (requests, replies) = (ip(a.trusted, a.pod), ip(a.pod, a.trusted));
-        programs.change(|endpoint| endpoint.egress.rule_set = RuleSetId(99));
+        // No rule allows egress, so a reply passes only if it belongs to an allowed flow.
+        programs.change(|endpoint| endpoint.egress.rule_set = ALLOWS_NOTHING);
         programs.expect(Ingress, &requests.icmp(request, 0, [0, 7, 0, 1], b"12345678"), Reason::Rule, "a request");
         programs.expect(Egress, &replies.icmp(reply, 0, [0, 7, 0, 1], b"12345678"), Reason::Flow, "its reply");
         programs.expect(
@@ -327,7 +342,7 @@ fn echo_replies_pass_and_echo_requests_need_a_rule() {
             Ingress,
             &ip(a.client, a.pod).icmp(request, 0, [0; 4], b""),
             Reason::NoRule,
-            "a rule with ports does not allow it",
+            "the rules for the client have ports, so they do not allow ICMP",
         );
         programs.change(|endpoint| endpoint.egress.rule_set = RULES);
     }
@@ -339,26 +354,27 @@ fn icmp_errors_pass_if_the_quoted_flow_is_allowed() {
     for a in FAMILIES {
         let sent = ip(a.pod, a.client).tcp(2000, 80, SYN, b"");
         programs.expect(Egress, &sent, Reason::Rule, "the pod starts a flow");
-        let head = sent.len().min(if a.v4() { 28 } else { 60 });
+        // The quoted part: the IPv4 header and 8 bytes, or the IPv6 header and 20 bytes.
+        let quoted_len = sent.len().min(if a.v4() { 28 } else { 60 });
         let error = |from: &str, to: &str, quoted: &[u8]| ip(from, to).icmp(a.too_big(), 4, [0, 0, 5, 0], quoted);
         programs.expect(
             Ingress,
-            &error(a.outsider, a.pod, &sent[..head]),
+            &error(a.outsider, a.pod, &sent[..quoted_len]),
             Reason::IcmpError,
-            "from a router, about a truncated packet",
+            "from a router, with a truncated quote of the pod's packet",
         );
         let other = ip(a.pod, a.client).tcp(2001, 80, SYN, b"");
-        programs.expect(Ingress, &error(a.outsider, a.pod, &other), Reason::NoRule, "about no known flow");
+        programs.expect(Ingress, &error(a.outsider, a.pod, &other), Reason::NoRule, "a quoted packet of no known flow");
         let reversed = ip(a.client, a.pod).tcp(80, 2000, ACK, b"");
         programs.expect(
             Ingress,
             &error(a.outsider, a.pod, &reversed),
             Reason::NoRule,
-            "about a packet that the pod did not send",
+            "a quoted packet that the pod did not send",
         );
-        programs.expect(Egress, &error(a.pod, a.outsider, &reversed), Reason::NoRule, "sent to another address");
-        programs.expect(Egress, &error(a.pod, a.client, &reversed), Reason::IcmpError, "from the pod, to the remote");
-        programs.expect(Ingress, &error(a.outsider, a.pod, &sent[..12]), Reason::NoRule, "about less than a header");
+        programs.expect(Egress, &error(a.pod, a.outsider, &reversed), Reason::NoRule, "from the pod, to an outsider");
+        programs.expect(Egress, &error(a.pod, a.client, &reversed), Reason::IcmpError, "from the pod, to the client");
+        programs.expect(Ingress, &error(a.outsider, a.pod, &sent[..12]), Reason::NoRule, "quotes half a header");
     }
 }
 
@@ -382,13 +398,13 @@ fn packets_and_bytes_are_counted_in_both_directions() {
             traffic.packets += 1;
             traffic.bytes += packet.len() as u64;
         }
-        // Packets also count if they are evaluated again after a change of the endpoint, and if they take the slow
-        // path. Denied packets do not count.
-        programs.change(|_| {});
+        // Packets also count if they are evaluated again after a change of the endpoint's version, and if they take the
+        // slow path, for example because of a VLAN tag. Denied packets do not count.
+        programs.increment_version();
         programs.expect(Ingress, &packets[2].1, Reason::Flow, "evaluated again");
         let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5], &packets[3].1);
         assert_eq!(programs.run(Egress, &tagged), Reason::Flow);
-        programs.change(|endpoint| endpoint.ingress.rule_set = RuleSetId(99));
+        programs.change(|endpoint| endpoint.ingress.rule_set = ALLOWS_NOTHING);
         programs.expect(Ingress, &packets[2].1, Reason::Revoked, "denied");
         for (traffic, packet) in expected.iter_mut().zip([&packets[2].1, &packets[3].1]) {
             traffic.packets += 1;

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, Endpoint, EndpointVersion, IfIndex, RECHECK, Reason, TunnelScope, TunnelWord, address_flags,
+    AddressEntry, Endpoint, EndpointVersion, IfIndex, RECHECK, Reason, TunnelBit, TunnelScope, address_flags,
     endpoint_flags,
 };
 use netpol_tests::packet::{Ip, protocol};
@@ -71,7 +71,7 @@ impl KernelAndMemory {
 
     /// Adds a tunnel endpoint of a node.
     fn add_tunnel(&mut self, scope: TunnelScope, protocol: u8, port: u16) {
-        let word = TunnelWord::of_packet(scope, protocol, port.to_be_bytes()).unwrap();
+        let word = TunnelBit::of_packet(scope, protocol, port.to_be_bytes()).unwrap();
         let bits = self.memory.tunnels.entry(word.index).or_default();
         *bits |= word.bit;
         self.kernel.set_tunnels(word.index, *bits).unwrap();
@@ -270,7 +270,7 @@ fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
             programs.add_tunnel(TunnelScope::OtherNodes, protocol::UDP, 4789);
             programs.add_tunnel(TunnelScope::OtherNodes, IPIP, 0);
             // Increments the version of the endpoint, so that open flows are evaluated again.
-            programs.change(|_| {});
+            programs.increment_version();
             let (local, other) = (ip(a.pod, a.node), ip(a.pod, other_node));
             for (packet, expected, what) in [
                 (local.udp(1001, 8472, b""), Reason::TunnelEndpoint, "VXLAN to the local node"),

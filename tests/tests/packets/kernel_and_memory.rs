@@ -239,6 +239,11 @@ impl KernelAndMemory {
         reason
     }
 
+    /// Increments the endpoint's version, as after a change of its policies: its flows are evaluated again.
+    pub(crate) fn increment_version(&mut self) {
+        self.change(|_| {});
+    }
+
     /// Changes the endpoint and increments its version, as the agent does.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut Endpoint)) {
         change(&mut self.endpoint);

@@ -1,5 +1,5 @@
 //! Tests of events, endpoint lookups, full tables, and the number of instructions that the verifier processes. In the
-//! tests, `a` is the addresses of one IP family, and [`RULES`] is the rule set of the pod.
+//! tests, `a` is the addresses of one IP family, and `RULES` is the rule set of the pod.
 
 use crate::kernel_and_memory::{FAMILIES, FORWARDED, KernelAndMemory, RULES, SYN, ip, wire};
 use netpol_common::Direction::Ingress;
@@ -34,10 +34,7 @@ fn endpoints_are_found_in_the_array_and_the_overflow_map() {
     // The array has 1024 slots for interfaces, so both interfaces have the same slot.
     let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..programs.endpoint };
     programs.kernel.set_endpoint(&other).unwrap();
-    assert!(
-        !programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed,
-        "the pod has no endpoint, but the packet passed"
-    );
+    assert!(!programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "passed without an endpoint");
     assert_eq!(programs.kernel.packet_count(0, Ingress, Reason::NoEndpoint).unwrap(), 1);
     let endpoint = programs.endpoint;
     programs.kernel.set_endpoint_in_overflow(&endpoint, &other).unwrap();

@@ -41,7 +41,7 @@ fn isolated_with_service(service: &str) -> KernelAndMemory {
 
 /// Gives the pod's endpoint a new version, so that its flows are evaluated again at their next packets.
 fn increment_version(programs: &mut KernelAndMemory) {
-    programs.change(|_| {});
+    programs.increment_version();
 }
 
 #[test]

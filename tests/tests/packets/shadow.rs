@@ -132,7 +132,7 @@ fn shadow_mode_evaluates_packets_that_take_the_slow_path() {
         let echo = ip(a.outsider, a.pod).icmp(a.echo().0, 0, [1, 2, 0, 1], b"");
         programs.expect(Ingress, &echo, Reason::NotIsolated, "an echo request");
         assert_eq!(summary(&mut programs), [(EventKind::Shadow, Reason::NoRule, 0x0102)]);
-        programs.change(|_| {});
+        programs.increment_version();
         programs.expect(Ingress, &echo, Reason::Flow, "the same flow, evaluated again");
         programs.expect(Ingress, &echo, Reason::Flow, "a known flow");
         // The datagram, the echo request, and the echo request that was evaluated again.
@@ -147,7 +147,7 @@ fn shadow_mode_evaluates_an_open_flow_at_its_next_packet_with_ports() {
         let fragment = |datagram, offset, more| ip(a.client, a.pod).fragment(datagram, offset, more);
         let first = |datagram| fragment(datagram, 0, true).udp(1000, 54, &[7; 64]);
         programs.expect(Ingress, &first(77), Reason::NotIsolated, "a new flow");
-        programs.change(|_| {});
+        programs.increment_version();
         let later = fragment(77, 72, false).carrying(protocol::UDP, &[7; 8]);
         programs.expect(Ingress, &later, Reason::Flow, "a later fragment");
         let quoted = ip(a.pod, a.client).udp(54, 1000, b"");

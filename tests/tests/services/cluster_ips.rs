@@ -1,17 +1,18 @@
-//! Connections to cluster IPs of Services. Rules allow `shop/client` to connect to all backends of `number::GOOD`, to
-//! no backend of `number::BAD`, and to some backends of `number::MIXED`. No policy isolates `shop/free` for egress.
+//! Connections to cluster IPs of Services. Rules allow `shop/client` to connect to all backends of
+//! `service_number::GOOD`, to no backend of `service_number::BAD`, and to some backends of `service_number::MIXED`. No
+//! policy isolates `shop/free` for egress.
 
 use anyhow::{Context, Result, ensure};
 
-use super::shop::{ALL, Shop, number};
+use super::shop::{ALL_BACKENDS, Shop, service_number};
 
 pub(super) fn check_all(shop: &Shop) -> Result<()> {
-    for service in [number::GOOD, number::BAD, number::MIXED] {
+    for service in [service_number::GOOD, service_number::BAD, service_number::MIXED] {
         let at = Shop::cluster_ips(service);
         shop.expect_backends("shop/free", &at, Shop::backends(service))
             .with_context(|| format!("Service {service}"))?;
     }
-    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])
+    shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::GOOD), &["shop/near", "shop/far"])
         .context("all backends")?;
     no_backend_allowed(shop).context("no backend")?;
     some_backends_allowed(shop).context("some backends")?;
@@ -20,9 +21,9 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
 
 /// Traffic is dropped at the pod's interface, so it never reaches kube-proxy.
 fn no_backend_allowed(shop: &Shop) -> Result<()> {
-    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::BAD))?;
-    for (_, target) in Shop::cluster_ips(number::BAD) {
-        shop.wait_denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
+    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(service_number::BAD))?;
+    for (_, target) in Shop::cluster_ips(service_number::BAD) {
+        shop.wait_denied_through(service_number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
     Ok(())
 }
@@ -30,18 +31,18 @@ fn no_backend_allowed(shop: &Shop) -> Result<()> {
 /// Each connection is evaluated post-DNAT. Backends that are processes of the client's node are always allowed.
 fn some_backends_allowed(shop: &Shop) -> Result<()> {
     let allowed = ["shop/near", "shop/far", "node-1"];
-    shop.expect_backends("shop/client", &Shop::cluster_ips(number::MIXED), &allowed)?;
-    let denied: Vec<_> = ALL.into_iter().filter(|name| !allowed.contains(name)).collect();
+    shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::MIXED), &allowed)?;
+    let denied: Vec<_> = ALL_BACKENDS.into_iter().filter(|name| !allowed.contains(name)).collect();
     ensure!(denied.len() == 3, "{denied:?}");
-    denied
-        .iter()
-        .try_for_each(|backend| shop.wait_denied_through(number::MIXED, "backend-denied", "shop/client", backend))
+    denied.iter().try_for_each(|backend| {
+        shop.wait_denied_through(service_number::MIXED, "backend-denied", "shop/client", backend)
+    })
 }
 
 /// A pod reaches itself through a Service without a rule, but not the other backend of the same Service.
 fn hairpin(shop: &Shop) -> Result<()> {
-    let at = Shop::cluster_ips(number::CLIENT);
+    let at = Shop::cluster_ips(service_number::CLIENT);
     shop.expect_backends("shop/client", &at, &["shop/client"])?;
-    let twins = Shop::cluster_ips(number::TWINS);
+    let twins = Shop::cluster_ips(service_number::TWINS);
     shop.expect_backends("shop/client", &twins, &["shop/client"]).context("with a second backend that no rule allows")
 }

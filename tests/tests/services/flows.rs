@@ -11,7 +11,7 @@ use netpol_tests::responses::UdpClient;
 use netpol_tests::{Interconnect, Mode, Service, Topology, policy};
 
 use super::Shape;
-use super::shop::{Shop, number};
+use super::shop::{Shop, service_number};
 
 /// Timeout for an echo: long enough for a TCP retransmission.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
@@ -25,7 +25,8 @@ const SHAPES: [Shape; 2] = [
     Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Nftables },
 ];
 
-/// The original backends of the Service `shop/good` ([`number::GOOD`]): one on the first node, one on the second.
+/// The original backends of the Service `shop/good` ([`service_number::GOOD`]): one on the first node, one on the
+/// second.
 const BACKENDS: [&str; 2] = ["shop/near", "shop/far"];
 
 /// Returns the IPv4 frontends of a Service for TCP and UDP.
@@ -43,12 +44,12 @@ fn set_backends(shop: &Shop, names: &[&str]) -> Result<()> {
 
 /// Returns the Service `shop/good` with these backends.
 fn with_backends(shop: &Shop, names: &[&str]) -> Service {
-    Shop::service(number::GOOD).backends(shop.cluster(), names)
+    Shop::service(service_number::GOOD).backends(shop.cluster(), names)
 }
 
 /// Opens a TCP and a UDP flow to each backend, through the Service.
 fn open_flows(shop: &Shop) -> Result<Vec<(&'static str, EchoConnection, UdpClient)>> {
-    let [tcp, udp] = frontends(number::GOOD);
+    let [tcp, udp] = frontends(service_number::GOOD);
     let mut flows = Vec::new();
     for name in BACKENDS {
         set_backends(shop, &[name])?;
@@ -152,7 +153,7 @@ fn check_backend_change(shape: Shape) -> Result<()> {
     }
     let all = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
     with_backends(&shop, &all).write_manifest(shop.cluster())?;
-    let [_, target] = frontends(number::GOOD);
+    let [_, target] = frontends(service_number::GOOD);
     shop.proxy.sync(&[with_backends(&shop, &["shop/near"])])?;
     let mut udp_client = UdpClient::new(shop.cluster(), "shop/client", target)?;
     ensure!(udp_client.responder(ECHO_TIMEOUT)?.as_deref() == Some("shop/near"), "shop/near does not reply");

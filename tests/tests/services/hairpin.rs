@@ -11,7 +11,7 @@ use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Interconnect, Mode, Topology};
 
 use super::Shape;
-use super::shop::{Shop, number, targets};
+use super::shop::{Shop, service_number, targets};
 
 /// The pod `guarded` is the only backend of its Service. Its policy allows ingress only from `visitor`. The pod reaches
 /// itself through the Service's cluster IPs and node ports.
@@ -21,8 +21,8 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
     let bridge_nf: &[bool] = if shop.cluster().topology().is_bridged() { &[false, true] } else { &[true] };
     for &bridge_nf in bridge_nf {
         set_bridge_netfilter(node.netns(), bridge_nf)?;
-        let cluster_ips = Shop::cluster_ips(number::GUARDED);
-        let node_ports = targets(node.addresses(), &Shop::node_ports(number::GUARDED));
+        let cluster_ips = Shop::cluster_ips(service_number::GUARDED);
+        let node_ports = targets(node.addresses(), &Shop::node_ports(service_number::GUARDED));
         for frontends in [&cluster_ips, &node_ports] {
             shop.expect_backends("shop/guarded", frontends, &["shop/guarded"])
                 .with_context(|| format!("bridge-nf {bridge_nf}"))?;
@@ -49,7 +49,7 @@ fn check_spoofed_source(shape: Shape) -> Result<()> {
     let shop = Shop::open_with(shape, &["--no-anti-spoofing"])?;
     let cluster = shop.cluster();
     let mut packets = Vec::new();
-    for (protocol, service) in Shop::cluster_ips(number::GUARDED) {
+    for (protocol, service) in Shop::cluster_ips(service_number::GUARDED) {
         if protocol != Udp {
             continue;
         }

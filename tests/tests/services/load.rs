@@ -10,7 +10,7 @@ use netpol_tests::responses::connect_all;
 use netpol_tests::{Interconnect, Mode, PodSpec, Topology};
 
 use super::Shape;
-use super::shop::{ALL, Shop, number};
+use super::shop::{ALL_BACKENDS, Shop, service_number};
 
 #[test]
 fn s22_s24_no_denied_backend_ever_replies_on_a_bridge() -> Result<()> {
@@ -23,7 +23,7 @@ fn s22_s24_no_denied_backend_ever_replies_routed() -> Result<()> {
 }
 
 /// The number of the Service whose backends change.
-const SERVICE: u16 = number::MIXED;
+const SERVICE: u16 = service_number::MIXED;
 
 /// The hosts that may reply to `client`: the pods with `app=good`, and the local node.
 const ALLOWED: [&str; 4] = ["shop/near", "shop/far", "node-1", DELETED];
@@ -46,7 +46,7 @@ const ROUNDS: [&[&str]; 7] = [
     &[],
     &["shop/far", "shop/worse", "node-1", "node-2"],
     &["shop/worse"],
-    &ALL,
+    &ALL_BACKENDS,
 ];
 
 fn check_replies(shape: Shape) -> Result<()> {

@@ -3,15 +3,15 @@
 
 use anyhow::{Context, Result};
 
-use super::shop::{Shop, number, targets};
+use super::shop::{Shop, service_number, targets};
 
 pub(super) fn check_all(shop: &Shop) -> Result<()> {
     for node in ["node-1", "node-2"] {
         let at = |service| targets(shop.cluster().host(node).addresses(), &Shop::node_ports(service));
         for from in ["outside", "shop/stranger", "shop/free"] {
-            shop.expect_backends(from, &at(number::GOOD), &["shop/near", "shop/far"])?;
+            shop.expect_backends(from, &at(service_number::GOOD), &["shop/near", "shop/far"])?;
         }
-        let to_isolated_pods = [at(number::GUARDED), at(number::VAULT)].concat();
+        let to_isolated_pods = [at(service_number::GUARDED), at(service_number::VAULT)].concat();
         // Masquerading hides the visitor's address, so rules for the visitor's labels do not match.
         for from in ["outside", "shop/stranger", "shop/free", "shop/visitor"] {
             shop.expect_backends(from, &to_isolated_pods, &[]).with_context(|| format!("{from} through {node}"))?;
@@ -19,14 +19,14 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
         // Only processes of the pod's own node are allowed. Packets from processes of another node are evaluated like
         // other packets that the pod's node forwards.
         for (service, pod, pods_node) in
-            [(number::GUARDED, "shop/guarded", "node-1"), (number::VAULT, "shop/vault", "node-2")]
+            [(service_number::GUARDED, "shop/guarded", "node-1"), (service_number::VAULT, "shop/vault", "node-2")]
         {
             let allowed: &[&str] = if node == pods_node { &[pod] } else { &[] };
             shop.expect_backends(node, &at(service), allowed)
                 .with_context(|| format!("{node} through its own port to {pod}"))?;
         }
     }
-    for (service, pod) in [(number::GUARDED, "shop/guarded"), (number::VAULT, "shop/vault")] {
+    for (service, pod) in [(service_number::GUARDED, "shop/guarded"), (service_number::VAULT, "shop/vault")] {
         let at = Shop::cluster_ips(service);
         shop.expect_backends("shop/visitor", &at, &[pod])?;
         shop.expect_backends("shop/free", &at, &[])?;

@@ -6,7 +6,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::ProbeResult::{Allowed, Dropped};
 use netpol_tests::cluster::gateway;
 
-use super::shop::{ALL, Shop, number, targets};
+use super::shop::{ALL_BACKENDS, Shop, service_number, targets};
 
 pub(super) fn check_all(shop: &Shop) -> Result<()> {
     local_node(shop).context("NodePorts of the pod's own node")?;
@@ -20,22 +20,24 @@ fn local_node(shop: &Shop) -> Result<()> {
     let gateway = gateway(1, shop.cluster().families());
     for addresses in [shop.cluster().host("node-1").addresses(), &gateway] {
         let at = |service| targets(addresses, &Shop::node_ports(service));
-        shop.expect_backends("shop/free", &at(number::MIXED), &ALL)?;
-        shop.expect_backends("shop/client", &at(number::MIXED), &["shop/near", "shop/far", "node-1"])?;
-        shop.expect_backends("shop/client", &at(number::GUARDED), &[])?;
+        shop.expect_backends("shop/free", &at(service_number::MIXED), &ALL_BACKENDS)?;
+        shop.expect_backends("shop/client", &at(service_number::MIXED), &["shop/near", "shop/far", "node-1"])?;
+        shop.expect_backends("shop/client", &at(service_number::GUARDED), &[])?;
     }
-    ["shop/bad", "shop/worse", "node-2"]
-        .iter()
-        .try_for_each(|backend| shop.wait_denied_through(number::MIXED, "backend-denied", "shop/client", backend))
+    ["shop/bad", "shop/worse", "node-2"].iter().try_for_each(|backend| {
+        shop.wait_denied_through(service_number::MIXED, "backend-denied", "shop/client", backend)
+    })
 }
 
 /// Connects to `NodePorts` at the addresses of the other node. That node selects the backend, so the client's node
 /// allows the connection only if all backends are allowed.
 fn other_node(shop: &Shop) -> Result<()> {
     let at = |service| targets(shop.cluster().host("node-2").addresses(), &Shop::node_ports(service));
-    shop.expect_backends("shop/free", &at(number::MIXED), &ALL)?;
-    shop.expect_backends("shop/client", &at(number::GOOD), &["shop/near", "shop/far"])?;
-    for (service, reason) in [(number::MIXED, "not-all-backends-allowed"), (number::BAD, "no-allowed-backend")] {
+    shop.expect_backends("shop/free", &at(service_number::MIXED), &ALL_BACKENDS)?;
+    shop.expect_backends("shop/client", &at(service_number::GOOD), &["shop/near", "shop/far"])?;
+    for (service, reason) in
+        [(service_number::MIXED, "not-all-backends-allowed"), (service_number::BAD, "no-allowed-backend")]
+    {
         shop.expect_dropped_before_proxy("shop/client", &at(service))?;
         shop.wait_denied_through(service, reason, "shop/client", "node-2")
             .with_context(|| format!("Service {service}"))?;

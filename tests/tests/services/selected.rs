@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use netpol_tests::{Cluster, Interconnect, Mode, Topology, policy};
 
 use super::Shape;
-use super::shop::{Shop, number};
+use super::shop::{Shop, service_number};
 
 const SHAPE: Shape = Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables };
 
@@ -22,21 +22,21 @@ fn set_selector(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Re
 #[test]
 fn s37_the_backends_of_a_service_without_slices_are_the_pods_that_it_selects() -> Result<()> {
     let mut shop = Shop::open(SHAPE)?;
-    set_selector(&shop, number::GOOD, "app: good", &["shop/near", "shop/far"])?;
+    set_selector(&shop, service_number::GOOD, "app: good", &["shop/near", "shop/far"])?;
     shop.wait_applied()?;
-    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])?;
+    shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::GOOD), &["shop/near", "shop/far"])?;
     // No backend is allowed. The packets are dropped at the sender's interface, so none reaches kube-proxy.
-    set_selector(&shop, number::BAD, "app: bad", &["shop/bad", "shop/worse"])?;
+    set_selector(&shop, service_number::BAD, "app: bad", &["shop/bad", "shop/worse"])?;
     shop.wait_applied()?;
-    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::BAD))?;
-    for (_, target) in Shop::cluster_ips(number::BAD) {
-        shop.wait_denied_through(number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
+    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(service_number::BAD))?;
+    for (_, target) in Shop::cluster_ips(service_number::BAD) {
+        shop.wait_denied_through(service_number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
     // With other labels and another selector, the only backend is a pod that `shop/client` may connect to.
     shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
-    set_selector(&shop, number::BAD, "tier: one", &["shop/bad"])?;
+    set_selector(&shop, service_number::BAD, "tier: one", &["shop/bad"])?;
     shop.wait_applied()?;
-    shop.expect_backends("shop/client", &Shop::cluster_ips(number::BAD), &["shop/bad"])
+    shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::BAD), &["shop/bad"])
 }
 
 /// Writes the manifest of a host-network pod on a node.
@@ -56,11 +56,12 @@ fn write_host_network_pod(cluster: &Cluster, node: &str, labels: &str) -> Result
 fn s05_s22_host_network_backends_are_evaluated_by_their_nodes_addresses() -> Result<()> {
     let shop = Shop::open(SHAPE)?;
     write_host_network_pod(shop.cluster(), "node-2", "app: good, net: host")?;
-    set_selector(&shop, number::GOOD, "net: host", &["node-2"])?;
+    set_selector(&shop, service_number::GOOD, "net: host", &["node-2"])?;
     shop.wait_applied()?;
     // The rule of `shop/client` allows pods with these labels, but a selector never matches a host-network pod.
-    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
-    shop.wait_denied_through(number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
+    shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(service_number::GOOD))
+        .context("by its labels")?;
+    shop.wait_denied_through(service_number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
     let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();
     let to_node = policy(
         "shop/client-to-node",
@@ -71,14 +72,15 @@ fn s05_s22_host_network_backends_are_evaluated_by_their_nodes_addresses() -> Res
     );
     shop.cluster().apply("second", &to_node)?;
     shop.wait_applied()?;
-    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["node-2"])
+    shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::GOOD), &["node-2"])
         .context("by its node's addresses")?;
     // A host-network pod on the client's node has the address of the local node, which needs no rule.
     shop.cluster().delete("second")?;
     write_host_network_pod(shop.cluster(), "node-1", "app: bad, net: here")?;
-    set_selector(&shop, number::GOOD, "net: here", &["node-1"])?;
+    set_selector(&shop, service_number::GOOD, "net: here", &["node-1"])?;
     shop.wait_applied()?;
-    shop.expect_backends("shop/client", &Shop::cluster_ips(number::GOOD), &["node-1"]).context("on the local node")
+    shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::GOOD), &["node-1"])
+        .context("on the local node")
 }
 
 /// Returns a peer with only this address.

@@ -22,7 +22,7 @@ const CONNECTIONS: usize = 48;
 pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053, 53)];
 
 /// All hosts that can be backends.
-pub(super) const ALL: [&str; 6] = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
+pub(super) const ALL_BACKENDS: [&str; 6] = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
 
 /// Two nodes with an agent each. On both nodes, there are backends with `app=good` and `app=bad`: `near` and `bad` on
 /// the first node, `far` and `worse` on the second one. `client` may connect only to pods with `app=good`, other pods
@@ -91,12 +91,12 @@ const fn node_port(number: u16, protocol: Protocol) -> u16 {
 }
 
 /// The number of each Service. Its addresses and node ports contain this number.
-pub(super) mod number {
+pub(super) mod service_number {
     /// All backends have `app=good`.
     pub(crate) const GOOD: u16 = 10;
     /// No backend has `app=good`.
     pub(crate) const BAD: u16 = 11;
-    /// All hosts of [`super::ALL`] are backends.
+    /// All hosts of [`super::ALL_BACKENDS`] are backends.
     pub(crate) const MIXED: u16 = 12;
     /// The only backend is `guarded`.
     pub(crate) const GUARDED: u16 = 13;
@@ -110,13 +110,13 @@ pub(super) mod number {
 
 /// Number, name and backends of each Service.
 const SERVICES: [(u16, &str, &[&str]); 7] = [
-    (number::GOOD, "shop/good", &["shop/near", "shop/far"]),
-    (number::BAD, "shop/bad", &["shop/bad", "shop/worse"]),
-    (number::MIXED, "shop/mixed", &ALL),
-    (number::GUARDED, "shop/guarded", &["shop/guarded"]),
-    (number::VAULT, "shop/vault", &["shop/vault"]),
-    (number::CLIENT, "shop/client", &["shop/client"]),
-    (number::TWINS, "shop/twins", &["shop/client", "shop/bad"]),
+    (service_number::GOOD, "shop/good", &["shop/near", "shop/far"]),
+    (service_number::BAD, "shop/bad", &["shop/bad", "shop/worse"]),
+    (service_number::MIXED, "shop/mixed", &ALL_BACKENDS),
+    (service_number::GUARDED, "shop/guarded", &["shop/guarded"]),
+    (service_number::VAULT, "shop/vault", &["shop/vault"]),
+    (service_number::CLIENT, "shop/client", &["shop/client"]),
+    (service_number::TWINS, "shop/twins", &["shop/client", "shop/bad"]),
 ];
 
 /// Builds a Service with an address of each family and with node ports.

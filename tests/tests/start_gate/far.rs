@@ -45,7 +45,8 @@ fn s38_a_peer_on_another_node_allows_a_new_pod_once_the_new_pods_address_is_publ
     // `near` is the agent on the node of the new pods, and `far` is the agent on the node of `shop/far`. `near` does
     // not install the start gate, because the test itself runs `netpol-cni` for each new pod.
     let near = Agent::start_with(&cluster, options(directory.path(), &["--start-gate", "off"])?)?;
-    let far = Agent::start_with(&cluster, AgentOptions::default().node(2).api_server(agent::as_deployed()?))?;
+    let far =
+        Agent::start_with(&cluster, AgentOptions::default().node(2).api_server(agent::options_with_deployed_role()?))?;
     let mut slots = PodSlots::prepare(&cluster, PODS)?;
     let (gate, server) = (StartGate::new(&near.socket()), cluster.host("shop/far").v4());
     let mut times = Vec::new();

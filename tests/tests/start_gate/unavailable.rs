@@ -131,7 +131,7 @@ fn s38_known_pods_start_and_unknown_pods_wait_while_the_api_server_is_unavailabl
     let cluster = pods().namespace("kube-system", "").build()?;
     cluster.apply("policies", &policies().join("---\n"))?;
     let options = options(directory.path(), &["--start-gate", "auto", "--unknown-pods", "deny"])?;
-    let agent = Agent::start_with(&cluster, options.api_server(agent::as_deployed()?))?;
+    let agent = Agent::start_with(&cluster, options.api_server(agent::options_with_deployed_role()?))?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     let mut slots = PodSlots::prepare(&cluster, 4)?;
     let (server, other) = (cluster.host("shop/server").v4(), cluster.host("shop/other").v4());

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use netpol_apiserver::{ApiServer, Options, Resource};
-use netpol_tests::agent::as_deployed;
+use netpol_tests::agent::options_with_deployed_role;
 use netpol_tests::cluster::node_name;
 use netpol_tests::{Agent, AgentOptions, Cluster, PodSpec};
 
@@ -34,7 +34,7 @@ impl Testbed {
             cluster = cluster.pod(PodSpec::new(&local_name(namespace, app)));
         }
         let cluster = cluster.build()?;
-        let server = Options { history: 50_000, ..as_deployed()? };
+        let server = Options { history: 50_000, ..options_with_deployed_role()? };
         let options = AgentOptions::default().api_server(server).start_timeout(READY_LIMIT).arguments(arguments);
         let mut agent = Agent::start_with(&cluster, options)?;
         let (removed, output) = agent.uninstall()?;

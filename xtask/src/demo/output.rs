@@ -224,7 +224,7 @@ impl Printer {
     }
 
     /// Prints what the demo created, and which of these objects remain after it was cleaned up.
-    pub(super) fn clean(&self, inventory: &Inventory, remaining: &[String]) {
+    pub(super) fn print_cleanup_result(&self, inventory: &Inventory, remaining: &[String]) {
         println!("  Created: {}.", inventory.description());
         if remaining.is_empty() {
             println!("  {}", self.paint(Style::Good, "All of them are gone, as checked in the kernel."));

@@ -1,4 +1,4 @@
-//! Scenes of the demo: the policies that users write first.
+//! Scenes of the demo. Their policies are those that users typically write first.
 
 use netpol_tests::{Cluster, ClusterBuilder};
 
@@ -16,7 +16,8 @@ pub(super) struct Scene {
 /// Short names for addresses that are too long for the tables.
 pub(super) const ALIASES: [(&str, &str); 1] = [("203.0.113.66", "partner")];
 
-/// Builds three namespaces with three pods each, and two external hosts.
+/// Builds three namespaces with three pods each, and an external host. The host has a default address and that of the
+/// partner; the tables show them as two hosts.
 pub(super) fn cluster() -> ClusterBuilder {
     Cluster::builder()
         .namespace("shop", "team=shop")

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{Absence, Finding, optional, required};
-use crate::binaries::has_static_target;
+use crate::binaries::static_target_directory;
 use crate::setup::{KERNEL_TOOLS, TOOLS, Tool};
 use crate::toolchain::{self, Compiler};
 use crate::{kubectl, prometheus, run, workspace};
@@ -27,7 +27,7 @@ pub(super) fn check() -> Vec<Finding> {
         finding(
             "standard library for static binaries",
             "netpol-cni",
-            has_static_target(),
+            static_target_directory(),
             required("cargo xtask setup"),
         ),
         finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), required("cargo xtask setup")),

@@ -13,8 +13,8 @@ use crate::run;
 /// The crate with the live tests: integration tests that use real packets.
 const LIVE: &str = "tests";
 
-/// Executables with live tests that run a second time, unchanged. Then their agents read Kubernetes objects from a fake
-/// API server.
+/// Executables with live tests that run a second time, unchanged. The second time, their agents read Kubernetes objects
+/// from a fake API server.
 const ALSO_WITH_API_SERVER: [&str; 4] = ["independent_of_rules", "change", "selection", "unknown_pods"];
 
 /// The source from which the agents under test read Kubernetes objects.
@@ -66,8 +66,8 @@ impl fmt::Display for Executable {
 /// Programs that tests run. Cargo builds a crate's programs with its integration tests.
 const PROGRAMS: [&str; 3] = ["netpol-agent", "netpol", "netpol-cni"];
 
-/// Builds all tests, and the programs that they run. Returns the executables with tests (those with live tests last), and
-/// the path of the agent. The other programs are in the same folder as the agent.
+/// Builds all tests, and the programs that they run. Returns the executables with tests (those with live tests last),
+/// and the path of the agent. The other programs are in the same folder as the agent.
 pub(super) fn build() -> Result<(Vec<Executable>, PathBuf)> {
     run::announce("building the tests");
     let mut cargo = run::cargo(["test", "--workspace", "--all-features", "--no-run"]);

@@ -64,7 +64,7 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
 }
 
 /// Checks that modules of netpol-ebpf use only modules of lower layers.
-pub(super) fn packet_path() -> Result<Vec<String>> {
+pub(super) fn ebpf_layers() -> Result<Vec<String>> {
     let sources = sources::rust()?;
     let netpol_ebpf =
         || sources.iter().filter_map(|(path, text)| Some((path.strip_prefix("netpol-ebpf/src").ok()?, text)));

@@ -29,7 +29,7 @@ pub(super) fn queries() -> Result<Vec<String>> {
         panels.iter().map(|query| ("dashboard.json", query)).chain(alerts.iter().map(|query| ("alerts.yaml", query)));
     let findings = files.flat_map(|(file, Query { location, text, shown })| {
         let shown: Vec<_> = shown.iter().map(String::as_str).collect();
-        let unknown = promql::unknown(text, &shown, &metrics);
+        let unknown = promql::unknown_names(text, &shown, &metrics);
         unknown.into_iter().map(move |finding| format!("{FOLDER}/{file}, {location}: {finding}"))
     });
     Ok(findings.collect())

@@ -14,7 +14,7 @@ const GROUPINGS: [&str; 4] = ["by", "without", "on", "ignoring"];
 
 /// Returns a finding for each metric and label that a query uses and that does not exist. `shown` are labels that
 /// appear beside the result, in a legend or a text.
-pub(super) fn unknown(query: &str, shown: &[&str], metrics: &BTreeMap<String, Metric>) -> Vec<String> {
+pub(super) fn unknown_names(query: &str, shown: &[&str], metrics: &BTreeMap<String, Metric>) -> Vec<String> {
     let mut findings = Vec::new();
     let (mut metric_labels, mut grouped) = (BTreeSet::from(TARGET_LABELS.map(str::to_owned)), BTreeSet::new());
     let query = without_strings(query);
@@ -91,7 +91,7 @@ mod tests {
             ("netpol_seconds".to_owned(), metric("histogram", &["since", "le"])),
             ("netpol_attach_seconds".to_owned(), metric("summary", &[])),
         ]);
-        assert_eq!(unknown(query, shown, &metrics), expected, "{query}");
+        assert_eq!(unknown_names(query, shown, &metrics), expected, "{query}");
     }
 
     #[test]

@@ -38,7 +38,7 @@ const MAX_SUBJECT: usize = 72;
 const LAST_COMMITS: &str = "-20";
 
 /// Finds replaced words in docs, and in the comments and strings of Rust sources.
-pub(super) fn concepts() -> Result<Vec<String>> {
+pub(super) fn replaced_words() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for path in sources::tracked()? {
         let text = sources::read(&path)?;

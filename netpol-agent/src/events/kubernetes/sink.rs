@@ -137,7 +137,7 @@ impl Suspensions {
         if active == self.active && rejected == self.rejected {
             return self.ended.len() != ended_before;
         }
-        let is_active = |before: &Suspension| active.iter().any(|still| still.is_same(before));
+        let is_active = |before: &Suspension| active.iter().any(|still| still.is_from_same_annotation(before));
         let ended = self.active.iter().filter(|before| !is_active(before)).cloned();
         self.ended.extend(ended.map(|suspension| (suspension, now)));
         (self.active, self.rejected) = (active, rejected);

@@ -1,5 +1,5 @@
 //! The thread that writes Events. The main loop does not wait for this thread, except for a short time when the agent
-//! exits.
+//! exits. A publication is one write to the API server: a new Event, or an update of one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use netpol_source::kube::jitter;
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 /// Time to write unreported Events when the agent exits.
-const FLUSH: Duration = Duration::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum time that [`Handle::finish`] waits.
 pub const FINISH_TIMEOUT: Duration = Duration::from_millis(600);
 /// Maximum number of messages that are received at once.
@@ -78,6 +78,8 @@ pub fn start(
     Ok((sink, Handle { ended }))
 }
 
+/// Receives messages until the queue is closed, and then writes the unreported Events. A second task writes the
+/// publications, one at a time: so messages are received while a request to the API server is in progress.
 async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, counters: &EventCounters) {
     let (publication_sender, mut publications) = mpsc::channel::<Publication>(1);
     let (result_sender, mut results) = mpsc::channel(1);
@@ -93,7 +95,7 @@ async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, counters
     let mut backoff = Backoff::default();
     let mut received = Vec::with_capacity(MAX_BATCH);
     let mut is_writing = false;
-    // Set when the agent exits.
+    // Set when the queue is closed, because the agent exits.
     let mut deadline: Option<Instant> = None;
     loop {
         let now = Instant::now();
@@ -105,6 +107,7 @@ async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, counters
                 return;
             }
         }
+        // The next write waits until a publication is due, the rate limit permits a write, and the backoff is over.
         let next = aggregator.next_due().map(|due| due.max(aggregator.next_token_at(now)).max(backoff.until(now)));
         let wake = [next.filter(|_| !is_writing), deadline].into_iter().flatten().min();
         let wake = wake.unwrap_or(now + MAX_PAUSE);
@@ -113,7 +116,7 @@ async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, counters
                 let now = Instant::now();
                 if count == 0 {
                     aggregator.flush(now);
-                    deadline = Some(now + FLUSH);
+                    deadline = Some(now + FLUSH_TIMEOUT);
                 }
                 for message in received.drain(..) {
                     process(message, &mut aggregator, counters, now);
@@ -164,6 +167,7 @@ fn handle_result(
                 DropReason::Invalid => {
                     tracing::warn!(error, "the API server rejected an Event as invalid; this is a bug in netpol");
                 }
+                // The writer does not return these reasons.
                 DropReason::QueueFull | DropReason::TooManyPods => {}
             }
             counters.count_dropped(reason, 1);
@@ -182,7 +186,8 @@ fn handle_result(
 struct Backoff {
     until: Option<Instant>,
     pause: Duration,
-    /// The logged cause of the current failure: the missing rule, or an empty text for any other cause.
+    /// The logged cause of the current failure: the rule that the agent's `ClusterRole` lacks, or an empty text for any
+    /// other cause.
     reported: Option<&'static str>,
 }
 

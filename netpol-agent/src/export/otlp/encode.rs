@@ -1,4 +1,5 @@
-//! Encodes records as an `ExportLogsServiceRequest` in JSON. The fields have the names from the messages in
+//! Encodes records of flows as an `ExportLogsServiceRequest` of OpenTelemetry in JSON. Each record becomes one
+//! `LogRecord`. The fields have the names from the messages in
 //! <https://github.com/open-telemetry/opentelemetry-proto> (`collector/logs/v1`, `logs/v1`, `common/v1`), in lower
 //! camel case. 64-bit integers are strings, and enums are numbers.
 
@@ -13,12 +14,13 @@ use super::super::json;
 
 /// Maximum size of a request in bytes, except for a single record that is larger. Collectors accept 20 MiB.
 const MAX_BODY: usize = 4 << 20;
-/// `SEVERITY_NUMBER_INFO` of `SeverityNumber`.
+/// The number and the text of a severity: `SEVERITY_NUMBER_INFO` of `SeverityNumber`.
 const INFO: (u32, &str) = (9, "INFO");
 /// `SEVERITY_NUMBER_WARN`, for denied packets.
 const WARN: (u32, &str) = (13, "WARN");
 
-/// Attributes of a log record, and JSON pointers to their values in the record. Attributes without a value are omitted.
+/// Attributes of a `LogRecord`, and JSON pointers to their values in the record of the flow. Attributes without a value
+/// are omitted.
 const ATTRIBUTES: [(&str, &str); 18] = [
     ("netpol.verdict", "/verdict"),
     ("netpol.direction", "/direction"),
@@ -105,7 +107,7 @@ impl Encoder {
     }
 
     /// Returns a request with as many records as fit, but at least the first record. Also returns the number of records
-    /// in it.
+    /// in it. `observed`: the time of the export.
     pub(super) fn request(&self, records: &[Arc<Record>], observed: SystemTime) -> (String, usize) {
         let mut body = self.start.clone();
         let mut count = 0;

@@ -25,8 +25,8 @@ pub(crate) type AppliedByKubectl = BTreeMap<ObjectKey, Applied>;
 /// Returns the objects of the cluster `live` after the manifests `change` are applied. The result has the diagnostics
 /// of `change`, but not those of `live`.
 pub(super) fn apply(live: &Parsed, change: Parsed, applied: &AppliedByKubectl) -> Parsed {
-    let Parsed { objects, errors, left_out, ignored, unevaluated, workloads, controllers, .. } = change;
-    let mut result = Parsed { errors, left_out, ignored, ..live.clone() };
+    let Parsed { objects, errors, invalid_documents, ignored, unevaluated, workloads, controllers, .. } = change;
+    let mut result = Parsed { errors, invalid_documents, ignored, ..live.clone() };
     // Pods that are added, removed, or have other labels or ports. In the last case, both the old and the new version.
     let mut changed_pods = apply_workloads(&mut result, workloads);
     let mut slices = Slices::default();

@@ -374,7 +374,7 @@ fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
 
 /// Returns the jiffies by [`idle`] after which a flow does not count for the table's size.
 fn sizing_timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
-    (flow_timeout::before_eviction(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
+    (flow_timeout::sizing_timeout(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
 
 /// Returns whether both sides have sent packets, and the connection is not closed.

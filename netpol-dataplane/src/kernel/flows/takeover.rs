@@ -56,7 +56,7 @@ impl TakeOver {
 
     /// Takes over the connections of an endpoint before its programs are attached. Reads all connections, and uses this
     /// list for the next endpoints, too, because reading the kernel's table takes 10 ms or more.
-    pub(in crate::kernel) fn take_over_shared(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
+    pub(in crate::kernel) fn take_over_from_list(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
         let recent = self.connections.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
         let connections = if let Some(connections) = recent {
             connections

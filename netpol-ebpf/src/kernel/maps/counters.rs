@@ -6,7 +6,7 @@
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use netpol_common::{Counters, Direction, REASON_MASK, REASONS, Reason, SHADOW_DENIED};
+use netpol_common::{COUNTER_SLOTS, Counters, Direction, REASON_MASK, Reason, SHADOW_DENIED};
 
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 2050> = PerCpuArray::new();
@@ -30,7 +30,7 @@ pub(in crate::kernel) fn count_shadow_denied(endpoint: u32, direction: Direction
 #[inline(always)]
 fn increment(endpoint: u32, direction: Direction, index: usize) {
     if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32))
-        && index < REASONS
+        && index < COUNTER_SLOTS
     {
         // SAFETY: the map entry belongs to this CPU, no other run of the program interrupts this one on the same CPU,
         // and the index is less than the length of `packets`.
@@ -42,7 +42,7 @@ fn increment(endpoint: u32, direction: Direction, index: usize) {
 }
 
 /// Returns the index of a reason in [`Counters`]. The mask changes no value. It is applied in assembly, which hides the
-/// range of the index from the compiler. Otherwise the compiler would omit the comparison with `REASONS` in
+/// range of the index from the compiler. Otherwise the compiler would omit the comparison with `COUNTER_SLOTS` in
 /// [`increment`], because the codes of all reasons are lower. Older verifiers (kernel 6.1) need this comparison,
 /// because they lose the bounds of a byte on the stack.
 #[inline(always)]
@@ -62,7 +62,7 @@ fn index(reason: Reason) -> usize {
 
 /// Counts an event that did not fit into the ring buffer.
 #[inline(always)]
-pub(in crate::kernel) fn lost_event() {
+pub(in crate::kernel) fn count_lost_event() {
     if let Some(lost) = LOST_EVENTS.get_ptr_mut(0) {
         // SAFETY: as above.
         unsafe { lost.write(lost.read().wrapping_add(1)) };

@@ -48,7 +48,7 @@ impl Fix {
 
 /// Returns the index of the rule that contains a field, and the path of the field below the rule: `(0, ".ports[1]")`
 /// for `spec.ingress[0].ports[1]`. Returns `None` if the field is in no rule of this direction.
-pub(super) fn rule_of(field: &str, direction: Direction) -> Option<(usize, &str)> {
+pub(super) fn rule_index_and_path(field: &str, direction: Direction) -> Option<(usize, &str)> {
     let rest = field.strip_prefix("spec.")?.strip_prefix(direction.name())?.strip_prefix('[')?;
     let (index, rest) = rest.split_once(']')?;
     Some((index.parse().ok()?, rest))

@@ -1,4 +1,7 @@
 //! Edits lines of YAML. `Editor` then checks that the edited text has the expected value.
+//!
+//! In this file, "flow" is YAML's flow style (a list or map in brackets on one line, such as `[a, b]` or `{a: 1}`). In
+//! block style, each item or key has its own line.
 
 use std::ops::Range;
 
@@ -15,12 +18,14 @@ pub(super) fn apply(text: &[String], lines: &Lines, operation: &Operation) -> Op
         Operation::Replace(path, new) => replace(text, lines, path, new),
         Operation::Remove(path) => {
             let range = field_lines(text, lines, path)?;
+            // The lines contain only the field if the first line begins with it. Otherwise, nothing is edited.
             starts_item_or_key(text.get(range.start)?, path.0.last()?, false)?;
             Some(splice(text, range, &[]))
         }
     }
 }
 
+/// Appends an item to a list. If the list is missing, adds it to its map.
 fn append(text: &[String], lines: &Lines, list: &FieldPath, item: &Node) -> Option<Vec<String>> {
     let Step::Key(key) = list.0.last()? else { return None };
     if let Some(found) = find_field(lines, list) {
@@ -42,6 +47,7 @@ fn add_key(text: &[String], lines: &Lines, path: &FieldPath, node: &Node) -> Opt
     let parent = FieldPath(parents.to_vec());
     let first = find_field(lines, &parent)?.children().next()?.line();
     let range = field_lines(text, lines, &parent)?;
+    // Flow style, if the map and its first key are on the same line. (`range` starts at 0, and line numbers at 1.)
     if first == range.start + 1 {
         return insert_in_flow(text, range.start, ['{', '}'], parent.0.last()?, &format!("{key}: {}", node.flow()));
     }
@@ -100,6 +106,7 @@ fn replace(text: &[String], lines: &Lines, path: &FieldPath, new: &Node) -> Opti
         Step::Index(_) => Node::List(vec![new.clone()]),
     };
     let mut added = indented(node.block(), column);
+    // Keeps the text before the field: spaces, or the `- ` of a list item.
     added.first_mut()?.replace_range(..column, &line[..column]);
     Some(splice(text, range, &added))
 }
@@ -118,8 +125,8 @@ fn starts_item_or_key(line: &str, step: &Step, or_in_item: bool) -> Option<usize
     }
 }
 
-/// Returns the lines of a field, from 0, without the comments after it. `None` if another field begins on its first
-/// line.
+/// Returns the indices (from 0) of the lines of a field, without empty lines and comments at the end. Returns `None` if
+/// another field of the same map or list begins on the first of these lines.
 fn field_lines(text: &[String], lines: &Lines, path: &FieldPath) -> Option<Range<usize>> {
     let (mut parent, mut end) = (lines, text.len() + 1);
     for (depth, step) in path.0.iter().enumerate() {
@@ -161,7 +168,7 @@ fn is_item(line: &str) -> bool {
     line.trim_start_matches(' ').starts_with("- ")
 }
 
-/// Returns the position of a text that occurs exactly once at the start of a word.
+/// Returns the position at which `text` begins a word in the line; `None` if there is no such position, or several.
 fn find_once(line: &str, text: &str) -> Option<usize> {
     let mut found = line.match_indices(text).filter(|(start, _)| {
         !line[..*start].chars().next_back().is_some_and(|before| before.is_alphanumeric() || "_./-\"".contains(before))

@@ -194,7 +194,7 @@ fn an_item_without_a_port_probably_belongs_to_the_item_next_to_it() {
 fn an_empty_list_of_peers_in_a_rule_with_ports_is_information_only() {
     let lint_rule = |rule: &str| {
         let findings = report(&format!("{SHOP}{}", policy("", &format!("ingress: [{rule}]")))).findings.into_iter();
-        let found = findings.filter(|it| it.rule == RuleId::OPEN_TO_EVERYONE);
+        let found = findings.filter(|it| it.rule == RuleId::EMPTY_PEER_LIST);
         found.map(|it| (it.severity.name(), it.fix.expect("a fix").description)).collect::<Vec<_>>()
     };
     let [omit_list, remove_or_omit] = [

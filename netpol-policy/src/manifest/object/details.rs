@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 use serde_json::Value;
 
 use super::{ObjectLocation, ObjectReader};
-use crate::manifest::{IGNORE_ANNOTATION, PodDetails, PolicySource, Template};
+use crate::manifest::{CustomResourceLabels, IGNORE_ANNOTATION, PodDetails, PolicySource};
 use crate::model::{Labels, NamespaceName, PodKey, Policy};
 
 impl ObjectReader {
@@ -52,8 +52,11 @@ impl ObjectReader {
             let namespace: NamespaceName = namespace.unwrap_or("default").into();
             let mut found = Vec::new();
             labels_in(&value["spec"], 0, &mut found);
-            let templates =
-                found.into_iter().map(|labels| Template { namespace: namespace.clone(), kind: kind.into(), labels });
+            let templates = found.into_iter().map(|labels| CustomResourceLabels {
+                namespace: namespace.clone(),
+                kind: kind.into(),
+                labels,
+            });
             self.parsed.details.templates.extend(templates);
         }
     }

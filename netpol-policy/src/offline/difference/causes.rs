@@ -138,7 +138,7 @@ impl Comparison<'_, '_> {
         for cluster in [OLD, NEW] {
             let offline = self.reachability.cluster(cluster);
             let pod = side.own.pods[cluster].as_ref().and_then(|key| offline.state().pods.get(key));
-            for index in pod.map(|pod| offline.may_change_pod(pod, side.direction)).unwrap_or_default() {
+            for index in pod.map(|pod| offline.unevaluated_for_pod(pod, side.direction)).unwrap_or_default() {
                 let policy = &offline.unevaluated()[index];
                 names.push(format!("{} {}", policy.kind, policy.name));
             }

@@ -126,7 +126,7 @@ impl<'c> CompiledCluster<'c> {
         };
         let rules = rules_in(&self.policies);
         let possible_rules = self.at_most.as_ref().map_or_else(|| rules.clone(), rules_in);
-        let unevaluated = self.cluster.may_change_pod(pod, direction).into_iter();
+        let unevaluated = self.cluster.unevaluated_for_pod(pod, direction).into_iter();
         let mut unevaluated: Vec<u64> = unevaluated.map(|index| self.cluster.unevaluated()[index].content).collect();
         unevaluated.sort_unstable();
         values.sides.number(Side { rules, possible_rules, unevaluated })

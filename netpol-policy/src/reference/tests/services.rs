@@ -4,8 +4,14 @@ use netpol_common::{Direction, Reason, protocol};
 
 use super::*;
 
-/// Service `shop/both` with every kind of frontend and with the backends `shop/web` and `shop/api`; Services with other
-/// backends; a node other than the local one; and a pod with a hostPort at the address of that node.
+/// Objects that are added to those of `CLUSTER`, where pod `shop/web` has the addresses 10.0.0.1 and `fd00::1`, and pod
+/// `shop/api` has 10.0.0.2:
+///
+/// * Service `both` has every kind of frontend. Its IPv4 backends are `shop/web` and `shop/api` (terminating, but still
+///   serving). Its only IPv6 backend is `shop/web`.
+/// * Service `empty` has no backend. The backend of Service `outside` is not a pod. The backend of Service `twice` is
+///   the `NodePort` of Service `both`.
+/// * Node `n2` is not the local node. Pod `ops/hosted` has a hostPort at the address of `n2`.
 const OBJECTS: &str = "
 apiVersion: v1
 kind: Service
@@ -108,9 +114,10 @@ const TO_API: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {
 #[test]
 fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
     let to_web_and_api = format!("{TO_WEB}, {TO_API}");
+    // Rules match the backends' addresses and target ports, also by port name, but not the Service's own address and
+    // port. Only a rule without `to` and `ports` matches the Service itself. Each case has egress rules, the expected
+    // reason, and whether the connection is rechecked post-DNAT, because only some backends are allowed.
     let cases = [
-        // Rules match the backends' addresses and target ports, also by port name, but not the Service's own address
-        // and port. Only a rule without `to` and `ports` matches the Service itself.
         (to_web_and_api.as_str(), Reason::Service, false),
         (TO_WEB, Reason::Service, true),
         ("", Reason::NoAllowedBackend, false),
@@ -147,7 +154,8 @@ fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat(
     assert_eq!(reasons, [Reason::Rule, Reason::NoRule]);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
-    // The NodePort of another node: that node selects the backend after the local node has evaluated the packet.
+    // Post-DNAT, the destination is still a frontend: the NodePort of another node, which selects the backend. So all
+    // backends must be allowed.
     assert_eq!(egress(&cluster_state, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NotAllBackendsAllowed);
     assert_eq!(
         egress(&state_with_egress(""), "ops/probe", "192.168.0.2", 30080, true).reason,
@@ -180,6 +188,7 @@ fn s22_a_service_without_backends_is_evaluated_post_dnat() {
     let cluster_state = state_with_egress("");
     let pre_dnat = egress(&cluster_state, "ops/probe", "10.96.0.2", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
+    // Post-DNAT, the destination is still the Service.
     assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.2", 80, true).reason, Reason::NotAllBackendsAllowed);
 }
 
@@ -205,10 +214,12 @@ fn s23_every_kind_of_frontend_leads_to_the_service() {
         (&to_web, "198.51.100.7", 80, Reason::Service, true),
         (&to_web, "203.0.113.7", 80, Reason::Service, true),
         (&to_web, "192.168.0.2", 30080, Reason::Service, true),
+        // No frontends: not the NodePort, or not the address of a node.
         (&to_web, "192.168.0.2", 80, Reason::NoRule, false),
         (&to_web, "192.168.0.3", 30080, Reason::NoRule, false),
         // The local node: the packet is evaluated again when the node forwards it.
         (&to_web, "192.168.0.1", 30080, Reason::LocalNode, true),
+        // All IPv6 backends are allowed.
         (&to_web, "fd96::1", 80, Reason::Service, false),
         (&to_v6, "fd96::1", 80, Reason::Service, false),
         (&to_v6, "10.96.0.1", 80, Reason::NoAllowedBackend, false),
@@ -247,10 +258,11 @@ fn s23_a_host_port_leads_to_its_pod() {
 
 #[test]
 fn s23_a_backend_that_is_the_frontend_of_another_service_is_evaluated_as_this_frontend() {
-    let by_node = state_with_egress("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
-    let pre_dnat = egress(&by_node, "ops/probe", "10.96.0.4", 80, false);
+    // A rule that matches only the address of the backend (the NodePort of Service `both`) has no effect post-DNAT.
+    let by_address = state_with_egress("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
+    let pre_dnat = egress(&by_address, "ops/probe", "10.96.0.4", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
-    assert_eq!(egress(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoAllowedBackend);
+    assert_eq!(egress(&by_address, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoAllowedBackend);
     let by_pods = state_with_egress(&format!("{TO_WEB}, {TO_API}"));
     assert_eq!(egress(&by_pods, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
 }

@@ -13,7 +13,7 @@ use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 use serde_json::Value;
 
 use super::dashboard::Dashboard;
-use super::{expect_success, folder, read};
+use super::{folder, promtool_succeeds, read};
 
 /// Where the agent serves metrics.
 const ADDRESS: &str = "127.0.0.1:9464";
@@ -83,7 +83,7 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
     let temporary = tempfile::Builder::new().prefix("netpol-").tempdir()?;
     let lab = lab(temporary.path())?;
     let page = page(&lab)?;
-    expect_success(&["check", "metrics"], &page)?;
+    promtool_succeeds(&["check", "metrics"], &page)?;
 
     let file = temporary.path().join("prometheus.yaml");
     fs::write(&file, configuration()?)?;

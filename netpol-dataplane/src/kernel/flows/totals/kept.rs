@@ -7,7 +7,7 @@ use netpol_common::{
 };
 
 use super::super::table::SLACK;
-use super::{BothWays, Clocks, FlowEnding, FlowTotals, FlowTotalsMode, MINUTE};
+use super::{BothWays, Clocks, FlowEndReason, FlowTotals, FlowTotalsMode, MINUTE};
 
 /// The key of a flow in the tables of either address family. An IPv4 address is in the first four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,9 +57,9 @@ pub(super) struct KeptFlow {
     /// `reported_at` in jiffies, which no process can set, unlike the wall clock.
     pub(super) reported_jiffies: u32,
     /// Why the flow has ended; `None` if it has not.
-    pub(super) ending: Option<FlowEnding>,
+    pub(super) ending: Option<FlowEndReason>,
     /// Whether the record of the end was sent.
-    pub(super) is_reported: bool,
+    pub(super) is_end_reported: bool,
 }
 
 impl KeptFlow {
@@ -78,7 +78,7 @@ impl KeptFlow {
             reported_at: started_at,
             reported_jiffies: entry.started,
             ending: None,
-            is_reported: false,
+            is_end_reported: false,
         };
         kept.update(id, entry, reading);
         kept
@@ -88,7 +88,7 @@ impl KeptFlow {
     pub(super) fn set_reported(&mut self, reading: Reading) {
         self.reported = self.total;
         (self.reported_at, self.reported_jiffies) = (reading.clocks.time, reading.clocks.jiffies);
-        self.is_reported = self.ending.is_some();
+        self.is_end_reported = self.ending.is_some();
     }
 
     /// Updates the values from the entry in the flow table. A flow with new packets after its end is open again: FIN
@@ -98,18 +98,18 @@ impl KeptFlow {
         let changed = total != self.total;
         (self.state, self.last_used, self.reading, self.total) = (entry.state, entry.last_used, reading.number, total);
         if changed {
-            (self.ending, self.is_reported) = (None, false);
+            (self.ending, self.is_end_reported) = (None, false);
         }
         let idle = reading.clocks.since(entry.last_used);
         // A closed flow ends when no more packets arrive, so that the last packets, such as the ACK of a FIN, are
         // included.
         let is_quiet = !changed || idle >= 2 * SLACK * reading.clocks.hz;
         let ending = if entry.state & flow_state::REVOKED != 0 {
-            Some(FlowEnding::Revoked)
+            Some(FlowEndReason::Revoked)
         } else if is_closed(id.key.protocol, entry.state) {
-            is_quiet.then_some(FlowEnding::Closed)
+            is_quiet.then_some(FlowEndReason::Closed)
         } else {
-            (idle >= id.timeout(entry.state, reading.clocks.hz)).then_some(FlowEnding::Timeout)
+            (idle >= id.timeout(entry.state, reading.clocks.hz)).then_some(FlowEndReason::Timeout)
         };
         self.ending = self.ending.or(ending);
     }
@@ -117,29 +117,29 @@ impl KeptFlow {
     /// Sets why the flow has ended. Called if no table had the flow in the last reading.
     pub(super) fn not_found(&mut self, id: &FlowId, interface_exists: bool, reading: Reading) {
         if self.ending.is_none() {
-            let other_ending = if interface_exists { FlowEnding::Evicted } else { FlowEnding::PodDeleted };
+            let other_ending = if interface_exists { FlowEndReason::Evicted } else { FlowEndReason::PodDeleted };
             self.ending = Some(self.closed_or_timed_out(id, reading).unwrap_or(other_ending));
         }
     }
 
     /// Returns why the flow has ended, if another flow has its key now. `None`: a record of the end was already sent.
-    pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
-        if self.is_reported {
+    pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEndReason> {
+        if self.is_end_reported {
             return None;
         }
         // A handshake with the same ports starts a new connection, which ends the old one.
         let has_handshake = protocol::has_handshake(id.key.protocol);
-        let other_ending = if has_handshake { FlowEnding::Closed } else { FlowEnding::Evicted };
+        let other_ending = if has_handshake { FlowEndReason::Closed } else { FlowEndReason::Evicted };
         self.ending.or_else(|| self.closed_or_timed_out(id, reading)).or(Some(other_ending))
     }
 
     /// Returns why the flow has ended if its last values show that it was closed or has timed out.
-    fn closed_or_timed_out(&self, id: &FlowId, reading: Reading) -> Option<FlowEnding> {
+    fn closed_or_timed_out(&self, id: &FlowId, reading: Reading) -> Option<FlowEndReason> {
         let timed_out = reading.clocks.since(self.last_used) >= id.timeout(self.state, reading.clocks.hz);
         if is_closed(id.key.protocol, self.state) {
-            Some(FlowEnding::Closed)
+            Some(FlowEndReason::Closed)
         } else {
-            timed_out.then_some(FlowEnding::Timeout)
+            timed_out.then_some(FlowEndReason::Timeout)
         }
     }
 
@@ -147,7 +147,7 @@ impl KeptFlow {
     pub(super) fn is_due(&self, mode: FlowTotalsMode, reading: Reading) -> bool {
         let seconds = reading.clocks.since(self.reported_jiffies) / reading.clocks.hz;
         match self.ending {
-            Some(_) => !self.is_reported,
+            Some(_) => !self.is_end_reported,
             None => mode == FlowTotalsMode::Minute && seconds >= MINUTE && self.total != self.reported,
         }
     }
@@ -164,7 +164,7 @@ impl KeptFlow {
         &self,
         id: &FlowId,
         mode: FlowTotalsMode,
-        ending: Option<FlowEnding>,
+        ending: Option<FlowEndReason>,
         reading: Reading,
     ) -> FlowTotals {
         let interval = (mode == FlowTotalsMode::Minute).then(|| (self.reported_at, self.total.since(&self.reported)));

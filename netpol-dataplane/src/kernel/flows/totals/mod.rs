@@ -50,7 +50,7 @@ const CHANNEL: usize = 4;
 
 /// Why a flow has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlowEnding {
+pub enum FlowEndReason {
     /// TCP: both sides sent FIN, or one side sent RST, or a new connection uses the same ports.
     Closed,
     /// No packets for longer than the timeout.
@@ -99,7 +99,7 @@ pub struct FlowTotals {
     /// the first record: the start of the flow, and all packets.
     pub interval: Option<(SystemTime, BothWays)>,
     /// Why the flow has ended; `None` if it has not.
-    pub ending: Option<FlowEnding>,
+    pub ending: Option<FlowEndReason>,
 }
 
 /// Receives the records of flows.
@@ -285,7 +285,7 @@ impl Tracker {
         }
         self.previous = Some(self.clocks);
         self.flows.retain(|id, kept| {
-            let keeps = kept.reading == reading.number || !kept.is_reported;
+            let keeps = kept.reading == reading.number || !kept.is_end_reported;
             if !keeps && let Some(count) = self.by_interface.get_mut(&id.interface()) {
                 *count -= 1;
             }
