@@ -142,7 +142,8 @@ impl FlowQuery {
 
     /// Returns whether the client requested a record. [`Record::Lost`] is always requested. [`Record::Multicast`] and
     /// [`Record::RateLimited`] summarize several packets or flows. They are not requested if the query filters by a
-    /// field that these records do not have, such as `from`.
+    /// field that these records do not have, such as `policy`. A filter by `from` selects a [`Record::Multicast`] by its
+    /// first senders.
     pub fn matches(&self, record: &Record) -> bool {
         match record {
             Record::Flow(flow) => self.matches_flow(flow),
@@ -151,15 +152,13 @@ impl FlowQuery {
             Record::Multicast(summary) => {
                 let port = self.port.as_ref().is_none_or(|port| port.matches(summary.port, &summary.protocol));
                 let to = self.to.as_ref().is_none_or(|to| to.matches(&summary.to));
+                let is_sender = |from: &EndFilter| summary.senders.iter().any(|sender| from.is_sender(Some(sender)));
+                let from = self.from.as_ref().is_none_or(is_sender);
                 let namespace = self.namespace.as_ref().is_none_or(|namespace| {
                     let mut senders = summary.senders.iter().filter_map(|sender| sender.split_once('/'));
                     senders.any(|(sender_namespace, _)| sender_namespace == namespace)
                 });
-                port && to
-                    && namespace
-                    && self.has_verdict(summary.verdict)
-                    && self.from.is_none()
-                    && self.policy.is_none()
+                port && to && namespace && from && self.has_verdict(summary.verdict) && self.policy.is_none()
             }
             Record::RateLimited(limited) => {
                 let namespace = self.namespace.as_ref().is_none_or(|namespace| {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    FlowDirection, FlowEndReason, FlowRule, FlowTotalsRecord, RECORD_SCHEMA, RateLimitedRecord, RecordHeader,
-    TrafficCounts,
+    FlowDirection, FlowEndReason, FlowRule, FlowTotalsRecord, MulticastRecord, RECORD_SCHEMA, RateLimitedRecord,
+    RecordHeader, TrafficCounts,
 };
 
 fn header() -> RecordHeader {
@@ -154,6 +154,33 @@ fn rate_limited_records_match_by_namespace_and_verdict() {
         ("namespace=bank", false),
         ("verdict=allowed", false),
         ("port=53", false),
+    ] {
+        assert_eq!(FlowQuery::parse(query).expect(query).matches(&record), matches, "{query}");
+    }
+}
+
+#[test]
+fn multicast_records_match_by_their_senders_and_the_group() {
+    let record = Record::Multicast(Box::new(MulticastRecord {
+        header: header(),
+        verdict: FlowVerdict::Denied,
+        direction: FlowDirection::Egress,
+        reason: "no-rule".into(),
+        to: FlowEnd { address: Some([224, 0, 0, 251].into()), ..FlowEnd::default() },
+        protocol: "UDP".into(),
+        port: Some(5_353),
+        packets: 12,
+        senders: vec!["shop/a".into(), "bank/b".into()],
+        sender_count: 2,
+    }));
+    for (query, matches) in [
+        ("from=shop/a", true),
+        ("from=bank/*", true),
+        ("from=shop/other", false),
+        ("from=10.0.0.1", false),
+        ("to=224.0.0.0/24&port=5353/UDP", true),
+        ("to=10.0.0.1", false),
+        ("policy=shop/p", false),
     ] {
         assert_eq!(FlowQuery::parse(query).expect(query).matches(&record), matches, "{query}");
     }
