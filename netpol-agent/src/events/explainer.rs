@@ -93,17 +93,17 @@ impl Explainer {
         observed: &Observed<'_>,
         reconciler: &Reconciler<D>,
     ) -> Result<Arc<Explanation>, &'static str> {
-        // The number of a pod and a direction.
-        let user = observed.event.budget();
+        // This number identifies the pod and the direction of the packet, which share one limit.
+        let pod_and_direction = observed.event.budget();
         let shares = &mut self.shares[observed.verdict as usize];
-        if !shares.allow(user, observed.now) {
+        if !shares.allow(pod_and_direction, observed.now) {
             return Err("the agent's time for explanations was used up");
         }
         let begun = thread_time();
         let mode = if key.shadow { Mode::Shadow } else { Mode::Enforce };
         let explanation = explain(reconciler.engine().cluster_state(), &key.packet, mode);
         let took = thread_time().saturating_sub(begun);
-        shares.spend(user, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        shares.spend(pod_and_direction, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let explanation = Arc::new(explanation.ok_or("the pod was deleted")?);
         self.cache.insert(key, Arc::clone(&explanation));
         Ok(explanation)

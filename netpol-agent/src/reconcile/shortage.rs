@@ -32,7 +32,7 @@ impl Shortage {
             if changed <= MAX_LOGGED {
                 let Omitted { blocks, ports, total, entries } = omitted;
                 tracing::error!(%policy, blocks, ports, total, entries,
-                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are omitted and allow nothing");
+                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are omitted and allow nothing; total: all ipBlocks and ports of the policy");
             }
         }
         if changed > MAX_LOGGED {

@@ -51,7 +51,7 @@ impl Cluster {
         within(self.limit, NEEDED, get(&self.kube, namespace)).await
     }
 
-    /// Reads the annotations of a Namespace that is not changed.
+    /// Reads the annotations of a Namespace that the command only reads and does not change.
     pub(super) async fn annotations(&self, namespace: &str) -> Result<BTreeMap<String, String>, String> {
         let api: Api<Namespace> = Api::all(self.kube.client.clone());
         let namespace = within(self.limit, "", api.get_metadata(namespace)).await?;

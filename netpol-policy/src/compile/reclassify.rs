@@ -217,8 +217,8 @@ impl Engine {
         let (AllowEntries::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
         let Some(account) = (!matching.is_empty()).then(|| rules.account.clone()) else { return true };
-        // In the memory limit, the cost of a block includes the entries for its prefixes, so they are not charged
-        // again.
+        // The memory limit already counts the entries for prefixes as a part of the cost of blocks, so they are not
+        // counted again.
         let entries = u64::from(!self.has_only_blocks(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
         let cache_key = (matching.len() <= MAX_CACHED_RULES).then(|| {
@@ -261,8 +261,8 @@ impl Engine {
         signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }
 
-    /// Charges an entry to the account of its rule set (in the memory limit), unless the cost of a block includes the
-    /// entry.
+    /// Counts an entry for the memory limit, for the account (namespace) of its rule set. An entry for a class that
+    /// only blocks match is not counted: the cost of these blocks includes it.
     fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
         if self.classes.signature(class).is_some_and(|signature| !self.has_only_blocks(signature)) {
             self.rule_sets.charge(rule_set, class);

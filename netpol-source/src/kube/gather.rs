@@ -18,7 +18,8 @@ use super::trim::ReceivedObject;
 
 /// How long the differences of a recovered resource wait for other resources. An API server that has just started may
 /// reject requests for a while, and a full list of a large cluster takes time. During the wait, the state from before
-/// the outage stays in effect. Waiting forever would not be safer, because other pods reuse the addresses.
+/// the outage stays in effect. Waiting forever would not be safer: new pods get the addresses of deleted pods, but
+/// the old state still assigns these addresses to the deleted pods.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(30);
 /// Time that a resumed watch has to deliver the events that were missed.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
@@ -254,9 +255,9 @@ impl Gatherer {
         Some(if must_wait { latest.max(complete) } else { complete })
     }
 
-    /// Returns whether an object exists, but only after its state at the API server was sent in a batch. Before that,
-    /// returns `None`. `version` is the object's version at the API server, or `None` if the API server has no such
-    /// object. A later version is sufficient, too.
+    /// Returns `None` until the object's state at `version`, or a later state, was sent in a batch. From then on,
+    /// returns whether the object exists. `version` is the object's version at the API server, or `None` if the API
+    /// server has no such object.
     pub(super) fn exists_if_sent(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
         if self.initial.is_some() || !self.in_sync_events.is_empty() || self.resync.contains_key(key) {
             return None;

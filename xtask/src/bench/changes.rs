@@ -31,8 +31,8 @@ struct LocalPod {
     interface: IfIndex,
 }
 
-/// Makes the changes. Reads the current map entries before each change, so that [`MapWatcher`] can wait for other
-/// entries.
+/// Makes the changes. Reads the current map entries before each change, so that [`MapWatcher`] can wait until
+/// these entries have changed.
 pub(super) struct Changes {
     cluster_size: ClusterSize,
     maps: Pinned,

@@ -36,7 +36,8 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
         graph.frames.insert(position, depth);
     }
     for (caller, callee) in calls(&file)? {
-        // The function that contains the call: the last one of the section that starts before it.
+        // The function that contains the call: of the functions in the same section, the last that starts before the
+        // call.
         if let Some((caller, _)) = functions.range((caller.0, 0)..=caller).next_back() {
             graph.calls.entry(*caller).or_default().insert(callee);
         }
@@ -68,7 +69,8 @@ struct Graph {
 
 impl Graph {
     /// Returns the call chain from this function that uses the most stack, and the number of bytes that it uses.
-    /// `path`: the callers of this function. They are not followed again, although programs do not recurse.
+    /// `path`: the callers of this function. They are not followed again, so that this function returns
+    /// even for a program that recurses, which the verifier would reject.
     fn deepest(&self, from: Position, path: &mut Vec<Position>) -> (u32, Vec<Position>) {
         let frame = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(FRAME_UNIT);
         path.push(from);

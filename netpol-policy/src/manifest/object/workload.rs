@@ -70,9 +70,9 @@ impl ObjectReader {
     }
 }
 
-/// Returns the apiVersion as which netpol reads an object with this kind and apiVersion, if the object is a workload.
-/// The apiVersion of the manifest may be outdated, or have no group. `None`: the kind is not a workload, or it only has
-/// the same name as a workload, in another API group.
+/// Netpol reads all workloads of one kind with the same apiVersion, such as `apps/v1`. Returns this apiVersion.
+/// `api_version`, from the manifest, may be outdated or have no group. `None`: the kind is not a workload, or it only
+/// has the same name as a workload, in another API group.
 pub(super) fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     match (WorkloadKind::from_name(kind)?, group) {
