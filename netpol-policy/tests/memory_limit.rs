@@ -108,7 +108,9 @@ fn blocks_are_left_out_only_from_the_policy_with_too_many_blocks() {
 
     let omissions = omitted(&engine);
     assert_eq!(omissions.keys().collect::<Vec<_>>(), ["a/big"], "{omissions:?}");
-    let Omitted { blocks, ports: 0, total: 20_000, entries: 0 } = omissions["a/big"] else { panic!("{omissions:?}") };
+    let Omitted { blocks, ports: 0, policy_items: 20_000, entries: 0 } = omissions["a/big"] else {
+        panic!("{omissions:?}")
+    };
     assert!((10_000..18_000).contains(&blocks), "{omissions:?}");
     // Each block needs a prefix, and two `ALLOW` entries: for pod `big`, and for the pod with the wide block (`other`).
     let entries = engine.tables().entries().count();

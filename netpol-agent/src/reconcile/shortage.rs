@@ -30,9 +30,9 @@ impl Shortage {
             }
             changed += 1;
             if changed <= MAX_LOGGED {
-                let Omitted { blocks, ports, total, entries } = omitted;
-                tracing::error!(%policy, blocks, ports, total, entries,
-                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are omitted and allow nothing; total: all ipBlocks and ports of the policy");
+                let Omitted { blocks, ports, policy_items, entries } = omitted;
+                tracing::error!(%policy, blocks, ports, policy_items, entries,
+                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are omitted and allow nothing; policy_items: all ipBlocks and ports of the policy");
             }
         }
         if changed > MAX_LOGGED {
@@ -58,7 +58,7 @@ impl<D: Dataplane> Reconciler<D> {
             policy: policy.to_string(),
             omitted_blocks: omitted.blocks,
             omitted_ports: omitted.ports,
-            total: omitted.total,
+            total: omitted.policy_items,
             missing_entries: omitted.entries,
         };
         self.omitted().iter().map(convert).collect()
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn policies_without_omitted_parts_are_removed() {
         let policy = |name: &str| PolicyKey::new("shop", name);
-        let omitted = Omitted { blocks: 3, ports: 0, total: 9, entries: 0 };
+        let omitted = Omitted { blocks: 3, ports: 0, policy_items: 9, entries: 0 };
         let mut shortage = Shortage::default();
         let many: Vec<_> = (0..30).map(|index| policy(&format!("p{index}"))).collect();
         shortage.review(many.iter().map(|policy| (policy.clone(), omitted)).collect());

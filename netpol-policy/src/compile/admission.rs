@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use netpol_common::{AllowKey, Direction, PortSetId, RuleSetId};
 
 use super::Engine;
-use super::allow::{AllowEntries, Ports};
+use super::allow::{AllowedPorts, Ports};
 use super::endpoints::EndpointRuleSets;
 use super::memory_limit::{Account, Balance};
 use super::parts::{CompiledRule, RuleAt};
@@ -42,7 +42,7 @@ impl Engine {
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
         for InPlaceUpdate { rule_set: id, new, removed, .. } in in_place {
             let Some(rule_set) = self.rule_sets.get(*id) else { continue };
-            let AllowEntries::Of(for_any_peer) = &rule_set.any else { continue };
+            let AllowedPorts::Of(for_any_peer) = &rule_set.any else { continue };
             let new_ports = new.and_then(|new| self.parts.get(new)).map_or(0, |part| {
                 part.rules.iter().map(|rule| rule.ports_at(None).count()).sum::<usize>() + part.rules.len()
             });

@@ -10,7 +10,7 @@ use crate::model::{PortRange, Protocol};
 
 /// The protocols and ports that a rule set allows to a class, each with the first rule that allows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum AllowEntries {
+pub(super) enum AllowedPorts {
     /// Every protocol and port, with the first rule that allows them.
     All(RuleId),
     /// Only these ports. If the list is empty, nothing is allowed.
@@ -49,8 +49,8 @@ impl PortPrefix {
     }
 }
 
-impl AllowEntries {
-    /// Returns the prefixes of the ports; none for [`AllowEntries::All`].
+impl AllowedPorts {
+    /// Returns the prefixes of the ports; none for [`AllowedPorts::All`].
     pub(super) fn prefixes(&self) -> impl Iterator<Item = PortPrefix> {
         let ports = match self {
             Self::All(_) => None,

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use netpol_common::{AllowEntry, AllowKey, ClassId, PortSetId, RuleId, RuleSetId};
 
 use super::Engine;
-use super::allow::{AllowEntries, PortPrefix, Ports};
+use super::allow::{AllowedPorts, PortPrefix, Ports};
 use super::classes::Signature;
 use super::parts::{CompiledRule, Part, PartId, RuleAt};
 use super::port_sets::Diff;
@@ -47,7 +47,7 @@ pub(super) struct PendingEntries {
     /// Users of port sets, by their current port set and how it changes.
     pub(super) groups: BTreeMap<(PortSetId, Rc<Diff>), Vec<PortSetUser>>,
     /// Entries that get new contents, instead of a change of their port set.
-    pub(super) singles: Vec<(AllowKey, AllowEntries)>,
+    pub(super) singles: Vec<(AllowKey, AllowedPorts)>,
     /// For each rule set, the classes with entries that may have changed, and the change of the ports for any peer.
     pub(super) touched: BTreeMap<RuleSetId, (BTreeSet<ClassId>, Rc<Diff>)>,
 }
@@ -79,7 +79,7 @@ impl Engine {
         cache: &mut DiffCache,
     ) {
         let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(new)) else { return };
-        if matches!(rule_set.any, AllowEntries::All(_)) {
+        if matches!(rule_set.any, AllowedPorts::All(_)) {
             return;
         }
         let any_peer_set = rule_set.policy.any;
@@ -103,7 +103,7 @@ impl Engine {
             match (entry.filter(|entry| entry.port_set == PortSetId::ALL), allows_all_ports) {
                 (Some(entry), Some(rule)) if !self.rule_names.precedes(rule, entry.rule) => continue,
                 (_, Some(rule)) => {
-                    pending.singles.push((key, AllowEntries::All(rule)));
+                    pending.singles.push((key, AllowedPorts::All(rule)));
                     continue;
                 }
                 (Some(_), None) => continue,
@@ -132,7 +132,7 @@ impl Engine {
         cache: &mut DiffCache,
     ) {
         let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(removed_part)) else { return };
-        if matches!(rule_set.any, AllowEntries::All(_)) {
+        if matches!(rule_set.any, AllowedPorts::All(_)) {
             return;
         }
         let any_peer_set = rule_set.policy.any;
@@ -151,7 +151,7 @@ impl Engine {
             pending.groups.entry((any_peer_set, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
         let classes = self.classes_to_change(rule_set, part, !for_any_peer.is_empty());
-        let AllowEntries::Of(before) = &rule_set.any else { return };
+        let AllowedPorts::Of(before) = &rule_set.any else { return };
         let mut any_after = Cow::Borrowed(before);
         if !for_any_peer.is_empty() {
             for_any_peer.apply(any_after.to_mut());
@@ -291,11 +291,11 @@ impl Engine {
 
     /// Returns what rules allow to addresses with this signature, in addition to `ports`, which are allowed to any
     /// peer.
-    pub(super) fn contents(&self, mut ports: Ports, rules: &[RuleAt], signature: &Signature) -> AllowEntries {
+    pub(super) fn contents(&self, mut ports: Ports, rules: &[RuleAt], signature: &Signature) -> AllowedPorts {
         let rules = || rules.iter().filter_map(|at| self.parts.rule(*at));
         let all = rules().filter(|rule| rule.has_all_ports()).map(|rule| rule.id);
         if let Some(rule) = all.reduce(|one, other| if self.rule_names.precedes(other, one) { other } else { one }) {
-            return AllowEntries::All(rule);
+            return AllowedPorts::All(rule);
         }
         for rule in rules() {
             for prefix in rule.ports_at(Some(signature)) {
@@ -305,7 +305,7 @@ impl Engine {
                 }
             }
         }
-        AllowEntries::Of(ports)
+        AllowedPorts::Of(ports)
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Omitted {
     /// Number of items of `ports` that match nothing.
     pub ports: usize,
     /// Number of all `ipBlock` peers and items of `ports` in the policy.
-    pub total: usize,
+    pub policy_items: usize,
     /// Number of missing entries of rule sets that contain this policy: `ALLOW` entries, and the list of ports that a
     /// rule set allows to any peer. A missing entry is counted for each policy of its rule set.
     pub entries: usize,

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use netpol_common::{AllowEntry, PortEntry, PortKey, PortSetId, RuleId, port_verdict};
 
-use super::allow::{AllowEntries, PortPrefix, Ports};
+use super::allow::{AllowedPorts, PortPrefix, Ports};
 use super::entry_counts::EntryCounts;
 use super::ids::Counter;
 use super::memory_limit::Account;
@@ -14,9 +14,9 @@ use crate::tables::Change;
 /// The port sets in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PortSets {
-    /// IDs by content hash. The hash is the sum of the entries' hashes, so it can be updated incrementally.
+    /// IDs by content hash: the sum of the hashes of the ports with their rules. It can be updated incrementally.
     by_hash: HashMap<u64, Vec<PortSetId>>,
-    entries: BTreeMap<PortSetId, PortSet>,
+    sets: BTreeMap<PortSetId, PortSet>,
     /// Number of entries of the map `PORTS`, by the account (of the memory limit) to which they are charged. Entries of
     /// a port set are charged to the account of its first user.
     entry_counts: EntryCounts,
@@ -69,22 +69,22 @@ impl PortSets {
 
     /// Returns the ports of a set. Returns `None` for the constant sets `NONE` and `ALL` of [`PortSetId`].
     pub(super) fn ports(&self, id: PortSetId) -> Option<&Ports> {
-        self.entries.get(&id).map(|set| &set.ports)
+        self.sets.get(&id).map(|set| &set.ports)
     }
 
     /// Returns the number of users of a set: `ALLOW` entries, and rule sets that allow its ports to any peer.
     pub(super) fn user_count(&self, id: PortSetId) -> usize {
-        self.entries.get(&id).map_or(0, |set| set.users)
+        self.sets.get(&id).map_or(0, |set| set.users)
     }
 
     /// Returns whether a set is still in use.
     pub(super) fn exists(&self, id: PortSetId) -> bool {
-        [PortSetId::NONE, PortSetId::ALL].contains(&id) || self.entries.contains_key(&id)
+        [PortSetId::NONE, PortSetId::ALL].contains(&id) || self.sets.contains_key(&id)
     }
 
     /// Adds a user. The constant sets (`NONE` and `ALL`) always exist, so their users are not counted.
     pub(super) fn add_user(&mut self, id: PortSetId) {
-        if let Some(set) = self.entries.get_mut(&id) {
+        if let Some(set) = self.sets.get_mut(&id) {
             set.users += 1;
         }
     }
@@ -95,21 +95,21 @@ impl PortSets {
     }
 
     /// Returns how many map entries [`PortSets::acquire`] would add for these ports.
-    pub(super) fn entries_to_add(&self, contents: &AllowEntries) -> u64 {
+    pub(super) fn entries_to_add(&self, contents: &AllowedPorts) -> u64 {
         match contents {
-            AllowEntries::Of(ports) if self.find(self.hash_of(ports), |existing| existing == ports).is_none() => {
+            AllowedPorts::Of(ports) if self.find(self.hash_of(ports), |existing| existing == ports).is_none() => {
                 ports.len() as u64
             }
-            AllowEntries::Of(_) | AllowEntries::All(_) => 0,
+            AllowedPorts::Of(_) | AllowedPorts::All(_) => 0,
         }
     }
 
     /// Adds a user to the set of these ports. Returns an `ALLOW` entry with the set, and the changes that write the set
     /// if it is new. The entries of a new set are charged to `account`.
-    pub(super) fn acquire(&mut self, contents: &AllowEntries, account: &Account) -> (AllowEntry, Vec<Change>) {
+    pub(super) fn acquire(&mut self, contents: &AllowedPorts, account: &Account) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {
-            AllowEntries::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
-            AllowEntries::Of(ports) => ports,
+            AllowedPorts::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
+            AllowedPorts::Of(ports) => ports,
         };
         let entry = |port_set| AllowEntry { port_set, rule: RuleId::NONE };
         if ports.is_empty() {
@@ -122,8 +122,7 @@ impl PortSets {
         }
         let id = PortSetId(self.counter.next());
         self.by_hash.entry(hash).or_default().push(id);
-        self.entries
-            .insert(id, PortSet { ports: ports.clone(), hash, users: 1, account: account.clone(), frozen: false });
+        self.sets.insert(id, PortSet { ports: ports.clone(), hash, users: 1, account: account.clone(), frozen: false });
         self.entry_counts.add(account, ports.len() as u64);
         (entry(id), ports.iter().map(|(prefix, rule)| put_change(id, *prefix, *rule)).collect())
     }
@@ -131,7 +130,7 @@ impl PortSets {
     /// Changes a set for all of its users. Returns the changes, additions first. Returns `None` if the set cannot
     /// change: it is frozen, would be empty, or would be equal to another set.
     pub(super) fn change(&mut self, id: PortSetId, diff: &Diff) -> Option<Vec<Change>> {
-        let set = self.entries.get(&id).filter(|set| !set.frozen)?;
+        let set = self.sets.get(&id).filter(|set| !set.frozen)?;
         if set.ports.len() + diff.put.len() == diff.delete.len() {
             return None;
         }
@@ -159,7 +158,7 @@ impl PortSets {
             }
         }
         self.remove_hash(id);
-        let set = self.entries.get_mut(&id)?;
+        let set = self.sets.get_mut(&id)?;
         set.hash = hash;
         self.entry_counts.subtract(&set.account, set.ports.len() as u64);
         diff.apply(&mut set.ports);
@@ -171,20 +170,20 @@ impl PortSets {
 
     /// Forbids changes of a set in place, for the reason in `PortSet::frozen`.
     pub(super) fn freeze(&mut self, id: PortSetId) {
-        if let Some(set) = self.entries.get_mut(&id) {
+        if let Some(set) = self.sets.get_mut(&id) {
             set.frozen = true;
         }
     }
 
     /// Removes a user. If that was the last user, removes the set and returns the changes that delete it.
     pub(super) fn release(&mut self, id: PortSetId) -> Vec<Change> {
-        let Some(set) = self.entries.get_mut(&id) else { return Vec::new() };
+        let Some(set) = self.sets.get_mut(&id) else { return Vec::new() };
         set.users -= 1;
         if set.users > 0 {
             return Vec::new();
         }
         self.remove_hash(id);
-        let Some(PortSet { ports, account, .. }) = self.entries.remove(&id) else { return Vec::new() };
+        let Some(PortSet { ports, account, .. }) = self.sets.remove(&id) else { return Vec::new() };
         self.entry_counts.subtract(&account, ports.len() as u64);
         ports.keys().map(|prefix| delete_change(id, *prefix)).collect()
     }
@@ -199,11 +198,11 @@ impl PortSets {
 
     fn find(&self, hash: u64, is_same: impl Fn(&Ports) -> bool) -> Option<PortSetId> {
         let mut ids = self.by_hash.get(&hash)?.iter();
-        ids.find(|id| self.entries.get(id).is_some_and(|set| is_same(&set.ports))).copied()
+        ids.find(|id| self.sets.get(id).is_some_and(|set| is_same(&set.ports))).copied()
     }
 
     fn remove_hash(&mut self, id: PortSetId) {
-        let Some(hash) = self.entries.get(&id).map(|set| set.hash) else { return };
+        let Some(hash) = self.sets.get(&id).map(|set| set.hash) else { return };
         if let Some(ids) = self.by_hash.get_mut(&hash) {
             ids.retain(|existing| *existing != id);
             if ids.is_empty() {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortSetId, RuleSetId, address_flags};
 
 use super::Engine;
-use super::allow::AllowEntries;
+use super::allow::AllowedPorts;
 use super::classes::Signature;
 use super::parts::{CompiledRule, RuleAt};
 use super::selectors::PeerSelectorId;
@@ -214,7 +214,7 @@ impl Engine {
         }
         self.rule_sets.clear_refusal(rule_set, class);
         let Some(rules) = self.rule_sets.get(rule_set) else { return true };
-        let (AllowEntries::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
+        let (AllowedPorts::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
         let Some(account) = (!matching.is_empty()).then(|| rules.account.clone()) else { return true };
         // The memory limit already counts the entries for prefixes as a part of the cost of blocks, so they are not
@@ -240,7 +240,7 @@ impl Engine {
             found
         } else {
             let contents = self.contents(any.clone(), &matching, signature);
-            let is_needless = matches!(&contents, AllowEntries::Of(ports) if ports == any);
+            let is_needless = matches!(&contents, AllowedPorts::Of(ports) if ports == any);
             if !is_needless && !self.has_room(&account, (self.port_sets.entries_to_add(&contents), entries)) {
                 self.rule_sets.refuse(rule_set, class);
                 return false;

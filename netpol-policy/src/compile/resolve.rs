@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use netpol_common::{AllowEntry, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
 use super::Engine;
-use super::allow::AllowEntries;
+use super::allow::AllowedPorts;
 use super::classes::Signature;
 use super::endpoints::Slot;
 use super::memory_limit::{Account, account, policies_of};
@@ -125,7 +125,7 @@ impl Engine {
     }
 
     /// Returns what these parts allow to any peer, whatever its address is.
-    fn for_any_peer(&self, parts: &[PartId]) -> AllowEntries {
+    fn for_any_peer(&self, parts: &[PartId]) -> AllowedPorts {
         let parts = parts.iter().filter_map(|id| Some((*id, self.parts.get(*id)?)));
         let open: Vec<_> = parts
             .flat_map(|(id, part)| part.open.iter().map(move |index| RuleAt { part: id, index: *index }))
@@ -135,7 +135,7 @@ impl Engine {
 
     /// Returns an `ALLOW` entry with the port set of these contents, and adds one user to the port set. If there is no
     /// such port set, adds it, and charges its map entries to the account `owner`.
-    pub(super) fn intern(&mut self, changes: &mut Changes, contents: &AllowEntries, owner: &Account) -> AllowEntry {
+    pub(super) fn intern(&mut self, changes: &mut Changes, contents: &AllowedPorts, owner: &Account) -> AllowEntry {
         let (entry, ports) = self.port_sets.acquire(contents, owner);
         self.write_all(changes, ports);
         entry

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use netpol_common::{ClassId, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
-use super::allow::{AllowEntries, PortPrefix};
+use super::allow::{AllowedPorts, PortPrefix};
 use super::classes::Signature;
 use super::endpoints::Slot;
 use super::entry_counts::EntryCounts;
@@ -67,7 +67,7 @@ pub(super) struct RuleSet {
     /// For each peer selector that decides (see [`super::parts::Part::deciding`]), the rules with this selector.
     deciding: HashMap<PeerSelectorId, Vec<RuleAt>>,
     /// What the rule set allows to any peer.
-    pub(super) any: AllowEntries,
+    pub(super) any: AllowedPorts,
     /// What endpoints with this rule set store: its ID, and the port set for any peer.
     pub(super) policy: DirectionPolicy,
     /// Number of endpoints with this rule set.
@@ -87,7 +87,7 @@ impl RuleSet {
     /// Returns whether Services are evaluated by their backends. This is so for egress, unless the rule set allows
     /// everything to any peer.
     pub(super) fn evaluates_services(&self) -> bool {
-        self.slot().direction == Direction::Egress && matches!(self.any, AllowEntries::Of(_))
+        self.slot().direction == Direction::Egress && matches!(self.any, AllowedPorts::Of(_))
     }
 
     pub(super) fn parts(&self) -> &Arc<[PartId]> {
@@ -177,7 +177,7 @@ impl RuleSets {
         ids: &Arc<[PartId]>,
         parts: &mut Parts,
         account: Account,
-        any: AllowEntries,
+        any: AllowedPorts,
         any_set: Option<PortSetId>,
     ) -> RuleSetId {
         let id = RuleSetId(self.counter.next());
@@ -269,7 +269,7 @@ impl RuleSets {
         let Some(rule_set) = self.by_id.get_mut(&id) else { return };
         rule_set.policy.any = any_set;
         let evaluates_services = rule_set.evaluates_services();
-        let AllowEntries::Of(ports) = &mut rule_set.any else { return };
+        let AllowedPorts::Of(ports) = &mut rule_set.any else { return };
         for (prefix, rule) in &change.put {
             if ports.insert(*prefix, *rule).is_none() && evaluates_services {
                 self.by_port_for_any_peer.insert(*prefix, id);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use netpol_common::{AllowEntry, AllowKey, ClassId, DirectionPolicy, PortSetId, RuleId, RuleSetId};
 
 use super::Engine;
-use super::allow::AllowEntries;
+use super::allow::AllowedPorts;
 use super::difference::{DiffCache, PendingEntries, PortSetUser};
 use super::endpoints::{EndpointRuleSets, Slot};
 use super::memory_limit::{Account, account};
@@ -71,7 +71,7 @@ impl Engine {
                 // rule set allows everything.
                 let allows_everything_as_before = |rule_set: &RuleSet| {
                     let everything_after = || after.iter().any(|part| allows_everything(Some(*part)));
-                    let everything_before = matches!(rule_set.any, AllowEntries::All(_));
+                    let everything_before = matches!(rule_set.any, AllowedPorts::All(_));
                     // In all other cases, no part in `after` allows everything.
                     let may_allow_everything =
                         allows_everything(new) || allows_everything(removed) || everything_before;
@@ -265,10 +265,10 @@ impl Engine {
     }
 
     /// Returns the ports of a port set after a change.
-    fn contents_with(&self, base: PortSetId, diff: &Diff) -> AllowEntries {
+    fn contents_with(&self, base: PortSetId, diff: &Diff) -> AllowedPorts {
         let mut ports = self.port_sets.ports(base).cloned().unwrap_or_default();
         diff.apply(&mut ports);
-        AllowEntries::Of(ports)
+        AllowedPorts::Of(ports)
     }
 
     /// Assigns the port set of `entry` to these users. Then removes one user of the port set: the calling function has

@@ -140,7 +140,7 @@ fn check_flow_stops(shape: Shape) -> Result<()> {
 }
 
 #[test]
-fn s22_a_udp_flow_with_a_new_backend_is_evaluated_by_that_backend() -> Result<()> {
+fn s22_a_udp_flow_that_moves_to_a_new_backend_gets_the_verdict_for_this_backend() -> Result<()> {
     SHAPES.iter().try_for_each(|&shape| check_backend_change(shape).with_context(|| format!("{shape:?}")))
 }
 

@@ -366,13 +366,13 @@ fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
     now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz)
 }
 
-/// Returns the jiffies by [`idle`] after which programs certainly ignore a flow. [`idle`] is at most 2 × [`SLACK`] too
-/// large.
+/// Returns a limit in jiffies: if [`idle`] returns at least this number, programs certainly ignore the flow. [`idle`] is
+/// at most 2 × [`SLACK`] too large.
 fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
     (flow_timeout::of(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
 
-/// Returns the jiffies by [`idle`] after which a flow does not count for the table's size.
+/// Returns a limit in jiffies: if [`idle`] returns at least this number, the flow does not count for the table's size.
 fn sizing_timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
     (flow_timeout::sizing_timeout(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }

@@ -122,7 +122,7 @@ impl Price<'_> {
                     Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * rule_sets,
                 };
                 full |= rule_sets > 0 && spent.saturating_add(cost) > max_cost;
-                cut.omitted.total += 1;
+                cut.omitted.policy_items += 1;
                 match item {
                     _ if !full => {
                         spent += if rule_sets > 0 { cost } else { 0 };
