@@ -1,9 +1,9 @@
 //! One peer that should be two, and two peers that should be one.
 //!
-//! In YAML, the two forms differ by one `-`. Both forms are valid. So there is a finding only if the written form
-//! matches no pod, and the other form matches pods. If two peers are written, they
-//! are also reported if the input has no pods in the namespaces of the joined peer: this peer may match pods that are not
-//! in the input.
+//! *Split*: two list items, one with only a podSelector and one with only a namespaceSelector. *Joined*: one item with
+//! both. In YAML, the two forms differ by one `-`, and both are valid. So the joined form is reported only if it matches
+//! no pod, but the split form does. The split form is reported only if its podSelector matches no pod, but the joined
+//! form matches a pod, or may match one: the input has no pods in the selected namespaces, so it may be incomplete.
 
 use super::RuleId;
 use super::context::Context;
@@ -27,9 +27,9 @@ pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft
         let joined_peer = Peer::Pods { namespaces: Some(namespaces.clone()), pods: pods.clone() };
         let has_no_known_pods = context.pod_namespaces(place.policy, Some(namespaces)).next().is_none();
         (has_no_known_pods || matches(context, place, &joined_peer)).then(|| {
-            let (from, path) = (neighbor.path(), place.path());
+            let (neighbor_path, path) = (neighbor.path(), place.path());
             let operations = vec![
-                Operation::Replace(FieldPath::parse(&from), yaml::of_peer(&joined_peer)),
+                Operation::Replace(FieldPath::parse(&neighbor_path), yaml::of_peer(&joined_peer)),
                 Operation::Remove(FieldPath::parse(&path)),
             ];
             Draft::new(
@@ -37,7 +37,7 @@ pub(super) fn split(context: &Context<'_>, place: PeerPlace<'_>) -> Option<Draft
                 path.clone(),
                 format!("No pod matches the peer: {}.", describe::peer(place.policy, place.peer())),
                 format!(
-                    "{from} is another peer, which allows {}. Two list items are alternatives.",
+                    "{neighbor_path} is another peer, which allows {}. Two list items are alternatives.",
                     describe::peer(place.policy, neighbor.peer())
                 ),
                 DraftFix::of(

@@ -13,7 +13,7 @@ pub use memory::{MissingEntry, Tables, prefixes_of};
 
 use crate::model::{Frontend, PodKey};
 
-/// The compiled policy of an endpoint (the interface of a pod under enforcement). The agent adds the interface.
+/// The compiled policy of a pod. When the agent writes the endpoint (a map entry), it adds the pod's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointPolicy {
     /// Policy for traffic to the pod.

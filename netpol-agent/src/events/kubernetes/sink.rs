@@ -112,7 +112,7 @@ pub struct Sink {
     node: Arc<str>,
     /// When notices were last compared with those that were sent.
     checked_at: Option<Instant>,
-    /// When the agents that report about policies were last selected: when notices were last sent.
+    /// When notices were last sent. Each time, the agents that report about policies are selected again.
     selected_at: Option<Instant>,
     /// The diagnostics of all policies when notices were last sent to the thread.
     diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
@@ -163,8 +163,8 @@ impl Sink {
         &self.counters
     }
 
-    /// Reports a packet that was denied at `pod`, or that would be denied if policies in shadow mode were enforced.
-    /// Only then, `shadow` has a value: the policies that are not enforced.
+    /// Reports a packet that was denied at `pod`, or that would be denied if policies in shadow mode were enforced. In the
+    /// second case, `shadow` has the policies that are not enforced; otherwise it is `None`.
     pub(in crate::events) fn denied(
         &self,
         event: &FlowEvent,
