@@ -133,7 +133,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     assert_eq!(reconciler.pods_waiting(), 2);
     let reasons = pending_reasons(&reconciler);
     assert!(
-        reasons.iter().all(|reason| reason.contains("still being evaluated; all of its traffic is dropped")),
+        reasons.iter().all(|reason| reason.contains("still being compiled; all of its traffic is dropped")),
         "{reasons:?}"
     );
     finish(&mut reconciler);

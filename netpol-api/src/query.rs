@@ -152,7 +152,14 @@ impl FlowQuery {
             Record::Multicast(summary) => {
                 let port = self.port.as_ref().is_none_or(|port| port.matches(summary.port, &summary.protocol));
                 let to = self.to.as_ref().is_none_or(|to| to.matches(&summary.to));
-                let is_sender = |from: &EndFilter| summary.senders.iter().any(|sender| from.is_sender(Some(sender)));
+                // A sender that is not a pod is an address.
+                let is_sender = |from: &EndFilter| {
+                    summary.senders.iter().any(|sender| {
+                        let address = sender.parse().ok();
+                        from.is_sender(Some(sender))
+                            || address.is_some() && from.matches(&FlowEnd { address, ..FlowEnd::default() })
+                    })
+                };
                 let from = self.from.as_ref().is_none_or(is_sender);
                 let namespace = self.namespace.as_ref().is_none_or(|namespace| {
                     let mut senders = summary.senders.iter().filter_map(|sender| sender.split_once('/'));

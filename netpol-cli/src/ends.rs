@@ -42,7 +42,7 @@ impl FromStr for EndArgument {
             return Ok(Self::Range(range.trunc()));
         }
         let labels = text.strip_prefix("-l").map(str::trim);
-        if labels.is_some() || text.contains('=') || text.contains(" in (") || text.contains(" notin (") {
+        if labels.is_some() || text.contains(['=', '(']) {
             let labels = labels.unwrap_or(text);
             return Ok(Self::Labels(labels.to_owned(), Selector::parse(labels)?));
         }

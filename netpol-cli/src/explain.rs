@@ -204,6 +204,10 @@ impl Context<'_> {
                 let side = if is_pod { &mut path.ingress } else { &mut path.egress };
                 side.verdict = Verdict::Unknown;
                 side.unknown_because.extend(self.unknown_because.iter().cloned());
+                if let Some(frontend) = &mut path.frontend {
+                    frontend.verdict = Verdict::Unknown;
+                    frontend.backends.iter_mut().for_each(|backend| backend.verdict = Verdict::Unknown);
+                }
             };
             set_unknown(&mut explanation.path);
             for family in &mut explanation.families {

@@ -35,8 +35,8 @@ pub struct BpfFilter {
 }
 
 impl Netlink {
-    /// Removes the clsact qdisc of an interface unless the qdisc has filters. Returns whether the qdisc was removed, by this
-    /// function or by another process.
+    /// Removes the clsact qdisc of an interface unless the qdisc has filters. Returns whether this function removed it: a
+    /// missing qdisc is not an error.
     ///
     /// # Errors
     /// If the kernel rejects the request.
@@ -55,10 +55,12 @@ impl Netlink {
             // Another process has removed the qdisc. The error is "Invalid handle" if the interface had a clsact qdisc
             // before. Source: `__tc_get_qdisc` in `net/sched/sch_api.c`.
             Err(NetlinkError::Io { source, .. })
-                if [Some(libc::ENOENT), Some(libc::EINVAL)].contains(&source.raw_os_error()) => {}
-            result => drop(result?),
+                if [Some(libc::ENOENT), Some(libc::EINVAL)].contains(&source.raw_os_error()) =>
+            {
+                Ok(false)
+            }
+            result => result.map(|_| true),
         }
-        Ok(true)
     }
 
     /// Returns the ids of the BPF programs attached as clsact filters of an interface.

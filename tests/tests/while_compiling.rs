@@ -89,7 +89,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
             times.push(begun.elapsed());
             if path == "/v1/status" {
                 ensure!(
-                    response.contains("locked/new: its policies") || response.contains("still being evaluated"),
+                    response.contains("locked/new: its policies") || response.contains("still being compiled"),
                     "{response}"
                 );
             }

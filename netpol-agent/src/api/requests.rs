@@ -51,8 +51,8 @@ impl LoopRequest {
     /// request waits.
     pub fn needs_engine(&self) -> bool {
         match self {
-            Self::Check(..) | Self::Pods(_) | Self::Policies(..) | Self::Explain(..) | Self::Shadow(..) => true,
-            Self::Metrics(_) | Self::Ready(_) | Self::Status(_) | Self::Generations(_) => false,
+            Self::Check(..) | Self::Policies(..) | Self::Explain(..) | Self::Shadow(..) => true,
+            Self::Metrics(_) | Self::Ready(_) | Self::Status(_) | Self::Pods(_) | Self::Generations(_) => false,
         }
     }
 }
@@ -197,7 +197,7 @@ impl Requests {
             let left = until.saturating_duration_since(Instant::now());
             let response = self.send(|answer| LoopRequest::Check(check.clone(), answer));
             let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {
-                return Some(CheckResult::unknown("changes are still being evaluated"));
+                return Some(CheckResult::unknown("changes are still being compiled"));
             };
             let result = result?;
             let left = until.saturating_duration_since(Instant::now());

@@ -71,7 +71,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         // While the engine (the compiler of policies) runs on another thread, it cannot be queried.
         if !self.has_engine() {
-            result.condition = ConditionState::NotYet(Some("changes are still being evaluated".to_owned()));
+            result.condition = ConditionState::NotYet(Some("changes are still being compiled".to_owned()));
             return result;
         }
         let cluster_state = self.engine.cluster_state();
@@ -137,14 +137,13 @@ impl<D: Dataplane> Reconciler<D> {
         reason.or_else(|| is_shadow().then(|| "the policy is in shadow mode".to_owned()))
     }
 
-    /// Returns why no policy of a namespace is enforced now: `--observe`, or a suspension. The engine must be
-    /// available (not on another thread).
+    /// Returns why no policy of a namespace is enforced now: `--observe`, or a suspension.
     pub fn not_enforced_in(&self, namespace: &str) -> Option<String> {
         if self.options.observe {
             return Some("the agent enforces nothing (--observe)".to_owned());
         }
-        let suspensions = self.engine.suspensions().into_iter();
-        let of_namespace = suspensions.filter(|suspension| suspension.cluster || &*suspension.namespace == namespace);
+        let of_namespace =
+            self.suspensions.iter().filter(|suspension| suspension.cluster || &*suspension.namespace == namespace);
         let until = of_namespace.map(|suspension| suspension.until).max()?;
         Some(format!("enforcement is suspended until {until}"))
     }
@@ -274,7 +273,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns why policies are not enforced on a pod of this node yet. `None`: they are enforced.
     fn pending_reason<'a>(&'a self, pod: &Pod) -> Option<String> {
-        const UNEVALUATED: &str = "its policies are still being evaluated";
+        const UNCOMPILED: &str = "its policies are still being compiled";
         let endpoint_of_pod = |interface: &'a Interface| {
             let pod_endpoint = interface.endpoint()?;
             let is_of_pod = pod_endpoint.pod.as_ref() == Some(&pod.key) && !pod_endpoint.is_orphaned();
@@ -288,7 +287,7 @@ impl<D: Dataplane> Reconciler<D> {
                         .is_some_and(|pod_end| pod.addresses.iter().any(|address| pod_end.addresses.contains(address)))
             };
             return Some(if !self.pods.is_compiled(&pod.key) {
-                UNEVALUATED.to_owned()
+                UNCOMPILED.to_owned()
             } else if self.interfaces.iter().any(lacks_room) {
                 "no room for another endpoint; raise --max-endpoints".to_owned()
             } else {
@@ -300,7 +299,7 @@ impl<D: Dataplane> Reconciler<D> {
             return Some(error.unwrap_or("the eBPF programs are not attached yet").to_owned());
         }
         if pod_endpoint.phase == Phase::Shut {
-            return Some(format!("{UNEVALUATED}; all of its traffic is dropped until then"));
+            return Some(format!("{UNCOMPILED}; all of its traffic is dropped until then"));
         }
         if [pod_endpoint.endpoint.ingress.rule_set, pod_endpoint.endpoint.egress.rule_set].contains(&QUARANTINE) {
             return Some("a CIDR could not be written, so the pod drops all traffic in isolated directions; see netpol_map_full_total".to_owned());

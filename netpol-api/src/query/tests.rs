@@ -170,14 +170,15 @@ fn multicast_records_match_by_their_senders_and_the_group() {
         protocol: "UDP".into(),
         port: Some(5_353),
         packets: 12,
-        senders: vec!["shop/a".into(), "bank/b".into()],
-        sender_count: 2,
+        senders: vec!["shop/a".into(), "bank/b".into(), "192.0.2.9".into()],
+        sender_count: 3,
     }));
     for (query, matches) in [
         ("from=shop/a", true),
         ("from=bank/*", true),
         ("from=shop/other", false),
         ("from=10.0.0.1", false),
+        ("from=192.0.2.0/24", true),
         ("to=224.0.0.0/24&port=5353/UDP", true),
         ("to=10.0.0.1", false),
         ("policy=shop/p", false),

@@ -10,7 +10,7 @@ use crate::assert::xml;
 const CHARACTER: Size = (7.0, 16.0);
 /// The distance from the border of a box to its text.
 const PADDING: f64 = 8.0;
-/// The height of the heading of a group: the name of its namespace, or `addresses`.
+/// The height of the heading of a group: the name of its namespace, or `outside addresses`.
 const HEADING: f64 = 24.0;
 /// The maximum number of characters of a line. Longer lines are shortened.
 const MAX_LINE: usize = 44;
@@ -21,7 +21,7 @@ const MAX_LABELS: usize = 400;
 const MIN_WIDTH: f64 = 620.0;
 const LEGEND_HEIGHT: f64 = 76.0;
 const LEGEND: [&str; 3] = [
-    "in (out): ports that the policies of the pods allow from (to) all boxes",
+    "in (out): ports that the policies of the pods allow from all sources (to all destinations)",
     "arrow: other allowed ports (point at it for the full list); dashed arrow: unknown",
     "dashed box: no policy isolates the pods for ingress",
 ];

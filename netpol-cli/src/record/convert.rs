@@ -45,7 +45,9 @@ impl Records {
         match record {
             Record::Flow(flow) if self.must_allow(flow.verdict, &flow.reason) => {
                 let time: Timestamp = flow.header.time.parse()?;
-                let flows = u64::from(flow.suppressed) + 1;
+                // For a denied packet, the suppressed ones are further packets of the same flow.
+                let is_denied = flow.verdict == FlowVerdict::Denied;
+                let flows = if is_denied { 1 } else { u64::from(flow.suppressed) + 1 };
                 if let Some(observation) = observation(*flow) {
                     self.recorder.add(observation, flows, time);
                 }

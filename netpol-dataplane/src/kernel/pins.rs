@@ -51,8 +51,10 @@ impl Mounts {
         }
         let missing = |message: String| KernelError::NoBpffs { path: path.to_owned(), message };
         if !path.starts_with(BPFFS) {
-            let dir = path.parent().filter(|parent| *parent != Path::new("/")).unwrap_or(path).display();
-            return Err(missing(format!("run `mkdir -p {dir} && mount -t bpf bpf {dir}`")));
+            let path = path.display();
+            return Err(missing(format!(
+                "use a path below {BPFFS}, or run `mkdir -p {path} && mount -t bpf bpf {path}`"
+            )));
         }
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
             missing(format!("mounting it failed ({error}); run `mount -t bpf bpf {BPFFS}` as root"))

@@ -12,11 +12,11 @@ const MAX_SUBDOMAIN_LENGTH: usize = 253;
 pub(crate) fn name_error(kind: &str, name: &str) -> Option<String> {
     match kind {
         "Namespace" | "Service" if name.len() > MAX_LABEL_LENGTH => Some(too_long(name, MAX_LABEL_LENGTH)),
-        "Namespace" | "Service" if !is_dns_label(name) => Some(format!(
+        "Namespace" | "Service" if !is_name_part(name) => Some(format!(
             "`{name}` is not a valid name: use lower-case letters, digits and `-`, and begin and end with a letter or digit"
         )),
         _ if name.len() > MAX_SUBDOMAIN_LENGTH => Some(too_long(name, MAX_SUBDOMAIN_LENGTH)),
-        _ if !name.split('.').all(is_dns_label) => Some(format!(
+        _ if !name.split('.').all(is_name_part) => Some(format!(
             "`{name}` is not a valid name: use lower-case letters, digits, `-` and `.`, and begin and end each part with a letter or digit"
         )),
         _ => None,
@@ -27,7 +27,7 @@ pub(crate) fn name_error(kind: &str, name: &str) -> Option<String> {
 pub(crate) fn label_key_error(key: &str) -> Option<String> {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     if let Some(prefix) = prefix
-        && (prefix.len() > MAX_SUBDOMAIN_LENGTH || !prefix.split('.').all(is_dns_label))
+        && (prefix.len() > MAX_SUBDOMAIN_LENGTH || !prefix.split('.').all(is_name_part))
     {
         return Some(format!("label key `{key}`: `{prefix}` is not a DNS name"));
     }
@@ -57,13 +57,12 @@ fn part_error(text: &str) -> Option<String> {
     })
 }
 
-fn is_dns_label(text: &str) -> bool {
+/// Returns whether a part of a name between two dots is valid. The API server limits only the length of the whole name.
+/// Source: `IsDNS1123Subdomain` in
+/// <https://github.com/kubernetes/apimachinery/blob/master/pkg/util/validation/validation.go>.
+fn is_name_part(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !text.is_empty()
-        && text.len() <= MAX_LABEL_LENGTH
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+    !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 fn too_long(text: &str, limit: usize) -> String {
@@ -85,7 +84,8 @@ mod tests {
             ("Pod", "-web", false),
             ("Namespace", "shop.v1", false),
             ("Namespace", &long, false),
-            ("NetworkPolicy", &long[..63], true),
+            ("NetworkPolicy", &long, true),
+            ("Pod", &format!("{long}.x"), true),
             ("NetworkPolicy", &"a.".repeat(130), false),
         ] {
             assert_eq!(name_error(kind, name).is_none(), valid, "{kind} {name}");
@@ -106,6 +106,7 @@ mod tests {
             ("Example.com/name", false),
             ("", false),
             (&long, false),
+            (&format!("{long}.io/name"), true),
         ] {
             assert_eq!(label_key_error(key).is_none(), valid, "{key}");
         }

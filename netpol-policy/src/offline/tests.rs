@@ -222,6 +222,9 @@ fn s39_the_pods_of_workloads_are_added_once() {
         ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];
     assert_eq!(small, expected);
     assert_eq!(names.len() - small.len(), 1000);
+    // Without its Deployment, the ReplicaSet has the running pod.
+    let replica_set = WorkloadKey::new(WorkloadKind::ReplicaSet, "shop", "running");
+    assert_eq!(cluster.workloads().pods(&replica_set), [PodKey::new("shop", "running-x")]);
     let key = WorkloadKey::new(WorkloadKind::StatefulSet, "shop", "db");
     let pods = cluster.workloads().pods(&key);
     assert_eq!(pods, [PodKey::new("shop", "db-3"), PodKey::new("shop", "db-4")]);

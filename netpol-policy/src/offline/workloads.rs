@@ -29,14 +29,18 @@ impl Workloads {
         for (pod, controller) in &parsed.controllers {
             let is_running = state.pods.get(pod).is_some_and(|pod| !pod.finished);
             if is_running {
-                result.add(top_controller(&objects, controller), pod.clone());
+                let top = top_controller(&objects, controller);
+                if top != *controller && !objects.contains_key(&top) {
+                    // The Deployment of this ReplicaSet is not in the input, so the ReplicaSet stays a workload, too.
+                    result.pods.entry(controller.clone()).or_default().push(pod.clone());
+                }
+                result.add(top, pod.clone());
             }
         }
         let with_pods: BTreeSet<WorkloadKey> = result.pods.keys().cloned().collect();
         for workload in objects.values() {
             let is_controlled = workload.controller.as_ref().is_some_and(|controller| objects.contains_key(controller));
-            // The pods of a ReplicaSet belong to its Deployment, also if the Deployment is not in the input.
-            if is_controlled || with_pods.contains(&top_controller(&objects, &workload.key)) {
+            if is_controlled || with_pods.contains(&workload.key) {
                 continue;
             }
             let ordinals = workload.ordinals.clone().filter(|_| !beyond_limit.contains(&workload.key));

@@ -202,6 +202,8 @@ fn an_empty_list_of_peers_in_a_rule_with_ports_is_information_only() {
         "to allow no address, remove the rule; to allow every address, omit `from`",
     ];
     assert_eq!(lint_rule("{from: [], ports: [{port: 8080}]}"), [("info", omit_list.to_owned())]);
+    let text = |rule: &str| report(&format!("{SHOP}{}", policy("", &format!("ingress: [{rule}]")))).findings[0].text();
+    assert!(text("{from: null}").starts_with("`from` is null."), "{}", text("{from: null}"));
     for rule in ["{from: []}", "{from: null}", "{from: [], ports: []}"] {
         assert_eq!(lint_rule(rule), [("warning", remove_or_omit.to_owned())], "{rule}");
     }
