@@ -1,5 +1,7 @@
-//! Tests to which pod a veth is bound, by the addresses in the network namespace of its other end (the pod's end). A
-//! veth is bound once, until it is removed. What the pod does inside its network namespace does not change the binding.
+//! Tests the binding of veths to pods. A veth is bound to a pod if the network namespace of its other end (the
+//! pod's end) has an address of this pod. The binding stays until the veth is removed. What the pod does inside its
+//! network namespace does not change the binding.
+//!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
 use std::net::IpAddr;
@@ -68,8 +70,8 @@ fn start(pods: &[String], interfaces: InterfaceSnapshot) -> Reconciler<Memory> {
     start_on(Memory::default(), pods, interfaces)
 }
 
-/// Returns the name of the pod that an interface is enforced as, with `, orphaned` if this pod is deleted. Returns
-/// `shut` if all traffic of the interface is dropped, and `-` if the interface has no endpoint.
+/// Returns the name of the pod to which the endpoint of an interface belongs, with `, orphaned` if this pod is deleted.
+/// Returns `shut` if all traffic of the interface is dropped, and `-` if the interface has no endpoint.
 fn enforced_as(reconciler: &Reconciler<Memory>, index: u32) -> String {
     let Some(enforced) = reconciler.endpoint(IfIndex(index)) else { return "-".to_owned() };
     assert!(reconciler.dataplane().attached.contains(&IfIndex(index)));
@@ -147,8 +149,8 @@ fn an_interface_is_bound_to_the_new_pod_if_the_address_is_reused() {
     let mut reconciler = start(&[pod("old", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
-    // The binding itself changes when the interfaces are read again. From then on, no other interface with the address
-    // is bound to the new pod.
+    // So far, only the endpoint has changed. The binding changes when the interfaces are read again. After this, no
+    // other interface with the address is bound to the new pod.
     reconciler.interfaces_read(interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
@@ -220,7 +222,7 @@ fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
 }
 
 #[test]
-fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
+fn s32_a_changed_link_local_address_is_used_unless_a_neighbor_has_it() {
     let node_address: IpAddr = "fe80::254".parse().expect("invalid address");
     let link_local =
         |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
@@ -244,7 +246,7 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
     }
     assert_eq!(link_local(&reconciler, 4), [0, 4]);
 
-    // A link-local address that an earlier agent stored is followed, too.
+    // A changed address also replaces a link-local address that an earlier agent stored.
     let mut adopting = Memory::default();
     adopting.endpoints = reconciler.dataplane().endpoints.clone();
     adopting.attached = reconciler.dataplane().attached.clone();

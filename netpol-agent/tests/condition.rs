@@ -121,8 +121,8 @@ fn the_condition_of_a_policy_that_is_not_enforced_can_never_hold() {
     let until = Timestamp::from(jiff::Timestamp::now()).plus_seconds(3600);
     let suspended = format!("netpol.io/suspended-until: \"{until}\"");
     // `enforced`: whether the API reports the pod as enforced. A policy in shadow mode does not change this; a
-    // suspension and `--observe` do. `words`: a part of the reason. The time at which the suspension ends starts with 2
-    // (the year).
+    // suspension and `--observe` do. `words`: a part of the reason. In "suspended until 2", the 2 is the first digit of
+    // the year.
     for (annotation, observe, words, enforced) in [
         ("", false, None, true),
         (shadow.as_str(), false, Some("in shadow mode"), true),
@@ -134,7 +134,7 @@ fn the_condition_of_a_policy_that_is_not_enforced_can_never_hold() {
         );
         let options = Options { observe, ..Options::of_node("n1") };
         let mut reconciler = start_with(Memory::default(), true, &format!("{OBJECTS}{namespace}"), options);
-        // A suspension has no effect before the engine has the time.
+        // A suspension has no effect until the engine receives the current time.
         reconciler.set_clock();
         let condition = check(&reconciler, "policy/shop/block", 5).condition;
         match words {

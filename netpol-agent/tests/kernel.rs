@@ -199,7 +199,7 @@ fn maps_are_resized_with_open_connections() {
     let sizes_with_tcx =
         ["--max-flows-v4", "5000", "--max-endpoints", "16", "--max-allow", "500", "--max-ports", "600"];
     for mode in ["tcx", "tc"] {
-        // Resizing works both after SIGTERM (`true`) and after SIGKILL.
+        // The first agent ends by SIGTERM, the second by SIGKILL. Resizing works after both.
         node.end(mode == "tcx");
         let sizes =
             if mode == "tcx" { &sizes_with_tcx[..] } else { &["--max-flows-v4", "7000", "--max-prefixes", "300"] };

@@ -236,7 +236,8 @@ proptest! {
             for (pod, verdicts) in verdicts {
                 for (index, found) in verdicts.iter().enumerate() {
                     // Probes between a pod and its own address are not checked: their verdict depends on the endpoint
-                    // and on the address entry of the same pod, and a change of the pod needs a write for each.
+                    // and on the address entry of the same pod. A change of the pod needs two writes: one for the
+                    // endpoint and one for the address entry.
                     if old.pods[pod].addresses.contains(&probes[index].remote) {
                         continue;
                     }

@@ -19,8 +19,8 @@ pub struct ExplainResponse {
     pub generation_received: u64,
     /// The explanation, evaluated from the objects, in the format of `netpol explain -o json`.
     pub explanation: serde_json::Value,
-    /// The verdicts of the tables: one for each end of the connection that is a pod of this node, and each address
-    /// family. If the destination is a Service, also one for each backend.
+    /// The verdicts of the tables. The source and the destination each have one verdict for each address family, if
+    /// they are pods of this node. If the destination is a Service, also one for each backend.
     pub tables: Vec<TableVerdict>,
     /// Whether a verdict of the tables differs from the verdict evaluated from the objects. If `generation` is lower
     /// than `generationReceived`, the likely cause is that changes are not enforced yet.

@@ -124,9 +124,9 @@ pub struct FlowRecord {
     /// evaluated, see `unexplained`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<FlowSide>,
-    /// Why the rules and the evaluation of the other end's policies are missing: the agent had no time for an
-    /// explanation, policies have changed since the packet was evaluated, the pod was deleted, or the reference
-    /// evaluator has another verdict, which is a bug.
+    /// Why the agent could not explain the flow. The record then has only the evaluation at the pod of this record,
+    /// without rules and without a fix. Causes: the agent had no time for an explanation, policies have changed since
+    /// the packet was evaluated, the pod was deleted, or the reference evaluator has another verdict, which is a bug.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<String>,
     /// With the reason `revoked`: the change that revoked the flow.
@@ -190,7 +190,7 @@ pub struct FlowTotalsRecord {
     /// Packets and bytes since the start of the flow.
     #[serde(flatten)]
     pub total: TrafficCounts,
-    /// Packets and bytes since the last record of this flow, if a record is written once a minute.
+    /// Packets and bytes since the previous record of this flow, if a record is written once a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<IntervalCounts>,
     /// Why the flow has ended; `None` if it has not ended.
@@ -216,7 +216,8 @@ pub struct TrafficCounts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IntervalCounts {
-    /// The time of the last record of this flow. If there is no such record, the start of the flow or of the agent.
+    /// The time of the previous record of this flow. If there is no such record: the time when the flow or the agent
+    /// started, whichever is later.
     pub since: String,
     /// The packets since then.
     #[serde(flatten)]
@@ -252,7 +253,7 @@ impl FlowEndReason {
     }
 }
 
-/// One end of a flow.
+/// One end of a flow: the source or the destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowEnd {
@@ -283,7 +284,8 @@ pub struct FlowEnd {
     /// The Services that have this address and port, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
-    /// The Services through which the packet may have been sent to this backend.
+    /// With the reason `backend-denied`, this end is a backend. These are the Services through which the packet may
+    /// have been sent to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via_services: Vec<String>,
     /// Set if the address belongs to no pod and no node: the `ipBlock` peers that contain the address, in the policies
@@ -415,8 +417,8 @@ pub struct RateLimitedRecord {
     pub header: RecordHeader,
     /// What was not recorded: denied packets, allowed flows, or flows that policies in shadow mode would deny.
     pub verdict: FlowVerdict,
-    /// `egress`: packets from the pod that were dropped at its own interface or at the interface of another local pod.
-    /// `ingress`: packets to the pod.
+    /// `egress`: packets that the pod sent, even if they were evaluated at another pod of this node. `ingress`: packets
+    /// to the pod, except those from pods of this node.
     pub direction: FlowDirection,
     /// The pod, `namespace/name`.
     pub pod: String,

@@ -91,12 +91,12 @@ pub struct PolicyStatus {
     pub name: String,
     /// The mode that annotations set. A suspension does not change this field.
     pub mode: PolicyMode,
-    /// Set if enforcement of the policy's namespace or of the cluster is suspended: when the suspension ends. Until
-    /// then, the policy is not enforced, although its mode is `enforce`.
+    /// The end of the suspension, if enforcement of the policy's namespace or of the cluster is suspended. Until this
+    /// time, the policy is not enforced, even if its mode is `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_until: Option<String>,
     /// False if a policy in shadow mode (or a suspended policy) is not evaluated for some of `pods` now. Then flows of
-    /// these pods that it would deny are not counted. Always true for an enforced policy.
+    /// these pods that the policy would deny are not counted. Always true for an enforced policy.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
     /// Why `evaluated` is false.

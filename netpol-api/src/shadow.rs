@@ -10,8 +10,7 @@ use crate::{FlowDirection, Workload};
 pub struct ShadowReport {
     /// The node of the agent.
     pub node: String,
-    /// The generation (the number) of the last batch of object changes that is enforced together with all earlier
-    /// batches.
+    /// The generation (the number) of a batch of object changes. All batches up to this one are enforced.
     pub generation: u64,
     /// The start of the reported period: RFC 3339, UTC.
     pub since: String,
@@ -47,7 +46,7 @@ pub struct ShadowPolicy {
     /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// The number of would-be denials at pods of the policy's namespace that are not in [`ShadowReport::items`]. This
+    /// The number of would-be denials that are not in [`ShadowReport::items`], at pods of the policy's namespace. This
     /// policy may be the cause of some of them.
     #[serde(default)]
     pub other_flows: u64,

@@ -20,7 +20,7 @@ pub struct Status {
     pub ready: bool,
     /// The generation (the number) of the last batch of object changes that was received.
     pub generation_received: u64,
-    /// The generation of the last batch that is enforced together with all earlier batches.
+    /// The generation of the last enforced batch. All earlier batches are enforced, too.
     pub generation: u64,
     /// When the last batch was applied (compiled and written): RFC 3339, UTC; `None` before the first batch.
     pub last_change_time: Option<String>,
@@ -100,7 +100,7 @@ pub struct PartialPolicy {
     pub omitted_ports: usize,
     /// Number of `ipBlock` peers and items of `ports` that the policy has.
     pub total: usize,
-    /// Number of missing map entries for the policy's selectors and ports.
+    /// Number of missing map entries of the rule sets that contain the policy.
     #[serde(default)]
     pub missing_entries: usize,
 }
@@ -129,15 +129,15 @@ pub struct Endpoint {
     /// spoofed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unlisted_addresses: Vec<IpAddr>,
-    /// The policies that isolate the pod.
+    /// The policies that isolate the pod. If a list is empty, the pod is not isolated in that direction.
     pub policies: Directions,
-    /// The policies that would isolate the pod if policies in shadow mode were enforced. A direction is empty if no
-    /// policy in shadow mode applies to it.
+    /// The policies that would isolate the pod if policies in shadow mode were enforced. A list is empty if no
+    /// policy in shadow mode applies to the pod in that direction.
     #[serde(default)]
     pub shadow_policies: Directions,
 }
 
-/// Policies by direction, `namespace/name`. If a list is empty, the pod is not isolated in that direction.
+/// Policies by direction, `namespace/name`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Directions {

@@ -42,7 +42,8 @@ Exit codes:
       lint, matrix, diff, assert, graph of a cluster: also if you cannot list
       objects that they need
       record: also if some flows have no rule
-      commands for a cluster: the API server or no agent responds
+      commands for a cluster: the API server does not respond, or no agent
+      responds
   4   unknown: the verdict depends on a policy of a kind that netpol does not
       evaluate (Cilium, Calico, Antrea, AdminNetworkPolicy, …), on an address
       that the manifests do not contain, or on objects that you cannot list
@@ -202,8 +203,8 @@ pub(crate) struct InputOptions {
     /// this size is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     pub(crate) max_manifests: u64,
-    /// A range of pod addresses in your cluster, which decides if an ipBlock contains pods without addresses in the
-    /// input; repeatable. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
+    /// A range of pod addresses in your cluster; repeatable. A pod without an address in the input may have any address
+    /// of these ranges. Default: the private ranges 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and `fc00::/7`
     #[arg(long = "pod-cidr", value_name = "CIDR", env = "NETPOL_POD_CIDR", value_delimiter = ',')]
     pub(crate) pod_cidrs: Vec<IpNet>,
     /// The namespace of objects that have none; `None` means `default`. Not an option: a command sets it.
@@ -247,8 +248,8 @@ pub(crate) struct MatrixOptions {
     /// Show only connections that are allowed or unknown at some port
     #[arg(long)]
     pub(crate) only_allowed: bool,
-    /// An address to add to the matrix, such as one outside the cluster or of a Service (allowed if all backends are);
-    /// repeatable
+    /// An address to add to the matrix, such as one outside the cluster or of a Service; repeatable. A Service is
+    /// allowed if all of its backends are allowed
     #[arg(short, long = "address", value_name = "ADDRESS", value_parser = address)]
     pub(crate) addresses: Vec<IpAddr>,
     /// The output format. With csv, md, dot and mermaid, only the ports of -p are shown

@@ -135,7 +135,7 @@ fn usage(text: &str) -> String {
     )
 }
 
-/// What an end stands for: pods, addresses or a Service.
+/// What an [`EndArgument`] stands for: pods, addresses or a Service.
 #[derive(Clone, Debug)]
 pub(crate) struct EndSet {
     /// The text for messages, such as `Deployment shop/web`.
@@ -183,9 +183,9 @@ impl EndSet {
     }
 }
 
-/// Finds the sources and the destinations of a connection. `namespace`: the namespace of `-n`. If one pod stands for
-/// all pods of a workload, the source is a second pod of the workload: then a connection of the workload to itself is a
-/// connection between two pods.
+/// Finds the sources and the destinations of a connection. `namespace`: the namespace of `-n`. In an offline cluster,
+/// one pod can stand for all pods of a workload. If a source is such a pod, it is replaced by a second pod of the
+/// workload. Then a connection of the workload to itself is a connection between two pods.
 pub(crate) fn resolve(
     cluster: &mut OfflineCluster,
     (from, to): (&EndArgument, &EndArgument),
@@ -240,7 +240,7 @@ fn check_pod_network(cluster: &OfflineCluster, argument: &EndArgument, set: &End
     Ok(())
 }
 
-/// Finds the pods, addresses or Service that an end stands for. `default`: the namespace of an end without one.
+/// Finds the pods, addresses or Service that an end stands for. `default`: the namespace of an end that names none.
 pub(crate) fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {
     let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
     Ok(match end {

@@ -144,14 +144,14 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     })
 }
 
-/// Returns whether an argument stands for one end in every input. This is not so for a headless Service, which stands
-/// for its pods.
+/// Returns whether an argument always stands for exactly one end. A headless Service does not: it stands for its pods,
+/// and their number depends on the input.
 fn is_single(argument: &EndArgument, set: &EndSet) -> bool {
     let is_pod = matches!(set.ends[..], [(End::Pod(_), _)]);
     argument.is_single() && !(matches!(argument, EndArgument::Service(..)) && is_pod)
 }
 
-/// Reads the input. Returns it with the namespace of ends without one.
+/// Reads the input. Also returns the default namespace: it applies to ends that name no namespace.
 fn read_input(options: &ExplainOptions) -> Result<(Input, String)> {
     if !options.input.paths.is_empty() {
         let namespace = options.namespace.clone().unwrap_or_else(|| "default".to_owned());
@@ -198,7 +198,8 @@ impl Context<'_> {
         if !self.unknown_because.is_empty() {
             explanation.verdict = Verdict::Unknown;
             explanation.allowed_family = None;
-            // An explanation has reasons for its two sides only, so these reasons are stored with one side.
+            // An explanation has no field for such messages, but each of its two sides has one. They are added to one
+            // side.
             let is_pod = matches!(to, End::Pod(_));
             let set_unknown = |path: &mut Path| {
                 let side = if is_pod { &mut path.ingress } else { &mut path.egress };

@@ -121,7 +121,7 @@ impl Input {
         input
     }
 
-    /// Returns the input with the objects of a cluster, as a JSON list.
+    /// Returns the input with the objects of a cluster. `list`: these objects, as a JSON list.
     pub(crate) fn of_cluster(list: Vec<u8>) -> Self {
         let mut input = Self { is_of_cluster: true, ..Self::default() };
         input.add_file(CLUSTER, list, false);
@@ -221,9 +221,9 @@ impl Input {
         }
     }
 
-    /// Finds the manifests at a path. Adds them to `files`, each with whether the file itself is an argument of the
-    /// command. `named`: whether this path is an argument; then a file can have any name. `parents`: the directories
-    /// that contain the path.
+    /// Finds the manifests at a path. Adds them to `files`. The value in `files` is whether the file itself is an
+    /// argument of the command. `named`: whether this path is an argument. A file that is an argument can have any
+    /// name. `parents`: the directories that contain the path.
     fn collect(
         &mut self,
         path: &Path,

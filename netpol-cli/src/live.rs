@@ -41,7 +41,7 @@ pub(crate) const OR_MANIFESTS: &str = ", or pass manifests with -f";
 pub(crate) struct Missing {
     /// The kind in the plural, such as `NetworkPolicies`.
     pub(crate) kind: String,
-    /// The namespace, one of [`Needed::namespaces`]. `None`: all namespaces that the command does not need.
+    /// The namespace, one of [`Needed::namespaces`]. `None`: all other namespaces, or a kind without namespaces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<String>,
     /// The error of the API server.
@@ -54,8 +54,8 @@ pub(crate) struct Missing {
 /// The objects that a command needs. An end is the source or the destination of a connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Needed {
-    /// The namespaces of the ends, or the namespaces that the command shows. If the user cannot list a kind in all
-    /// namespaces, the kind is listed in these.
+    /// The namespaces of the ends, or the namespaces that the command shows. If the user has no right to list a kind
+    /// for the whole cluster, the kind is listed only in the namespaces of this field.
     pub(crate) namespaces: BTreeSet<String>,
     /// The kinds of workloads to list, for example those of the ends.
     pub(crate) workloads: BTreeSet<WorkloadKind>,
@@ -238,8 +238,8 @@ impl Ends<'_> {
     }
 }
 
-/// Adds to an error which objects the user cannot list in the needed namespaces: an end that was not found may be one
-/// of these objects. An I/O error is returned unchanged, because `main` checks whether the error is a closed pipe.
+/// Appends the list of missing objects in the needed namespaces to an error: an end that was not found may be one of
+/// these objects. An I/O error is returned unchanged, because `main` checks whether the error is a closed pipe.
 pub(crate) fn with_unlisted_objects(error: anyhow::Error, input: &Input) -> anyhow::Error {
     let in_needed_namespaces: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();

@@ -1,8 +1,8 @@
 //! `netpol matrix`: shows which pods can connect to which, at which ports.
 //!
 //! The rows and columns of the matrix are groups. A group is either one address, or pods that have the same verdicts.
-//! With `-p`, a table or JSON has a verdict for each pair of groups and each of these ports. Otherwise, the output is a
-//! list of the exact ports that are allowed between two groups.
+//! With `-p`, a table or JSON has a verdict for each pair of groups and each port of `-p`. Without `-p`, and in the
+//! other formats, the output is a list of the exact ports that are allowed between two groups.
 
 mod formats;
 mod groups;

@@ -91,7 +91,7 @@ struct ShadowedPolicy {
     denials: Vec<Denial>,
 }
 
-/// Flows between two workloads.
+/// Would-be denials with the same properties ([`DenialKey`]).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Denial {

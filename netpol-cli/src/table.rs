@@ -94,7 +94,7 @@ pub(crate) fn print(
     let longest = ends.iter().map(|end| end.name.chars().count()).max().unwrap_or(0);
     // On a narrow terminal, the columns of verdicts get at least half of the width.
     let name_width = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
-    // The columns before the verdicts.
+    // The number of characters before the verdicts.
     let margin = 2 + digits + 1 + name_width;
     let per_block = width.map_or(ends.len(), |width| (width.saturating_sub(margin + 2) / (digits + 1)).max(1));
     for first in (0..ends.len()).step_by(per_block) {

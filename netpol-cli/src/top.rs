@@ -124,8 +124,8 @@ struct CountedFlow {
     pair: Pair,
     direction: FlowDirection,
     verdict: FlowVerdict,
-    /// Number of flows: the flow of the record, and the flows that the eBPF programs have not reported since the record
-    /// before, because of the rate limit.
+    /// Number of flows: 1 for a denied flow. Otherwise, the flow of the record, and the similar flows that were not
+    /// recorded since the previous record, because of the rate limit.
     flows: u64,
 }
 

@@ -91,8 +91,8 @@ async fn request(options: &WaitOptions, fleet: &mut Fleet, time: Duration) -> Ve
     answers.into_iter().map(|answer| answer.content).collect()
 }
 
-/// Returns the results for a condition. A node on which the condition will never hold, for example because the pod is on
-/// another node, reports `Never`. Such results are ignored if there are others.
+/// Returns the results for a condition. A node on which the condition will never hold reports `Never`, for example
+/// because the pod is on another node. These results are ignored if other nodes report other results.
 fn results_of_condition(responses: &[WaitResponse], index: usize) -> Vec<NodeResult<'_>> {
     let results = responses.iter().filter_map(|response| Some((response.node.as_str(), response.results.get(index)?)));
     let (never, mut results): (Vec<_>, Vec<_>) = results.partition(|(_, result)| result.result == WaitOutcome::Never);

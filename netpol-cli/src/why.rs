@@ -34,7 +34,7 @@ use crate::unevaluated;
 
 /// `reportingController` of the Events that agents write.
 const CONTROLLER: &str = "netpol-agent";
-/// The maximum number of denials that are printed, and of would-be denials.
+/// The maximum number of denials that are printed. The same limit applies separately to would-be denials.
 const MAX_PRINTED: usize = 20;
 
 pub(crate) fn run(options: &WhyOptions, out: &mut impl Write) -> Result<Exit> {
@@ -162,8 +162,7 @@ async fn list_events(kube: &Kube, namespace: &str, limit: Duration) -> Result<Ve
     Ok(of_agents.collect())
 }
 
-/// Returns the name of an end for messages, and the pods that the end stands for. The end is the pod or workload of the
-/// command line.
+/// `end` is the pod or workload of the command line. Returns its name for messages, and its pods.
 fn find(cluster: &OfflineCluster, end: &EndArgument, input: &Input) -> Result<(String, Vec<Pod>)> {
     let keys: Vec<PodKey> = match end {
         EndArgument::Workload(kind, Some(namespace), name) => {
@@ -182,7 +181,8 @@ fn find(cluster: &OfflineCluster, end: &EndArgument, input: &Input) -> Result<(S
     if !pods.is_empty() {
         return Ok((title, pods));
     }
-    // Only kinds that the user cannot list in the end's own namespace can be the cause.
+    // The cause can be that the user cannot list a kind in the namespace of `end`. Entries without a namespace are
+    // about other namespaces or about kinds without namespaces, so they cannot be the cause.
     let missing: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
     let because = if missing.is_empty() { String::new() } else { format!("; {}", missing.join("; ")) };
@@ -326,7 +326,7 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
     }
     let pod = || Some(MatrixEnd::End(EndArgument::Pod(Some(namespace.to_owned()), name.to_owned())));
     for (from, to) in [(pod(), None), (None, pod())] {
-        // If the user cannot list the pods of other namespaces, the other ends are pods of the same namespace.
+        // If the user cannot list the pods of other namespaces, only connections with pods of this namespace are shown.
         let is_limited = answer.missing.iter().any(|missing| missing.kind == "Pods");
         let namespaces = if is_limited { vec![answer.namespace.clone()] } else { Vec::new() };
         let options = MatrixOptions {

@@ -107,8 +107,8 @@ fn apply(manifests: &Manifests, diff: &str) {
     fs::write(path, text.replace(&old, &new)).expect("the manifest");
 }
 
-/// The directories in `examples/` may have findings of severity `info`. The only other finding is the one below, which
-/// is an intended mistake.
+/// The directories in `examples/` may have findings of severity `info`. The only other finding is `NP022`, for a policy
+/// with an intended mistake.
 #[test]
 fn examples_have_only_the_warnings_that_their_readmes_describe() {
     let examples = docs().join("../../examples");

@@ -11,7 +11,7 @@ use crate::{CniError, ErrorCode, Settings, WhenAgentAway};
 
 /// Time for the agent's response, in addition to the time for which the agent waits.
 const RESPONSE_TIME: Duration = Duration::from_secs(1);
-/// Maximum delay of a pod of the exempt namespace. Such a pod then starts without enforcement.
+/// Maximum delay of a pod of the exempt namespace. After this delay, the pod starts without enforcement.
 const EXEMPT_TIME: Duration = Duration::from_secs(2);
 /// Pause before the second request; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -40,7 +40,7 @@ pub(crate) fn hold(
     loop {
         let has_time = deadline.saturating_duration_since(Instant::now()) >= TIME_FOR_REASON;
         let error = match request(settings, &mut start, deadline) {
-            // Without a reason, the pod's policies are enforced.
+            // `reason` is `None` if the pod's policies are enforced.
             Ok(PodStarted { reason: None, .. }) => return Ok(()),
             Ok(PodStarted { reason: Some(reason), .. }) => {
                 log(&format_args!("{pod} starts without enforcement: {reason}"));

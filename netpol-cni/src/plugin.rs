@@ -45,9 +45,9 @@ pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Disp
             delete(environment, input, log);
             Ok(String::new())
         }
-        // The agent checks enforcement by itself and removes deleted pods; the plugin creates nothing. STATUS does not
-        // depend on the agent: if it failed, containerd would report the node's network as not ready, and Kubernetes
-        // would evict all pods of a node if its agent is unavailable for a few minutes.
+        // The agent checks enforcement by itself and removes deleted pods; the plugin creates nothing. STATUS succeeds
+        // even if the agent is unavailable. Otherwise, containerd would report the node's network as not ready, and
+        // after a few minutes, Kubernetes would evict all pods of the node.
         "CHECK" | "GC" | "STATUS" => parse_configuration(input).map(|_| String::new()),
         "VERSION" => {
             let version = version_of(input).unwrap_or_else(|| LATEST_CNI_VERSION.to_owned());
@@ -92,8 +92,8 @@ fn pod_start(pod: PodIdentity, addresses: Vec<IpAddr>) -> PodStart {
     PodStart { container_id: sandbox, namespace, name, uid, addresses, timeout_ms: 0 }
 }
 
-/// Reports to the agent that a pod stops. Errors are only logged: if the call failed, the runtime could not remove the
-/// pod.
+/// Reports to the agent that a pod stops. Errors are only logged: if the command DEL failed, the runtime could not
+/// remove the pod.
 fn delete(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)) {
     let Some(PodIdentity { sandbox, namespace, name, .. }) = environment.pod() else { return };
     let settings = Settings::parse(input).unwrap_or_else(|error| {

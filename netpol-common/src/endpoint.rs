@@ -37,12 +37,12 @@ pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
 pub const RECHECK: u32 = 0x8000;
 
 /// An endpoint: the value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface uses this slot
-/// already, the endpoint has another slot, and `ENDPOINTS_OVERFLOW` contains the index of that slot.
+/// already, the endpoint is in the second half of the array, and `ENDPOINTS_OVERFLOW` contains its index.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// The interface of the endpoint in this slot. If a packet has another interface, its endpoint is looked up in
-    /// `ENDPOINTS_OVERFLOW`.
+    /// The interface of the endpoint in this slot. If it is not the packet's interface, the index of the packet's
+    /// endpoint is looked up in `ENDPOINTS_OVERFLOW`.
     pub ifindex: IfIndex,
     /// Increases with each change to this endpoint. It is written after all other fields and map entries of the change.
     /// No two endpoints ever have the same version, so flows of an earlier interface with the same index are not valid
@@ -91,7 +91,7 @@ impl Endpoint {
         }
     }
 
-    /// Returns the policy of a direction that would apply if policies in shadow mode were enforced.
+    /// Returns the policy that would apply in a direction if policies in shadow mode were enforced.
     #[inline(always)]
     pub const fn shadow_policy(&self, direction: Direction) -> DirectionPolicy {
         match direction {

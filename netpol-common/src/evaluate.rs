@@ -154,7 +154,8 @@ impl<A> Attempt<A> {
 pub struct Evaluation {
     /// The verdict and the reason for it.
     pub reason: Reason,
-    /// The class of the remote address, if it was looked up.
+    /// The class of the remote address; for a flow to a Service, the class of the frontend. `NONE` if no class was
+    /// needed.
     pub class: ClassId,
     /// The rule that allows the flow, if there is one.
     pub rule: RuleId,
@@ -279,8 +280,8 @@ fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEnt
     }
 }
 
-/// Returns whether a packet to a pod is a reply, through a Service, from a backend on this node. [`is_unverified`] must
-/// have returned false: then a translated source address is the local node's or a Service's.
+/// Returns whether a packet to a pod is a reply, through a Service, from a backend on this node. Called only after
+/// [`is_unverified`] has returned false. So a translated source address is the local node's or a Service's.
 #[inline(always)]
 fn is_reply_of_service<A>(attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     attempt.source.0 == SourceCheck::TRANSLATED.0 && entry.flags & address_flags::LOCAL_NODE == 0
@@ -291,7 +292,7 @@ const LOCAL: u8 = 1;
 const OTHERS: u8 = 2;
 
 /// Returns which nodes have a tunnel endpoint at the destination port or protocol of a packet. Called before the lookup
-/// of the address, because most ports have no tunnel, and the lookup may not be needed then.
+/// of the address: if no node has such a tunnel endpoint, a packet of a pod that is not isolated needs no lookup.
 #[inline(always)]
 fn nodes_with_tunnel<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     let mut found = 0;

@@ -132,8 +132,9 @@ pub const EVENT_KEY_WORDS: usize = 12;
 /// The number of slots for flows in an [`EventLimitSet`].
 pub const EVENT_LIMIT_WAYS: u32 = 4;
 
-/// Value of `DENIALS` and `ALLOWED_FLOWS`, arrays indexed by the other half of the flow's hash. An entry has slots
-/// for several flows with the same index, in one cache line (a set-associative cache).
+/// Value of `DENIALS` and `ALLOWED_FLOWS`. These arrays are indexed by one half of the flow's hash; the other half is
+/// the [`EventLimit::tag`]. An entry has slots for several flows with the same index, in one cache line (a
+/// set-associative cache).
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventLimitSet {

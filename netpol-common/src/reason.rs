@@ -66,8 +66,8 @@ reasons! {
     Revoked = 17, "revoked", false;
     /// The pod sent the packet with a source address that is not its own.
     SpoofedSource = 18, "spoofed-source", false;
-    /// The pod of the interface is not known, and unknown pods are denied. Or the interface has an address of a pod
-    /// that is bound to another interface (a conflict).
+    /// The pod of the interface is not known, and unknown pods are denied. Or the interface has a pod's address, but
+    /// the pod is bound to another interface (a conflict).
     UnknownPod = 19, "unknown-pod", false;
     /// The interface has programs, but no endpoint (entry in `ENDPOINTS`). A policy isolates the pod, and the agent
     /// could not write the endpoint.

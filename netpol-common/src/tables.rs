@@ -6,9 +6,9 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{ClassId, PortSetId, RuleId, RuleSetId};
 
-/// Value of `ADDRESSES_V4` and `ADDRESSES_V6`, hashes by address: addresses of pods, nodes and Services.
+/// Value of `ADDRESSES_V4` and `ADDRESSES_V6` (hash maps). The keys are addresses of pods, nodes and Services.
 ///
-/// It is also the value of `PREFIXES_V4` and `PREFIXES_V6` (LPM tries), where `flags` and `endpoint` are 0.
+/// `AddressEntry` is also the value of `PREFIXES_V4` and `PREFIXES_V6` (LPM tries), where `flags` and `endpoint` are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct AddressEntry {
@@ -17,8 +17,9 @@ pub struct AddressEntry {
     pub class: ClassId,
     /// Flags, see [`address_flags`].
     pub flags: u16,
-    /// The [`crate::Endpoint::id`] of the pod that has the address. Other pods accept the address as a source only from
-    /// this endpoint. 0 if no pod of this node has the address, or if the pod's programs are not attached.
+    /// The [`crate::Endpoint::id`] of the pod that has the address. At other pods, packets with this source address are
+    /// accepted only if this endpoint sent them. 0 if no pod of this node has the address, or if the pod's
+    /// programs are not attached.
     pub endpoint: u16,
 }
 

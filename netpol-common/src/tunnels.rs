@@ -3,9 +3,9 @@
 
 use crate::protocol;
 
-/// The number of 64-bit words in a part of the bitmap that have one bit for each UDP port.
+/// The number of 64-bit words for UDP ports in each part of the bitmap: one bit for each port.
 const PORT_WORDS: u32 = 1024;
-/// The number of 64-bit words in a part of the bitmap that have one bit for each IP protocol.
+/// The number of 64-bit words for IP protocols in each part of the bitmap: one bit for each protocol.
 const PROTOCOL_WORDS: u32 = 4;
 
 /// The number of words of `TUNNELS`, an array of `u64` with a part for each [`TunnelScope`].

@@ -23,7 +23,7 @@ pub enum ObjectError {
     },
 }
 
-// `build.rs` sets `netpol_bpf_object` if the file was built before.
+// `build.rs` sets `netpol_bpf_object` if the BPF object file exists.
 #[cfg(netpol_bpf_object)]
 static EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol.o")));
 #[cfg(not(netpol_bpf_object))]

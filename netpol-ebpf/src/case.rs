@@ -132,7 +132,8 @@ impl Case {
         self.bits = self.bits & !(0xff << 32) | (reason as u64) << 32;
     }
 
-    /// Stores how to check the source address: a [`SourceCheck`](netpol_common::SourceCheck), in the low bits.
+    /// Stores how to check the source address. The two low bits of `source_check` are a
+    /// [`SourceCheck`](netpol_common::SourceCheck); the other bits are ignored.
     #[inline(always)]
     pub(crate) fn set_source_check(&mut self, source_check: u64) {
         self.bits |= (source_check & 3) << (ROLE_SHIFT + role::SOURCE_CHECK_SHIFT);

@@ -19,8 +19,8 @@ fn netpol_ingress(context: TcContext) -> i32 {
     unsafe { programs::ingress(context.skb.skb) }
 }
 
-/// Rechecks packets from pods that leave this node: evaluates them again post-DNAT (after kube-proxy's address
-/// translation).
+/// Rechecks packets that pods send to destinations outside this node: evaluates the packets again post-DNAT (after
+/// kube-proxy's address translation).
 #[classifier]
 fn netpol_recheck(context: TcContext) -> i32 {
     // SAFETY: the pointer is the context that the kernel passed to this program.

@@ -39,7 +39,7 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
     /// Returns the length of the frame in bytes.
     fn length(&self) -> u32;
-    /// Returns the index of the interface of the endpoint by whose policies the packet is evaluated.
+    /// Returns the index of an endpoint's interface. The packet is evaluated by the policies of this endpoint.
     fn ifindex(&self) -> u32;
     /// Returns the index of the interface through which the packet came to this node; 0 if this node sent it.
     fn ingress_ifindex(&self) -> u32;

@@ -105,16 +105,17 @@ impl KnownFlow {
         idle < timeout::SHORTEST * hz || idle < timeout::of(protocol, self.state) * hz
     }
 
-    /// Returns whether a packet that matches a revoked flow may belong to a new flow in the opposite direction. For
-    /// protocols without a handshake (UDP), the replying side of the revoked flow may have started another flow, and
-    /// the policy of that direction may allow it.
+    /// Returns whether a packet that matches a revoked flow (one that policies no longer allow) may belong to a new
+    /// flow in the opposite direction. For protocols without a handshake (UDP), the replying side of the revoked flow
+    /// may have started another flow, and the policy of that direction may allow it.
     #[inline(always)]
     pub(crate) fn may_belong_to_opposite_flow(&self, direction: Direction, protocol: u8) -> bool {
         direction != self.initiator && !protocol::has_handshake(protocol)
     }
 
-    /// Returns whether the packet of [`Self::may_belong_to_opposite_flow`] can start the flow in the opposite
-    /// direction: for `REVERSAL` seconds, no packet of the revoked flow was allowed, so the packet is not a reply.
+    /// For a packet for which [`Self::may_belong_to_opposite_flow`] is true: returns whether the packet can start the
+    /// flow in the opposite direction. It can if no packet of the revoked flow was allowed in the last `REVERSAL`
+    /// seconds, because the packet is not a reply in this case.
     #[inline(always)]
     pub(crate) fn may_start_opposite_flow(&self, now: u32, hz: u32) -> bool {
         now.wrapping_sub(self.last_used) >= timeout::REVERSAL * hz

@@ -62,7 +62,8 @@ where
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
     // A flow that needs a recheck (each packet is evaluated again post-DNAT) is stored with its pre-DNAT destination.
-    // If a packet still has this destination post-DNAT, its destination was not translated and has to be evaluated.
+    // If a packet still has this destination post-DNAT, the destination was not translated, and the packet has to be
+    // evaluated.
     if !known.is_alive(key.protocol, now, hz) || (context.is_post_dnat() && known.needs_recheck()) {
         return None;
     }
@@ -104,7 +105,7 @@ where
     let Some(endpoint) = context.endpoint() else { return 0 };
     let Some((source, destination)) = A::addresses(&context, start) else { return 0 };
     // A packet from the pod belongs to no flow if its source address is not the pod's. Post-DNAT, this includes
-    // masqueraded packets.
+    // masqueraded packets. Pre-DNAT, this is checked only with anti-spoofing.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
         && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))
@@ -151,9 +152,9 @@ pub(crate) const MAY_START_OPPOSITE_FLOW: u64 = 1 << 35;
 /// With `STALE`: the position of the [`SourceCheck`].
 pub(crate) const STALE_SOURCE_CHECK_SHIFT: u32 = 36;
 
-/// Stores the source endpoint ID of a packet to a pod as the flow's [`remote_endpoint`](FlowEntry::remote_endpoint), if
-/// it is another ID than before and is valid for the flow. Returns false if it is another ID and is not valid: then the
-/// packet does not belong to the flow.
+/// Compares the source endpoint ID of a packet to a pod with the [`remote_endpoint`](FlowEntry::remote_endpoint) of the
+/// flow. If the IDs differ, and the packet's ID is valid for the flow, updates `remote_endpoint`. If the packet's ID is
+/// not valid, returns false: the packet does not belong to the flow.
 #[inline(always)]
 fn update_remote_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, check: SourceCheck) -> bool
 where

@@ -82,10 +82,10 @@ pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
 /// Set in the result of [`resolve`] if the fragment is malformed.
 const MALFORMED: u64 = 1 << 48;
 
-/// Returns the protocol, ports and flags of a fragment as a packed [`FragmentInfo`]. `info` has those in the fragment's
-/// own headers. For a later fragment, the result has the protocol and ports of the first fragment of the datagram, or
-/// is [`FragmentInfo::of_orphan`] if the first fragment is not known. Returns [`MALFORMED`] if two first fragments of
-/// one datagram have different fields.
+/// Returns the protocol, ports and flags of a fragment as a packed [`FragmentInfo`]. `info` is the packed
+/// [`FragmentInfo`] from the fragment's own headers. For a later fragment, the result has the protocol and ports of the
+/// first fragment of the datagram, or is [`FragmentInfo::of_orphan`] if the first fragment is not known. Returns
+/// [`MALFORMED`] if two first fragments of one datagram have different fields.
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
     context: S,

@@ -86,9 +86,9 @@ pub(crate) fn has_spoofed_mac<S: Context>(context: &S, endpoint: &Endpoint) -> b
     mac_at(context, link::SOURCE).is_none_or(|source| is_spoofed_mac(endpoint, source))
 }
 
-/// Returns whether a frame to a pod is for another host: a bridge floods frames for MAC addresses that it has not
-/// learned. Multicast and broadcast frames are for all hosts. If the pod's MAC address is not known, no frame is for
-/// another host.
+/// Returns whether a frame to a pod is for another host. A pod receives such frames, because a bridge floods frames for
+/// MAC addresses that it has not learned. Multicast and broadcast frames are for all hosts. If the pod's MAC address is
+/// not known, no frame is for another host.
 #[inline(always)]
 pub(crate) fn is_for_other_host<S: Context>(context: &S, endpoint: &Endpoint) -> bool {
     let own = own_mac(endpoint);
@@ -124,8 +124,8 @@ where
     A::addresses(context, start).is_some_and(|(source, _)| is_neither_own_nor_translated(context, endpoint, &source))
 }
 
-/// Returns whether this source address is neither the endpoint's nor an address to which the node translates source
-/// addresses: its own, or that of a Service.
+/// Returns whether this source address is neither the endpoint's nor translated. The node translates source addresses
+/// to its own addresses and to those of Services.
 #[inline(always)]
 pub(crate) fn is_neither_own_nor_translated<A, S>(context: &S, endpoint: &Endpoint, source: &A) -> bool
 where
@@ -308,8 +308,9 @@ fn is_on_link<S: Context>(context: &S, address: &[u8; 16]) -> bool {
     }
 }
 
-/// Returns whether the destination of a solicitation matches its target. The destination must be the target itself, on
-/// the link, or the target's solicited-node multicast address, which ends in the same 24 bits (RFC 4291, 2.7.1).
+/// Returns whether the destination of a solicitation matches its target. The destination must be either the target's
+/// solicited-node multicast address, which ends in the same 24 bits (RFC 4291, 2.7.1), or the target itself. In the
+/// second case, the target must be on the link.
 #[inline(always)]
 fn matches_target<S: Context>(context: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
     let (destination_words, target_words): ([u32; 4], [u32; 4]) =

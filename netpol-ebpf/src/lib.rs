@@ -15,8 +15,8 @@
 //!
 //! Below, the modules are listed in layers, the lowest layer first. A module uses only modules of lower layers. Some
 //! functions are global BPF functions, because the verifier checks such a function once, and not once for each caller.
-//! A trait in the module of such a function declares it, with a default body that calls the code directly. `kernel`
-//! overrides this body with a call of the BPF function.
+//! Each of them has a method in a trait of its module. By default, the method calls the Rust function directly.
+//! `kernel` overrides the method with a call of the BPF function.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -93,7 +93,7 @@ where
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
         // Rare: the local node or the pod itself initiated the flow, or the packet's source endpoint ID differs from
-        // the ID in the flow entry. Only a different ID can be handled without the slow path.
+        // the ID in the flow entry. Only the last of these cases can be handled without the slow path.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
             let allowed = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
             return allowed.then_some(PacketVerdict::of(Reason::Flow));
@@ -115,7 +115,7 @@ where
             let stale = Stale { initiator: known.initiator, state: known.state_after(direction, packet.flags) };
             let reason = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
             if reason != Reason::Revoked || !known.may_belong_to_opposite_flow(direction, packet.protocol) {
-                // The policies in shadow mode may deny a flow that is still allowed. Then the flow is reported.
+                // If policies in shadow mode would deny a flow that is still allowed, the flow is reported.
                 let report = if reason.allows() {
                     FlowReport::new(endpoint, stale.initiator, stale.state, false)
                 } else {
@@ -142,9 +142,9 @@ fn deny_spoofed<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> 
 /// whether the packet is allowed. If not, the packet takes the slow path. Packets of stale flows take the slow path,
 /// too.
 ///
-/// The packet is allowed if its source address belongs to the endpoint with the packet's ID: while the flows of the
-/// sending pod are open, this pod can become an endpoint or get a new ID. The packet is also allowed if anti-spoofing
-/// is off for the sending endpoint, or if the flow accepts replies from any endpoint ([`ANY_REMOTE`]).
+/// The IDs can differ because the sending pod became an endpoint, or got a new ID, while its flows were open. So the
+/// packet is allowed if its source address belongs to the endpoint with the packet's ID. The packet is also allowed if
+/// anti-spoofing is off for the sending endpoint, or if the flow accepts replies from any endpoint ([`ANY_REMOTE`]).
 #[inline(never)]
 fn process_plain_with_new_remote<A, S>(
     context: S,

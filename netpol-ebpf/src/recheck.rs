@@ -12,7 +12,8 @@ use crate::report::{ReportFunctions, report};
 use crate::slow_path::{self, FrameFunctions};
 use crate::verdict;
 
-/// The function of this module that is a separate BPF function in the kernel, and those of the modules that it uses.
+/// The function of this module that is a separate BPF function in the kernel. The supertraits have the separate BPF
+/// functions of the modules that this module uses.
 pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
     /// Returns whether a post-DNAT packet belongs to a flow that was allowed post-DNAT, see [`is_known_flow`]. Returns
     /// false for each packet that is not plain (only Ethernet, IP and transport headers).

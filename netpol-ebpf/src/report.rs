@@ -1,6 +1,6 @@
 //! Sends events to the agent: about denied packets, new flows that are allowed, and allowed flows that policies in
-//! shadow mode (evaluated, but not enforced) would deny. An event includes the number of packets of its flow that
-//! caused no event since the flow's last event, see [`crate::event_limit`].
+//! shadow mode (evaluated, but not enforced) would deny. Not every packet causes an event, see [`crate::event_limit`].
+//! An event includes the number of suppressed packets: the flow's packets without an event since the flow's last event.
 
 use netpol_common::{
     Direction, Endpoint, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, charged_budget, event_flags, protocol,
@@ -80,7 +80,7 @@ impl EventPacket<[u8; 4]> {
 }
 
 impl<A: Parse> EventPacket<A> {
-    /// Parses the packet with its IP header at an offset of the frame. The packet was already parsed when it was
+    /// Parses the packet. `start`: the offset of the IP header in the frame. The packet was already parsed when it was
     /// evaluated, but its fields were not kept: few packets cause an event, and the functions that evaluate have no
     /// stack space for these fields.
     #[inline(always)]
@@ -114,8 +114,8 @@ impl<A: Parse> EventPacket<A> {
         }
     }
 
-    /// Returns the source address before masquerading: the pod's address if a packet from the pod has another source
-    /// address post-DNAT, and otherwise the source address in the packet.
+    /// Returns the source address before masquerading. A packet that is evaluated post-DNAT comes from the pod. If its
+    /// source address is not the pod's, returns the pod's address. Otherwise, returns the source address in the packet.
     #[inline(always)]
     fn original_source<S: Context>(context: &S, endpoint: &Endpoint, source: A) -> A {
         if context.is_post_dnat() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
@@ -136,9 +136,9 @@ impl<A: Parse> EventPacket<A> {
     }
 
     /// Returns the ports that identify a flow for the event limit. For a denied packet, these are both ports. For an
-    /// allowed flow, the source port is omitted, because clients use another one for each connection. For allowed ICMP,
-    /// only type and code (the source port) are used, because clients use another identifier (the destination port) for
-    /// each run of `ping`.
+    /// allowed flow, the source port is omitted, because clients use another one for each connection. For ICMP,
+    /// `source_port` contains type and code, and `destination_port` contains the identifier. For an allowed ICMP flow,
+    /// the identifier is omitted, because clients use another one for each run of `ping`.
     #[inline(always)]
     fn limit_ports(&self, kind: EventKind) -> u32 {
         let (source, destination) = (self.source_port, self.destination_port);
@@ -239,8 +239,8 @@ pub(crate) fn report_denied<S: ReportFunctions>(context: S, direction: Direction
     send(context, details, &EventPacket::FRAME);
 }
 
-/// Reports the flow of an allowed packet, if the flow is new. If the policies in shadow mode would deny the flow,
-/// reports this instead.
+/// Reports the flow of an allowed packet if policies in shadow mode would deny the flow, or if the flow is new. In the
+/// first case, even if the flow is new, the event has the kind [`EventKind::Shadow`].
 #[inline(always)]
 pub(crate) fn report_flow<S: ReportFunctions>(context: S, direction: Direction, verdict: PacketVerdict) {
     let Some(endpoint) = context.endpoint() else { return };

@@ -22,8 +22,8 @@ use crate::verdict::{self, FlowStart, VerdictFunctions, barrier_within, conclude
 pub(crate) trait IpFunctions<A: Parse>:
     ParserFunctions + GuardFunctions + FragmentFunctions<A> + VerdictFunctions<A> + FlowFunctions<A>
 {
-    /// Evaluates the IP packet at an offset of the frame. `None`: it is an ICMP error, and the flow of the packet that
-    /// it quotes was not looked up yet.
+    /// Evaluates the IP packet at an offset of the frame. `None`: the IP packet is an ICMP error, and the flow of the
+    /// packet that the error quotes was not looked up yet.
     #[inline(always)]
     fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict> {
         evaluate_ip::<A, Self>(self, direction, start, quoted)
@@ -42,7 +42,7 @@ pub(crate) trait IpFunctions<A: Parse>:
 
 /// The functions for frames that are separate BPF functions in the kernel.
 pub(crate) trait FrameFunctions: IpFunctions<[u8; 4]> + IpFunctions<[u8; 16]> {
-    /// Finds the IP header of a frame, or returns its verdict, see [`check_frame`].
+    /// Finds the IP header of a frame, or returns the frame's verdict, see [`check_frame`].
     #[inline(always)]
     fn check_frame(self, direction: Direction) -> FrameResult {
         check_frame(self, direction)
@@ -177,7 +177,7 @@ where
             } else if found & MAY_BELONG_TO_OPPOSITE_FLOW == 0 {
                 case.decide(Reason::Revoked);
             } else {
-                // The packet is evaluated like a packet without a flow, by the policies of its own direction.
+                // The packet is evaluated like a packet without a flow, by the policies for `direction`.
                 case.set_source_check(found >> STALE_SOURCE_CHECK_SHIFT);
                 case.set_matches_revoked(found & MAY_START_OPPOSITE_FLOW != 0);
             }
@@ -328,7 +328,7 @@ where
 }
 
 /// See [`IpFunctions::evaluate_quoted`]. An ICMP error is sent to the source of the quoted packet, so the quoted packet
-/// had the opposite direction. An error to another address belongs to no known flow.
+/// had the opposite direction. If the error is sent to another address, it belongs to no known flow.
 #[inline(always)]
 pub(crate) fn evaluate_quoted<A, S>(context: S, direction: Direction, start: u32) -> Quoted
 where

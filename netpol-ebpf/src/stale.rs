@@ -27,8 +27,9 @@ impl Stale {
     }
 }
 
-/// The input for evaluating a known flow again, in the direction of its first packet. It is packed into one integer for
-/// a separate BPF function, so that the verifier checks the evaluation of policies once and not once for each caller.
+/// The input for evaluating a known flow again, by the policies for the direction of the flow's first packet. The
+/// evaluation is a separate BPF function, so that the verifier checks it once and not once for each caller. The input
+/// is passed to this function as one integer.
 #[derive(Clone, Copy)]
 pub(crate) struct Reevaluation {
     /// The direction of the current packet.

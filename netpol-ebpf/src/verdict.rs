@@ -32,8 +32,9 @@ pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
     }
 }
 
-/// The [`Attempt::ingress_ifindex`] if the interface is not needed (egress) or not known (a known ingress flow that is
-/// neither from the local node nor hairpin). No interface has this index.
+/// The [`Attempt::ingress_ifindex`] in two cases. At egress, the interface is not needed. When an ingress flow is
+/// evaluated again, its interface is not known, unless the flow is from the local node or hairpin. No interface has
+/// this index.
 const OTHER_INTERFACE: u32 = u32::MAX;
 
 /// Returns the current version for flows of this endpoint: flows with another version are evaluated again. Call this
@@ -41,8 +42,8 @@ const OTHER_INTERFACE: u32 = u32::MAX;
 /// during the evaluation, the flow is recorded with the old version, and is evaluated again.
 ///
 /// If nothing is enforced ([`Context::observes`], the agent's option `--observe`), the flows of denied packets are
-/// recorded, too. All flows then have versions with the bit [`OBSERVED_VERSION`]. So they are evaluated again when an
-/// agent that enforces policies replaces the programs.
+/// recorded, too. The versions of all flows in this mode have the bit [`OBSERVED_VERSION`]. So all flows are evaluated
+/// again when an agent that enforces policies replaces the programs.
 #[inline(always)]
 pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointVersion {
     let version = current_version(endpoint);
@@ -68,7 +69,7 @@ fn current_version(endpoint: &Endpoint) -> EndpointVersion {
 }
 
 /// Returns the verdict on a packet that cannot be evaluated: it is denied only if the pod is isolated in this
-/// direction.
+/// direction, or if the endpoint has the flag `UNKNOWN`.
 #[inline(always)]
 pub(crate) fn deny_if_isolated(endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
     if endpoint.has(endpoint_flags::UNKNOWN) {
@@ -97,7 +98,7 @@ pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reas
     (code != NO_REASON).then(|| unsafe { Reason::from_code_unchecked(code) })
 }
 
-/// Returns the final verdict on a packet whose verdict [`admit`] returned, and counts the packet. If the packet has the
+/// Converts the `verdict` that [`admit`] returned to the final verdict, and counts the packet. If the packet has the
 /// addresses and ports of a revoked flow (`matches_revoked`), the reason `NoRule` becomes `Revoked`.
 #[inline(always)]
 pub(crate) fn conclude_new<S: Context>(
@@ -138,8 +139,8 @@ pub(crate) struct FlowStart {
 }
 
 /// Evaluates a packet that belongs to no known flow or starts a connection, and records the flow that it initiates. If
-/// nothing is enforced, the flow of a denied packet is recorded, too. Its next packets and the replies pass anyway, and
-/// are then not reported as denied again.
+/// nothing is enforced, the flow of a denied packet is recorded, too. So the next packets of the flow and its replies,
+/// which pass anyway, are not reported as denied again.
 #[inline(always)]
 pub(crate) fn admit<A, S>(
     context: &S,
@@ -211,9 +212,9 @@ enum Recorded {
     Known,
 }
 
-/// Updates an existing flow after an allowed SYN or INIT with its addresses and ports. Returns `No` if there is no such
-/// flow. The host of a TCP connection ignores a SYN while the connection is open (RFC 5961, 4), so a flow that has not
-/// timed out keeps parts of its state.
+/// Updates an existing flow after an allowed SYN or INIT that has the flow's addresses and ports. Returns `No` if there
+/// is no such flow. The host of a TCP connection ignores a SYN while the connection is open (RFC 5961, 4), so a flow
+/// that has not timed out keeps parts of its state.
 ///
 /// If the flow has had a reply, the SYN usually starts a new connection with the same ports: the result is `New`.
 /// Without a reply, it is usually a retransmission of the first SYN: the result is `Known`.
@@ -234,8 +235,8 @@ where
                 recorded = Recorded::Known;
             }
         } else if known.version == entry.version {
-            // The SYN is from the other side. The flow is still allowed in its initiator's direction, so its initiator
-            // does not change.
+            // The SYN is not from the flow's initiator. The flow is still allowed in its initiator's direction, so its
+            // initiator does not change.
             slot.write(field!(FlowEntry, last_used), entry.last_used);
             slot.write(field!(FlowEntry, state), known.state | flow_state::REPLIED);
             traffic::add(context, slot.part(field!(FlowEntry, replies)), entry.sent);
@@ -269,9 +270,9 @@ where
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
     let evaluation = evaluate(&context, endpoint, &original_attempt(endpoint, &key, stale, context.is_post_dnat()));
     let allowed = barrier_within(&context, evaluation.reason).allows();
-    // The entry of a denied flow stays, with its old version: without the entry, the next packet of the other side
-    // could start a new flow. If nothing is enforced, the initiator's next packet is reported as denied, and the flow
-    // is then recorded with the new version. So later packets are not reported.
+    // The entry of a denied flow stays, with its old version: without the entry, the next reply could start a new flow.
+    // If nothing is enforced, the next packet from the initiator is reported as denied, and gives the flow the new
+    // version. So later packets are not reported.
     let continues = context.observes() && direction == stale.initiator;
     if !allowed && !continues {
         let is_marked = stale.state & flow_state::REVOKED != 0;
@@ -306,9 +307,9 @@ where
 /// Evaluates an allowed flow, in its initiator's direction, as if policies in shadow mode were enforced. Returns the
 /// reason, and counts the flow if it would be denied. Neither the verdict nor the flow changes.
 ///
-/// A flow to a Service is evaluated pre-DNAT and post-DNAT, as it would be if the policies were enforced: if it would
-/// be allowed pre-DNAT, its packet is marked for a recheck (a second evaluation, post-DNAT). Only the first packet of
-/// the flow is marked, so a later change of the backend is not evaluated.
+/// As with enforced policies, a flow to a Service is evaluated pre-DNAT and post-DNAT. If the policies would allow it
+/// pre-DNAT, its packet is marked for a recheck (a second evaluation, post-DNAT). Only the first packet of the flow is
+/// marked, so a later change of the backend is not evaluated.
 #[inline(always)]
 pub(crate) fn evaluate_shadow<A, S>(context: S, start: u32, ports: u32, reevaluation: Reevaluation) -> Reason
 where
@@ -347,8 +348,8 @@ pub(crate) fn mark_for_recheck<S: Context>(context: &S, endpoint: &Endpoint, dir
     }
 }
 
-/// Returns the state bit `RECHECK` if all packets of a flow must be rechecked post-DNAT, and 0 otherwise. All packets
-/// of a flow to a Service are rechecked unless the protocol is TCP: the conntrack entry can time out before the flow
+/// Returns the state bit `RECHECK` if all packets of a flow must be rechecked post-DNAT, and 0 otherwise. For protocols
+/// other than TCP, all packets of a flow to a Service are rechecked: the conntrack entry can time out before the flow
 /// does, and then the next packet may go to a backend that the agent has not received yet.
 #[inline(always)]
 fn recheck_flag<S: Context>(context: &S, direction: Direction, protocol: u8, evaluation: &Evaluation) -> u8 {
@@ -408,7 +409,7 @@ pub(crate) fn attempt<A: PacketAddress, S: Context>(
 }
 
 /// Returns how to check the source address of a packet to a pod. A packet that came directly from the veth of its
-/// source endpoint was checked at that veth, and only the node has translated the packet since.
+/// source endpoint was checked at that veth. Since then, only the node can have translated it.
 #[inline(always)]
 pub(crate) fn check_source<A: PacketAddress, S: Context>(context: &S, remote: &A) -> SourceCheck {
     let (source_endpoint, ingress_ifindex) = (context.source_endpoint(), context.ingress_ifindex());

@@ -75,7 +75,7 @@ fn from_pod(memory: &Memory, flags: u8) -> Reason {
 }
 
 #[test]
-fn a_revoked_flow_does_not_become_a_new_flow_of_the_other_side() {
+fn a_reply_in_a_revoked_flow_does_not_start_a_new_flow() {
     let mut memory = memory_with_pod();
     assert_eq!(to_pod(&memory, SYN), Reason::Rule);
     assert_eq!(from_pod(&memory, SYN | ACK), Reason::Flow);
@@ -133,7 +133,7 @@ fn a_change_applies_to_known_flows_only_after_the_version_is_written() {
     // The rule is removed, but the endpoint's version is not written yet: the known flow is not affected.
     memory.allow.clear();
     assert_eq!(to_pod(&memory, ACK), Reason::Flow);
-    // This also writes the version.
+    // `revoke` also writes the version.
     revoke(&mut memory);
     assert_eq!(to_pod(&memory, ACK), Reason::Revoked);
 }

@@ -52,8 +52,8 @@ impl Netlink {
         request.header.handle = TcHandle { major: 0xffff, minor: 0 };
         let message = RouteNetlinkMessage::DelQueueDiscipline(request);
         match self.send_request("remove a clsact qdisc", NLM_F_REQUEST | NLM_F_ACK, message, |_| {}) {
-            // Another process has removed the qdisc. The error is "Invalid handle" if the interface had a clsact qdisc
-            // before. Source: `__tc_get_qdisc` in `net/sched/sch_api.c`.
+            // The interface has no clsact qdisc now. The error is `EINVAL` ("Invalid handle") if the interface had one
+            // earlier, otherwise `ENOENT`. Source: `__tc_get_qdisc` in `net/sched/sch_api.c`.
             Err(NetlinkError::Io { source, .. })
                 if [Some(libc::ENOENT), Some(libc::EINVAL)].contains(&source.raw_os_error()) =>
             {

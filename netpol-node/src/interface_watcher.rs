@@ -19,8 +19,8 @@ pub struct InterfaceWatcher {
     requested: Option<CacheUse>,
     /// What the kernel has reported since the last reading began.
     changed: Changed,
-    /// Veths for which addresses have changed since the last reading began, in the network namespace of the veth's
-    /// other end (its peer).
+    /// Veths with changed addresses at the peer (the other end of the veth). The addresses in the peer's network
+    /// namespace have changed since the last reading began.
     changed_peers: BTreeSet<IfIndex>,
     /// Whether a reading is running.
     running: bool,
@@ -72,8 +72,8 @@ impl InterfaceWatcher {
         }
     }
 
-    /// Starts a requested reading, unless one is running. `known` returns which data of the veths need not, or must, be
-    /// read again. It is called only if a reading starts.
+    /// Starts a requested reading, unless one is running. `known` returns for which veths cached data is sufficient,
+    /// and for which veths the peer's MAC address is read. It is called only if a reading starts.
     pub fn start_requested(&mut self, known: impl FnOnce() -> KnownVeths) {
         if !self.running
             && let Some(cache_use) = self.requested.take()

@@ -41,8 +41,9 @@ impl LinkCache {
         }
         // If the peer (the other end) of a veth moves to another namespace, the kernel reports that the peer was
         // removed, and nothing about the veth. Without any report about interfaces, no peer has moved.
-        let may_have_moved = |link: &Link| link.has_local_peer && changed.interfaces_changed();
-        let with_local_peer = self.links.iter().filter(|(_, link)| may_have_moved(link)).map(|(ifindex, _)| *ifindex);
+        let peer_may_have_moved = |link: &Link| link.has_local_peer && changed.interfaces_changed();
+        let with_local_peer =
+            self.links.iter().filter(|(_, link)| peer_may_have_moved(link)).map(|(ifindex, _)| *ifindex);
         let links: BTreeSet<IfIndex> = with_local_peer.chain(changed.links.iter().copied()).collect();
         for ifindex in links {
             match netlink.link(ifindex)? {

@@ -60,7 +60,7 @@ pub struct Veth {
     pub ifindex: IfIndex,
     /// The name of the veth in this namespace.
     pub name: String,
-    /// The ID of the peer's namespace (nsid): this namespace's ID for it.
+    /// The ID (nsid) that the peer's namespace has in this namespace.
     pub namespace: i32,
     /// The index of the peer in its namespace.
     pub peer: u32,
@@ -141,7 +141,7 @@ impl Netlink {
     /// takes this lock several times.
     ///
     /// # Errors
-    /// If the kernel rejects the request for another reason.
+    /// If the request fails, except because the interface does not exist.
     pub fn link(&mut self, ifindex: IfIndex) -> Result<Option<Link>, NetlinkError> {
         let mut request = LinkMessage::default();
         request.header.index = ifindex.0;

@@ -156,7 +156,8 @@ impl<H: Handler> Connection<'_, H> {
         }
     }
 
-    /// Returns what the runtime must do next, and the time limit for this step from the start of the connection.
+    /// Returns what the runtime must do next, and the time limit for this step. The limit is measured from the start of
+    /// the connection.
     fn next_step(&self) -> Option<(&'static str, Duration)> {
         match self.completed {
             CompletedSteps { registered: false, .. } | CompletedSteps { configured: false, .. } => {

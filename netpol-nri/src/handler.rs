@@ -49,8 +49,8 @@ pub trait Handler: Send + Sync + 'static {
     /// no other pod on the node starts or stops until this call returns.
     ///
     /// # Errors
-    /// An error refuses the start: the runtime removes the sandbox, which calls [`Handler::stop`], and the kubelet
-    /// retries with a new sandbox. The text of the error is cut after 1 KiB.
+    /// An error refuses the start. The runtime removes the sandbox, and reports this removal: see [`Handler::stop`].
+    /// The kubelet retries with a new sandbox. The text of the error is cut after 1 KiB.
     fn run(&self, sandbox: Sandbox, deadline: Duration) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Handles the creation of a container in a sandbox. The container does not start until this call returns. The

@@ -12,7 +12,7 @@ const UNIMPLEMENTED: i32 = 12;
 const INTERNAL: i32 = 13;
 
 impl Status {
-    /// Returns the status for the start of a pod or container that the handler refused or did not allow in time. Errors
+    /// Returns the status for a start (of a pod or container) that the handler refused or did not allow in time. Errors
     /// of plugins that use NRI's own library have the same code.
     pub(crate) fn refused(message: &str) -> Self {
         Self::new(UNKNOWN, message)

@@ -3,8 +3,7 @@
 //!
 //! Each kind of policies in [`SHAPES`] is compiled in three ways: in one reset (all objects at once, as when the agent
 //! starts), in one batch of events, and in single events. If a way takes longer than [`TIME_LIMIT`], it is not measured
-//! at larger sizes. The batch and the single events have one limit together: if one of them takes too long, both are
-//! not measured any more.
+//! at larger sizes. If the batch or the single events take too long, neither of these two ways is measured any more.
 //!
 //! The columns of the output:
 //! * `reset ms`, `batch ms`: the time of the reset and of the batch.
@@ -124,7 +123,7 @@ struct SingleEvents {
     writes: usize,
 }
 
-/// Measures the addition and then the deletion of each policy as single events.
+/// Measures the addition of all policies, and then the deletion of all policies, as single events.
 fn measure_single_events(policies: &[Policy]) -> SingleEvents {
     let mut engine = engine_with_pods();
     let mut singly = SingleEvents { total: Duration::ZERO, slowest: Duration::ZERO, writes: 0 };
@@ -140,8 +139,8 @@ fn measure_single_events(policies: &[Policy]) -> SingleEvents {
     singly
 }
 
-/// Returns two pods: `server` of the local node, which all policies select, and `front` of another node, which peers of
-/// some policies match.
+/// Returns two pods. All policies select pod `server`, which is on the local node. Peers of some policies match pod
+/// `front`, which is on another node.
 fn pods() -> Vec<Object> {
     let pod = |name: &str, node: &str, address: [u8; 4], labels: Labels| {
         Object::Pod(Pod {

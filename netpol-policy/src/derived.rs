@@ -82,8 +82,9 @@ mod tests {
     use crate::manifest;
     use crate::reference::{End, connection};
 
-    /// The backends of the Service are the pods `db-0`, `db-1`, `db-2` (at ports other than `sql`) and `host`. The
-    /// other pods have other labels, another namespace, phase Failed or no address.
+    /// The backends of the Service are the pods `db-0`, `db-1`, `db-2` and `host`. The pods `db-2` and `host` have no
+    /// port named `sql`, so they are not backends of the Service's port `sql`. The remaining pods are no backends: they
+    /// have other labels, another namespace, phase Failed or no address.
     const SHOP: &str = "
 {apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: db},
   ports: [{name: sql, port: 80, targetPort: sql}, {name: ui, port: 81, targetPort: 8081}, {name: same, port: 82}]}}

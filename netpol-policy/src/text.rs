@@ -84,7 +84,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| byte < 0x7f) {
         return Cow::Borrowed(text);
     }
-    // Outside of strings, characters below a space are line breaks and indentation of the JSON text.
+    // Outside of strings, characters below 0x20 are line breaks and indentation of the JSON text.
     let is_layout = |character: char| character < ' ';
     if !text.chars().any(|character| is_unsafe(character) && !is_layout(character)) {
         return Cow::Borrowed(text);

@@ -94,8 +94,8 @@ fn apply_and_check_each_change(
             frontend
                 .is_some_and(|frontend| cluster_state.owners(&frontend).contains(&FrontendOwner::HostPort(pod.clone())))
         };
-        // The host port can also be a backend of another Service.
-        let is_own_host_port = |cluster_state: &ClusterState| {
+        // A backend of a Service can also have the address and port of the pod's hostPort.
+        let leads_to_own_host_port = |cluster_state: &ClusterState| {
             let frontend = cluster_state.frontend_at(probe.remote, probe.protocol, probe.port);
             let mut backends = frontend.iter().flat_map(|frontend| cluster_state.backends(frontend));
             is_own_host_port_at(cluster_state, probe.remote, probe.port)
@@ -103,7 +103,7 @@ fn apply_and_check_each_change(
         };
         let through_service = old != new
             && states.into_iter().any(|cluster_state| {
-                is_own_host_port(cluster_state)
+                leads_to_own_host_port(cluster_state)
                     || has_local_backend(cluster_state, &probe.at(pod), |other| other.key == *pod)
             });
         through_service || [old, new].into_iter().flatten().any(|pod| pod.addresses.contains(&probe.remote))

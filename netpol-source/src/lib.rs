@@ -36,8 +36,8 @@ pub struct Batch {
     pub received: Instant,
 }
 
-/// A query to a source for the state of a subject, such as a policy: the agent then waits until this state is enforced.
-/// The state at the time of the query may be newer than the last event.
+/// A query to a source for the current state of a subject, such as a policy. After the reply, the agent waits until
+/// this state is enforced. The current state may be newer than the last event that the source sent.
 #[derive(Debug)]
 pub struct SourceQuery {
     /// The subject.
@@ -129,7 +129,7 @@ impl ObjectSource {
 }
 
 impl ObjectSource {
-    /// Returns a function that creates further clients of the API server, or `None` for other sources.
+    /// Returns a function that creates further clients of the API server; `None` for a directory.
     pub fn api_client(&self) -> Option<impl Fn() -> Result<::kube::Client, String> + Send + 'static> {
         match self {
             Self::Kube(kubeconfig) => {

@@ -33,7 +33,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))
 }
 
-/// The name of a global variable in the BPF object. It is 1 if the packets and bytes of flows are counted.
+/// The name of a global variable in the BPF object. If the variable is 1, the packets and bytes of flows are counted.
 pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
 
 /// Loads all programs of an object, and returns what the kernel reports about each program. `enabled` are the global

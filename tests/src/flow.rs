@@ -141,7 +141,7 @@ pub fn echo_datagram(cluster: &Cluster, from: &str, to: &str, port: u16, length:
         socket.set_read_timeout(Some(Duration::from_millis(600)))?;
         let sent = pattern(length);
         socket.send(&sent)?;
-        // The server sends its name before the datagram.
+        // The response starts with the server's name. The bytes of the datagram follow.
         let mut received = vec![0; length + 512];
         match socket.recv(&mut received) {
             Ok(count) => Ok(received[..count].ends_with(&sent)),
@@ -263,8 +263,8 @@ fn new_flows(source: IpAddr, target: SocketAddr, stop: &AtomicBool) -> Result<St
         unanswered.push_back(socket);
         std::thread::sleep(Duration::from_millis(2));
         receive(&mut unanswered, &mut counts);
-        // With 256 later flows, the oldest flow has had no response for half a second and counts as lost. Its socket is
-        // closed, because the number of descriptors is limited.
+        // If 256 later flows have no response either, the oldest flow has waited for half a second and counts as lost.
+        // Its socket is closed, because the number of descriptors is limited.
         if unanswered.len() > 256 {
             unanswered.pop_front();
         }

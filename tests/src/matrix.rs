@@ -59,7 +59,7 @@ impl Matrix {
     /// families.
     ///
     /// # Errors
-    /// Returns an error if the results of the families differ, or another host responds.
+    /// Returns an error if the results of the families differ, or if a host other than the destination responds.
     pub fn measure(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
         let mut probes = Vec::new();
         let mut probed_cells = Vec::new();

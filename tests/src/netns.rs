@@ -1,4 +1,4 @@
-//! Network namespaces. Only file descriptors keep them alive: they have no name in `/run/netns`.
+//! Network namespaces. They have no name in `/run/netns`: only file descriptors and processes keep them alive.
 
 use std::fs::File;
 use std::io::Write;

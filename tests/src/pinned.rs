@@ -12,11 +12,13 @@ use crate::program::PlainData;
 
 /// Pinned maps of an agent.
 pub struct Pinned {
-    /// The first half is indexed by ifindex, the second half by the values of `overflow`.
+    /// The low bits of an ifindex select a slot in the first half. The values of `overflow` select slots in the second
+    /// half.
     endpoints: Array<MapData, PlainData<Endpoint>>,
-    /// For each interface whose slot in the first half has another endpoint: its ifindex, and an index in `endpoints`.
+    /// For each endpoint in the second half, its ifindex and its index in `endpoints`. The slot for this ifindex in the
+    /// first half has the endpoint of another interface.
     overflow: HashMap<MapData, u32, u32>,
-    /// Number of slots in the first half of `endpoints`, a power of two. The low bits of an ifindex select the slot.
+    /// Number of slots in the first half of `endpoints`, a power of two.
     slots: u32,
     addresses: HashMap<MapData, [u8; 4], PlainData<AddressEntry>>,
 }

@@ -18,7 +18,7 @@ use netpol_common::{
     FrontendKey, IfIndex, PortEntry, PortKey, Reason, SHADOW_DENIED, Settings,
 };
 
-/// Ifindex of `lo`, the only interface in every network namespace.
+/// Ifindex of `lo`, the only interface that exists in every network namespace.
 pub const INTERFACE: u32 = 1;
 /// Return value for an allowed packet (`TC_ACT_UNSPEC`).
 const PASSED: u32 = u32::MAX;
@@ -372,7 +372,8 @@ impl Programs {
         self.insert("ALLOW", key, entry)
     }
 
-    /// Sets the verdict for a prefix of port numbers. `bits` is the length of the key's prefix.
+    /// Sets the verdict for a prefix of port numbers. `bits` is the prefix length of the whole key: port set, protocol
+    /// and port.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].

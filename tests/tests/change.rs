@@ -75,8 +75,8 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
         "shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP\nblog/web -x shop/server 80/TCP";
     lab.expect(verdicts)?;
     for round in 0..4 {
-        // With the same address, policies are enforced as soon as the interface exists, because the object already has
-        // the address.
+        // If a new sandbox has the same address, policies are enforced as soon as its interface exists, because the Pod
+        // object already has the address.
         let number = lab.cluster.host("shop/server").v4().octets()[3];
         for _ in 0..2 {
             lab.cluster.remove_pod_keep_manifest("shop/server")?;
@@ -203,7 +203,7 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     let wrong: Vec<_> = lab.agent().denied().into_iter().filter(|line| line.from() == "shop/client").collect();
     ensure!(wrong.is_empty(), "the corrected policies would deny the application: {wrong:?}");
 
-    // The agent can receive each policy alone. If the default deny were enforced first, it would deny the application.
+    // The agent may receive the policies one by one. A default deny that is enforced first would deny the application.
     let [default_deny, client, server] = application_policies(80);
     change_and_wait(&mut lab, &[in_shadow_mode(&default_deny), client.clone(), server.clone()])?;
     lab.set_policies(&[default_deny, client, server])?;
@@ -346,7 +346,7 @@ fn s26_verdicts_stay_while_the_agent_is_stopped_and_the_next_agent_applies_the_c
     lab.agent().stop()?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
 
-    // Changes while no agent runs: a new peer, a new policy, a deleted pod, and a pod that reuses its address.
+    // Changes while no agent runs: a new peer, a new policy, a deleted pod, and a new pod with the same address.
     lab.set_policies(&[
         allow_to_server(
             "{podSelector: {matchLabels: {app: client}}}, {namespaceSelector: {matchLabels: {stage: test}}}",
@@ -356,7 +356,7 @@ fn s26_verdicts_stay_while_the_agent_is_stopped_and_the_next_agent_applies_the_c
     let number = lab.cluster.host("shop/other").v4().octets()[3];
     lab.cluster.remove_pod("shop/other")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
-    // The old policies still apply, so the new ones are not the expected result here.
+    // The old policies still apply, so the verdicts of the new policies are not expected yet.
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP")?;
 
     lab.agent().restart()?;

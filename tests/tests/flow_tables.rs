@@ -26,9 +26,9 @@ const FLOWS_PER_POD: u16 = 40_000;
 const BUDGET: u32 = 131_072;
 const PORT: u16 = 9000;
 
-/// Returns policies that allow `client` to connect to `server`. The server is isolated for egress, without rules. So
-/// packets from the server pass only as replies: if the flow table has their flow. The flooding pods may send only to
-/// their node, because this needs no rule.
+/// Returns policies that allow `client` to connect to `server`. The server is isolated for egress, without rules. So a
+/// packet from the server passes only as a reply: the flow table must have the packet's flow. The flooding pods may
+/// send only to their node, because this needs no rule.
 fn policies() -> Vec<String> {
     vec![
         policy(
@@ -141,7 +141,8 @@ fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Resul
     Ok(())
 }
 
-/// The agent replaces a table that fills by a larger one, and copies its flows. The next agent adopts the tables.
+/// Before a table is full, the agent replaces it with a larger table, and copies the flows. The next agent adopts the
+/// tables.
 #[test]
 fn flows_survive_growing_tables_and_a_restart_of_the_agent() -> Result<()> {
     let pods = [("shop/server", "app=server"), ("shop/client", "app=client")];

@@ -85,7 +85,8 @@ fn unusual_files_are_read_as_kubectl_reads_them() -> Result<()> {
     Ok(())
 }
 
-/// Checks that kubectl and netpol read the same objects, and that netpol reports errors if kubectl reads only a part.
+/// Checks that netpol reads every object that kubectl reads, and that netpol reports errors exactly if kubectl reads
+/// only a part of the file.
 fn compare(text: &str, reads: Reads) -> Result<()> {
     let by_netpol = manifest::parse(text, "odd.yaml");
     let (by_kubectl, is_whole) = by_kubectl(text)?;

@@ -234,7 +234,7 @@ impl Drop for SlowClients {
     }
 }
 
-/// Sends several requests and returns the median response time. Each must succeed.
+/// Sends several requests and returns the median response time. Each request must succeed.
 fn median_response_time(lab: &Lab, address: &str, path: &str) -> Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..21 {

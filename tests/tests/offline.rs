@@ -9,8 +9,8 @@ use netpol_tests::agent::netpol;
 use netpol_tests::{Cell, Cluster, Lab, PodSpec, deny_all, policy};
 use serde_json::Value;
 
-/// Starts a cluster in which policies allow some connections between the pods and an external host, which has the extra
-/// address 203.0.113.5.
+/// Starts a cluster with pods and an external host. Policies allow some of the connections among all of them. The
+/// external host has the extra address 203.0.113.5.
 fn start() -> Result<Lab> {
     let cluster = Cluster::builder()
         .namespace("shop", "team=sales")
@@ -74,7 +74,7 @@ fn matrix_prints_the_measured_verdicts() -> Result<()> {
     for (cell, passes) in &measured.0 {
         let Cell { from, to, protocol, port } = cell;
         let verdict = printed.get(&(host_name(&lab, from), host_name(&lab, to), *protocol, *port));
-        ensure!(verdict == Some(passes), "{cell}: allowed is {passes} when measured and {verdict:?} by netpol matrix");
+        ensure!(verdict == Some(passes), "{cell}: allowed? measured: {passes}, netpol matrix: {verdict:?}");
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ const MIRROR: &str = "NETPOL_DEBIAN_MIRROR";
 /// Keys that sign every suite. Every Debian system has this file.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The packages of one suite. apt uses its own sources and lists for them, in a private folder.
+/// The packages of one suite. For them, apt uses a private folder with separate sources and lists.
 pub(crate) struct Packages {
     private_folder: PathBuf,
 }
@@ -101,7 +101,7 @@ pub(crate) fn fetch(suite: &str, folder: &Path, choose: impl Fn(&Packages) -> Re
     )
 }
 
-/// Returns the Debian mirrors that apt uses on this machine.
+/// Returns the mirror in [`MIRROR`], or else the Debian mirrors that apt uses on this machine.
 fn mirrors() -> Result<Vec<String>> {
     if let Ok(mirror) = std::env::var(MIRROR) {
         return Ok(vec![mirror]);

@@ -20,7 +20,7 @@ struct Finding {
     /// The requirement.
     name: String,
     state: State,
-    /// What was found, or why it counts as missing.
+    /// What was found, or why the requirement counts as missing.
     found: String,
     /// What needs it, such as a command of `cargo xtask` or the agent.
     used_by: &'static str,
@@ -57,7 +57,7 @@ fn optional(fix: impl Into<String>) -> Absence {
 }
 
 impl Finding {
-    /// Creates a finding. `found` is what was found, or why it counts as missing.
+    /// Creates a finding. `found` is what was found, or why the requirement counts as missing.
     fn new(
         group: &'static str,
         name: impl Into<String>,

@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 
 use crate::{run, toolchain, workspace};
 
-/// The binary target of cargo that becomes the object in the agent.
+/// The cargo binary target that becomes the object in the agent.
 const SHIPPED: &str = "netpol-ebpf";
-/// The binary target of cargo that becomes the object for tests and benchmarks.
+/// The cargo binary target that becomes the object for tests and benchmarks.
 const TEST: &str = "netpol-ebpf-test";
 
 /// Builds the object that the agent embeds, and returns its path.
@@ -45,23 +45,23 @@ fn compile(arguments: &[&str]) -> Result<()> {
 }
 
 /// Corrects the line info of the object that was built as `binary`, checks the object, and writes it to the file
-/// `object`. Writes the file only if its content changes, because cargo rebuilds the agent after each write.
-fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
+/// `path`. Writes the file only if its content changes, because cargo rebuilds the agent after each write.
+fn install(binary: &str, path: PathBuf) -> Result<PathBuf> {
     let built = target_directory().join(toolchain::TARGET).join("bpf").join(binary);
     let mut new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
     lines::keep_one_for_each_instruction(&mut new)?;
     calls::check(&new)?;
     stack::check(&new)?;
-    if std::fs::read(&object).is_ok_and(|old| old == new) {
-        return Ok(object);
+    if std::fs::read(&path).is_ok_and(|old| old == new) {
+        return Ok(path);
     }
-    let folder = object.parent().context("the object's path has no folder")?;
+    let folder = path.parent().context("the object's path has no folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     // Renaming is atomic: a concurrent reader gets the old object or the new one.
-    let temporary = object.with_extension("o.new");
+    let temporary = path.with_extension("o.new");
     std::fs::write(&temporary, &new).with_context(|| format!("writing {}", temporary.display()))?;
-    std::fs::rename(&temporary, &object).with_context(|| format!("replacing {}", object.display()))?;
-    Ok(object)
+    std::fs::rename(&temporary, &path).with_context(|| format!("replacing {}", path.display()))?;
+    Ok(path)
 }
 
 /// Returns cargo's target directory for the BPF objects. It is not the directory of the other crates, because BPF

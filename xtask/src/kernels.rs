@@ -16,8 +16,8 @@ use crate::{binaries, run, setup, workspace};
 use report::Report;
 use suite::Suite;
 
-/// Debian's cloud kernels, each with the suite that has it. On these kernels, the agent attaches its programs with
-/// clsact, the default. TCX is tested only on the running kernel.
+/// Debian's cloud kernels, each with the Debian suite (release) that contains it. On these kernels, the agent attaches
+/// its programs with clsact, the default. TCX is tested only on the running kernel.
 const SUITES: &[Suite] = &[
     Suite { version: "5.10", name: "bullseye" },
     Suite { version: "6.1", name: "bookworm" },

@@ -61,12 +61,13 @@ struct Connection {
     _close: oneshot::Sender<()>,
 }
 
-/// Whether the agent prepares the response, or sends a stream.
+/// Whether the agent is answering a request on a connection: it is, while it prepares a response or sends a stream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct IsAnswering(Arc<Answering>);
+pub(super) struct IsAnswering(Arc<AnswersInProgress>);
 
+/// The numbers of responses and streams.
 #[derive(Debug, Default)]
-struct Answering {
+struct AnswersInProgress {
     responses: AtomicUsize,
     streams: AtomicUsize,
 }
@@ -98,7 +99,7 @@ impl IsAnswering {
 
 /// A stream that is being sent.
 #[derive(Debug)]
-pub(super) struct Streaming(Arc<Answering>);
+pub(super) struct Streaming(Arc<AnswersInProgress>);
 
 impl Drop for Streaming {
     fn drop(&mut self) {

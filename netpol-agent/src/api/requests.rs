@@ -19,8 +19,8 @@ use netpol_source::{SourceQuery, SourceState};
 pub(super) const MAX_WAITERS: usize = 64;
 /// Maximum number of clients that read records of flows at the same time.
 pub(super) const MAX_STREAMS: usize = 32;
-/// Minimum time limit for a response of the main loop. The response takes longer only while policies are being
-/// compiled.
+/// The main loop has at least this time to respond, even if a request has less time left. A response takes longer only
+/// while policies are being compiled.
 const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A request to the main loop.
@@ -191,9 +191,9 @@ impl Requests {
     pub async fn wait_until(&self, check: &Check, until: Instant) -> Option<CheckResult> {
         let mut progress = self.progress.clone();
         loop {
-            // Only progress after this line ends the wait at the end of this iteration.
+            // The call of `changed` below returns only for progress that is reported after this line.
             progress.mark_unchanged();
-            // The loop does not respond while policies are being compiled, so this request has a time limit.
+            // The main loop does not respond while policies are being compiled, so this request has a time limit.
             let left = until.saturating_duration_since(Instant::now());
             let response = self.send(|answer| LoopRequest::Check(check.clone(), answer));
             let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {
@@ -204,7 +204,7 @@ impl Requests {
             if !matches!(result.condition, ConditionState::NotYet(_)) || left.is_zero() {
                 return Some(result);
             }
-            // An error means that the loop ended; the next request detects that.
+            // An error means that the main loop has ended. The next `send` detects that.
             let _ = timeout(left, progress.changed()).await;
         }
     }

@@ -34,8 +34,8 @@ pub(super) enum Paths {
 
 pub(super) type HttpResponse = Response<ApiBody>;
 
-/// Answers a request. `limit` is the time limit of the response. It does not apply to requests that wait (for a
-/// condition, or at the start of a pod), nor to streams of records.
+/// Answers a request. `limit` is the time limit of the response, except for requests that wait for a condition, and for
+/// streams of records. For a POST request, `limit` is only the time limit for reading the body.
 pub(super) async fn answer(
     request: Request<Incoming>,
     requests: &Requests,

@@ -56,8 +56,8 @@ fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
         tracing::info!(%address, "serving {purpose}");
         let connections = Connections::new(TCP_LIMITS);
         loop {
-            // Yields after each connection, so that the runtime can read and answer a complete request before a burst
-            // of new connections makes the agent close the connection of this request.
+            // Yields after each connection, so that the runtime can answer the requests that have arrived. Otherwise, a
+            // burst of new connections could make the agent close connections with such requests.
             yield_now().await;
             let Some((stream, from)) = accepted(listener.accept().await).await else { continue };
             let Some(admitted) = connections.admit(Peer::of_address(from.ip())) else { continue };
@@ -167,8 +167,8 @@ async fn accepted<T>(result: io::Result<T>) -> Option<T> {
     }
 }
 
-/// Serves the request of a connection. While the agent prepares the response or sends a stream, `answering` keeps the
-/// connection from being closed to make room for another one.
+/// Serves the request of a connection. While the agent prepares the response or sends a stream, `answering` protects
+/// the connection: the agent does not close it to make room for another connection.
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     requests: Requests,

@@ -155,8 +155,8 @@ impl Queue {
         state.wake();
     }
 
-    /// Returns the next items, or an empty list if the stream has ended. Returns `None` if no item is waiting yet; then
-    /// the task of `context` is woken when there is one.
+    /// Returns the next items, or an empty list if the stream has ended. Returns `None` if no item is waiting yet. In
+    /// this case, the task of `context` is woken when an item arrives or the stream ends.
     fn take_items(&self, context: &Context<'_>) -> Option<Vec<QueueItem>> {
         let mut state = self.lock();
         let count = state.items.len().min(RECORDS_PER_PART);

@@ -20,8 +20,8 @@ use super::LogFormat;
 /// Starts the log. The log does not go to standard output, which is only for deny events.
 pub(super) fn start(format: LogFormat, verbose: bool) {
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    // The Kubernetes client logs every error response. The source logs each failure once, so the messages of the client
-    // are logged only with --verbose.
+    // The Kubernetes client logs every error response. The crate `netpol-source` logs each failure once, so the
+    // messages of the client are logged only with --verbose.
     let client = if verbose { level } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(level).with_target("kube_client", client);
     // The layer formats and writes each event. With `log_internal_errors`, it would panic if standard error is closed.

@@ -233,8 +233,8 @@ enum RecordFlows {
     All,
 }
 
-/// The start gate, which delays the start of each pod until its policies are enforced: how the container runtime
-/// reports a start to the agent.
+/// How the container runtime reports the start of a pod to the agent. The start gate uses this: it delays the start of
+/// each pod until its policies are enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum StartGate {
     /// NRI if the container runtime serves it when the agent starts, else CNI if --cni-config and --cni-bin are

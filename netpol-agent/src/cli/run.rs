@@ -71,8 +71,9 @@ const NO_THREAD: &str = "cannot start a thread; check the pids limit";
 /// Ends the process if it has not ended by itself soon after a signal: a system call may block for long (copying into a
 /// resized map, or waiting for `rtnl_lock`).
 ///
-/// This is as safe as a crash: each write to a map is atomic, after each write every endpoint is evaluated by its old
-/// policy or by its new one, and the next agent adopts all pinned state (ARCHITECTURE.md, "Changes").
+/// This is as safe as a crash. Each write to a map is atomic. After each write, the packets of every endpoint are
+/// evaluated either by its old policy or by its new policy. The next agent adopts all pinned state (ARCHITECTURE.md,
+/// "Changes").
 async fn exit_after_timeout() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -184,7 +185,8 @@ async fn enforce(
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
     warn_of_wrong_node(&first_batch.events, &args.node);
-    // The engine needs the time before the objects: it decides which suspensions of enforcement are in effect.
+    // The engine must receive the current time before it receives the objects, because the time decides which
+    // suspensions of enforcement are in effect.
     first_batch.events.insert(0, Event::Clock(jiff::Timestamp::now().into()));
     let monitor = Monitor::open()?;
     let pod_addresses = PodAddressMonitor::open()?;

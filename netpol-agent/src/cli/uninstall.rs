@@ -73,8 +73,8 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     (removed, None)
 }
 
-/// Waits for SIGTERM or SIGINT. Blocks these signals first: otherwise the kernel would not deliver them to PID 1 of a
-/// container, because it ignores signals without a handler there (`pid_namespaces(7)`).
+/// Waits for SIGTERM or SIGINT. Blocks these signals first: for PID 1 of a container, the kernel discards a signal that
+/// is not blocked and has no handler (`pid_namespaces(7)`).
 fn wait_for_signal() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block SIGTERM")?;

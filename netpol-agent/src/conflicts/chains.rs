@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn chains_and_tables_of_other_policy_engines_are_recognized() {
-        // A table, a chain, and a part of the engine's name. Empty: the chain is not a sign of a policy engine.
+        // A table, a chain, and a part of the engine's name. If the third text is empty, the chain is not a sign of a
+        // policy engine.
         for (table, name, expected) in [
             ("filter", "FORWARD", ""),
             ("filter", "KUBE-FORWARD", ""),

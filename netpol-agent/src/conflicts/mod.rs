@@ -1,6 +1,6 @@
-//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins with pods on which
-//! netpol cannot enforce policies. Runs once a minute on a separate thread. Each conflict is logged once and counted in
-//! the metrics. Policies are enforced whether or not there are conflicts.
+//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins that give pods no
+//! veth, so that netpol cannot enforce policies on these pods. Runs once a minute on a separate thread. Each conflict
+//! is logged once and counted in the metrics. Policies are enforced whether or not there are conflicts.
 
 mod chains;
 pub(crate) mod cni;
@@ -29,7 +29,7 @@ pub enum ConflictKind {
     Program,
     /// Netfilter chains of another policy engine.
     Chains,
-    /// A CNI plugin with pods on which netpol cannot enforce policies.
+    /// A CNI plugin that enforces policies itself, or that gives pods no veth.
     Cni,
 }
 

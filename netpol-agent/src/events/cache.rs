@@ -1,6 +1,6 @@
-//! Caches explanations of flows (which policies and rules decided the verdict), so that repeated flows cost little. An
-//! explanation is valid until the engine, which has the objects of the cluster, has a new version: then the objects may
-//! have changed.
+//! Caches explanations of flows (which policies and rules decided the verdict), so that repeated flows cost little. The
+//! engine has the objects of the cluster, and the version of the engine is a number that changes when the objects may
+//! have changed. An explanation is valid until the version changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;

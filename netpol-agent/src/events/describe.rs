@@ -12,7 +12,7 @@ use netpol_policy::model::{Backend, Labels, Pod, PodKey};
 
 use super::bounds::{bound_record, listed};
 
-/// What names in records are taken from.
+/// Where the names in records come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names<'a> {
     /// Has the cluster state, and the policies of each rule set.
@@ -161,7 +161,7 @@ pub(crate) fn workload(pod: &Pod) -> Option<Workload> {
     Some(Workload { kind: workload.kind.to_string(), name: workload.name.to_string() })
 }
 
-/// If policies denied a packet to a pod from an address of this node, marks the source as masqueraded, and returns a
+/// If policies denied a packet from an address of this node to a pod, marks the source as masqueraded, and returns a
 /// hint. Packets that the node itself sends are always allowed. So the node forwarded this packet, with its own address
 /// as source.
 fn mark_masqueraded(from: &mut FlowEnd, to: &FlowEnd, event: &FlowEvent, names: Names<'_>) -> Option<String> {
@@ -183,7 +183,7 @@ fn mark_masqueraded(from: &mut FlowEnd, to: &FlowEnd, event: &FlowEvent, names: 
 }
 
 /// Adds the Services that the packet was sent to. If the packet was denied post-DNAT, its destination is the address of
-/// a backend. Then adds the Services that have this backend.
+/// a backend. In this case, adds the Services that have this backend, in `via_services`.
 fn name_services(to: &mut FlowEnd, event: &FlowEvent, cluster_state: &ClusterState) {
     let (Some(address), Some(port)) = (to.address, to.port) else { return };
     if let Some(frontend) = cluster_state.frontend_at(address, event.protocol, port) {

@@ -93,7 +93,7 @@ impl Explainer {
         observed: &Observed<'_>,
         reconciler: &Reconciler<D>,
     ) -> Result<Arc<Explanation>, &'static str> {
-        // This number identifies the pod and the direction of the packet, which share one limit.
+        // This number identifies a pod and a direction. All packets with the same number share one part of the limit.
         let pod_and_direction = observed.event.budget();
         let shares = &mut self.shares[observed.verdict as usize];
         if !shares.allow(pod_and_direction, observed.now) {

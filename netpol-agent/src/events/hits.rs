@@ -38,8 +38,8 @@ struct RuleHits {
     hits: Hits,
 }
 
-/// All counters. Only `refresh` removes counters. If an event needs a new counter and the limit is
-/// reached, no other counter is removed for it: to find one for each event would take too long.
+/// All counters. Only `refresh` removes counters. At the limit, no new counters are added: a search for outdated
+/// counters at each event would take too long.
 #[derive(Debug)]
 pub struct HitCounters {
     /// When counting started.

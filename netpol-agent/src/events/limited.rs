@@ -23,7 +23,7 @@ pub(super) struct Limited {
     /// direction and each kind of event: see [`event_budget`].
     counted: HashMap<u32, (PodKey, u64)>,
     /// Packets and flows that the agent did not record since the last summary, by event budget.
-    skipped: HashMap<u32, u64>,
+    unrecorded: HashMap<u32, u64>,
     /// Number of events that the agent did not record, since its start.
     skipped_events: u64,
     last_summary: Instant,
@@ -41,14 +41,14 @@ pub(super) struct LimitedSummary {
 
 impl Default for Limited {
     fn default() -> Self {
-        Self { counted: HashMap::new(), skipped: HashMap::new(), skipped_events: 0, last_summary: Instant::now() }
+        Self { counted: HashMap::new(), unrecorded: HashMap::new(), skipped_events: 0, last_summary: Instant::now() }
     }
 }
 
 impl Limited {
     /// Counts an event that the agent does not record. The event stands for `count` packets or flows.
     pub(super) fn skip(&mut self, budget: u32, count: u64) {
-        *self.skipped.entry(budget).or_default() += count;
+        *self.unrecorded.entry(budget).or_default() += count;
         self.skipped_events += 1;
     }
 
@@ -82,7 +82,7 @@ impl Limited {
                 let before =
                     self.counted.get(&budget).filter(|(counted_pod, before)| counted_pod == pod && *before <= count);
                 let without_event = count - before.map_or(0, |(_, before)| *before);
-                let without_record = without_event + self.skipped.remove(&budget).unwrap_or(0);
+                let without_record = without_event + self.unrecorded.remove(&budget).unwrap_or(0);
                 if without_record > 0 {
                     let record = RateLimitedRecord {
                         header: header(time, reconciler.node()),
@@ -100,7 +100,7 @@ impl Limited {
         }
         self.counted = counted;
         // The remaining counts belong to endpoints that were removed.
-        self.skipped.clear();
+        self.unrecorded.clear();
         summaries
     }
 }

@@ -64,8 +64,8 @@ pub const DEFAULT_FLOW_BUFFER: usize = 10_000;
 const MAX_RECORDS: u64 = 1000;
 /// Minimum time between two checks for summaries that are due. A summary is a record that counts several events.
 const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
-/// The key of summaries in the buffer and in the queue of lines. Records of flows have the key of a pod's event budget
-/// (see [`FlowEvent::budget`]), and each key has its own share.
+/// The key of summaries. The buffer and the queue of lines divide their memory among keys. The key of a flow record is
+/// the index of an event budget, which stands for a pod: see [`FlowEvent::budget`].
 const SUMMARY_KEY: u32 = u32::MAX;
 
 /// If [`Reporter::recent_pods`] has more interfaces than this, all of them are removed.
@@ -174,7 +174,7 @@ impl Reporter {
         self.keep(totals.first_packet.budget(), true, buffered);
     }
 
-    /// Returns the number of flows without a record of their totals, because too many other flows were open.
+    /// Returns the number of flows without a record of their totals, because too many other flows had not ended.
     pub fn totals_not_kept(&self) -> u64 {
         self.totals_not_kept.as_ref().map_or(0, |count| count.load(Ordering::Relaxed))
     }

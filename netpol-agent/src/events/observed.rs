@@ -1,4 +1,4 @@
-//! An event of an eBPF program, with the data that each step of recording it needs.
+//! An event of an eBPF program, with the data for all steps that record the event.
 
 use std::time::{Instant, SystemTime};
 
@@ -11,7 +11,7 @@ use super::cache::ExplanationKey;
 use super::packet;
 use crate::reconcile::Reconciler;
 
-/// An event of an eBPF program about a packet, with the data that each step of recording it needs.
+/// An event of an eBPF program about a packet, with the data for all steps that record the event.
 pub(super) struct Observed<'a> {
     pub(super) event: &'a FlowEvent,
     pub(super) verdict: FlowVerdict,

@@ -91,7 +91,7 @@ impl<T> KeyedQueue<T> {
         self.remove(key, VecDeque::pop_back)
     }
 
-    /// Removes the item of a key that `pop_number` selects.
+    /// Removes one item of a key. `pop_number` selects it.
     fn remove(&mut self, key: u32, pop_number: impl FnOnce(&mut VecDeque<u64>) -> Option<u64>) -> Option<T> {
         let number = pop_number(&mut self.by_key.get_mut(&key)?.numbers)?;
         let Item { bytes, value, .. } = self.items.remove(&number)?;

@@ -31,8 +31,8 @@ struct FlowId {
 pub(super) struct RevokedFlows(HashMap<FlowId, (Arc<BatchChange>, Instant)>);
 
 impl RevokedFlows {
-    /// Returns the change that revoked the flow of an event. For a flow that is not stored yet, this is `last_change`,
-    /// the last change that affected the endpoint of the event; it is then stored.
+    /// Returns the change that revoked the flow of an event. `last_change` is the last change that affected the
+    /// endpoint of the event. If the flow is not stored yet, stores it with `last_change`, and returns this change.
     pub(super) fn revoked_by(
         &mut self,
         event: &FlowEvent,
@@ -60,8 +60,8 @@ impl RevokedFlows {
         })
     }
 
-    /// Removes the flow of `endpoint` that had no event for the longest time. If `endpoint` has no flow, removes such a
-    /// flow of the endpoint that has the most flows.
+    /// Removes the flow of `endpoint` that had no event for the longest time. If `endpoint` has no flow, does the same
+    /// for the endpoint that has the most flows.
     fn remove_one(&mut self, endpoint: u16) {
         let oldest = self.oldest_of(endpoint).or_else(|| {
             let mut counts: HashMap<u16, usize> = HashMap::new();

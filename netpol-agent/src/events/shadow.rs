@@ -134,8 +134,9 @@ pub struct ShadowFlows {
     cleaned: SystemTime,
     /// Policies in shadow mode, and since when each is in this mode.
     policies: BTreeMap<PolicyKey, SystemTime>,
-    /// The result of [`Reconciler::engine_version`] when `policies` was set. It changes when objects change.
-    reviewed: Option<u64>,
+    /// The result of [`Reconciler::engine_version`] when `policies` was last updated. The engine's version changes when
+    /// objects change.
+    reviewed_version: Option<u64>,
 }
 
 impl Default for ShadowFlows {
@@ -149,7 +150,7 @@ impl Default for ShadowFlows {
             other_by_namespace: HashMap::new(),
             cleaned: SystemTime::now(),
             policies: BTreeMap::new(),
-            reviewed: None,
+            reviewed_version: None,
         }
     }
 }
@@ -235,12 +236,12 @@ impl ShadowFlows {
         counted.into_iter().map(denial).collect()
     }
 
-    /// Returns the number of flows without a counter since this time.
+    /// Returns how many flows since this time have no counter.
     pub fn other(&self, since: SystemTime) -> u64 {
         self.other.since(since)
     }
 
-    /// Returns the number of flows without a counter since this time, at pods of a namespace.
+    /// Returns how many flows at pods of a namespace, since this time, have no counter.
     pub fn other_of(&self, namespace: &str, since: SystemTime) -> u64 {
         self.other_by_namespace.get(namespace).map_or(0, |other| other.since(since))
     }
@@ -249,10 +250,10 @@ impl ShadowFlows {
     pub(super) fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, now: SystemTime) {
         self.remove_old(now);
         let version = reconciler.engine_version();
-        if self.reviewed == Some(version) {
+        if self.reviewed_version == Some(version) {
             return;
         }
-        self.reviewed = Some(version);
+        self.reviewed_version = Some(version);
         let cluster_state = reconciler.engine().cluster_state();
         let shadow = cluster_state.policies.values().filter(|policy| cluster_state.mode(policy) == Mode::Shadow);
         self.set_policies(shadow.map(|policy| policy.key.clone()).collect(), now);

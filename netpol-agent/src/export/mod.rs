@@ -138,7 +138,7 @@ impl Exporters {
         }
     }
 
-    /// Returns whether there is no target, so that no record is needed.
+    /// Returns whether there are no targets. In this case, no records are needed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

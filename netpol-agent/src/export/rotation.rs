@@ -39,7 +39,7 @@ impl RotatedFile {
         size + bytes as u64 <= self.target.max_size
     }
 
-    /// Writes whole lines, after a rotation if they do not fit. If writing fails, removes what was written of them.
+    /// Writes whole lines, after a rotation if they do not fit. If writing fails, removes the part that was written.
     pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.open.as_ref().is_some_and(|open| !self.is_current(open)) {
             self.open = None;

@@ -1,8 +1,8 @@
 //! The start gate: delays the start of a pod until the pod's policies are enforced.
 //!
 //! The container runtime reports a pod when the network of the pod's sandbox is ready, and starts the containers only
-//! after the response. The pod's labels come from the source (the API server or a directory). Its addresses come from
-//! the runtime; the overlay adds them to the pod that the source has sent.
+//! after the response. The pod's labels come from the source (the API server or a directory). The pod's addresses come
+//! from the runtime. The overlay is the step that adds these addresses to the Pod object of the source.
 //!
 //! ```text
 //! source ──► Overlay ──► main loop   netpol-cni ─► POST /v1/pods/start ─┐
@@ -62,7 +62,7 @@ enum Command {
     Start(PodStart, oneshot::Sender<(StartState, Generation)>),
     /// Pods that ran already when the runtime connected.
     Running(Vec<PodStart>),
-    /// The sandbox of this pod with this ID has stopped.
+    /// A sandbox of a pod has stopped. The text is the ID of the sandbox.
     Stop(PodKey, String),
 }
 
@@ -301,7 +301,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_start_of_a_pod_is_refused_in_time_while_the_agent_is_busy() {
-        // The overlay never answers, as while the agent handles earlier changes.
+        // The overlay never answers. This simulates an agent that handles earlier changes.
         let (commands, _receiver) = mpsc::channel(1);
         let about = About {
             node: "n1".into(),

@@ -134,7 +134,8 @@ impl Handler for NriGate {
     }
 
     fn unanswered(&self, sandbox: Sandbox, start: Start) {
-        // Only the sandboxes in `started_before` have not waited for enforcement before their first container.
+        // Only a sandbox in `started_before` waits for enforcement when a container is created. For other
+        // sandboxes, no wait was interrupted.
         if start == Start::Container && !self.started_before().contains(&sandbox.id) {
             return;
         }

@@ -1,7 +1,7 @@
 //! Measures the time from the arrival of a change at the agent until it is enforced.
 //!
 //! A batch of changes is *applied* when it is compiled, and the write of each of its map entries has succeeded or
-//! failed. Failed writes and attach operations are retried. The batch is *enforced* when none of them is left.
+//! failed. Failed writes and attach operations are retried. The batch is *enforced* when no failed operation is left.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -43,7 +43,7 @@ pub struct Meter {
     source: SourceState,
     /// Number of batches that were compiled and written.
     batches: u64,
-    /// Total time that this took.
+    /// Total time that it took to compile and write these batches.
     writing: Duration,
 }
 

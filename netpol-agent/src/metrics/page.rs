@@ -140,7 +140,7 @@ const CHANGES: PageTable = &[
     }),
     gauge(
         "netpol_suspended_until_timestamp_seconds",
-        "Unix time when a suspension of enforcement ends; without a namespace: of the cluster.",
+        "Unix time when a suspension of enforcement ends. An empty namespace means the whole cluster.",
         |page, samples| {
             for suspension in page.reconciler.suspensions() {
                 let namespace = if suspension.cluster { "" } else { &*suspension.namespace };

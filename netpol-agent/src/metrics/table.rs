@@ -56,7 +56,7 @@ impl Samples {
         self.add("", labels, value);
     }
 
-    /// Adds a sample for each value of the only label.
+    /// Adds the samples of a metric with one label: one sample for each value of the label.
     pub(super) fn each<'a, V: Display>(&mut self, label: &str, values: impl IntoIterator<Item = (&'a str, V)>) {
         for (label_value, value) in values {
             self.add("", &[(label, label_value)], value);
@@ -110,8 +110,8 @@ pub(super) fn append<S, F: Fn(&S, &mut Samples)>(text: &mut String, table: &[Met
     }
 }
 
-/// Escapes the value of a label: first characters that are not visible, then the characters that the exposition format
-/// requires to escape. Line feeds are already escaped by the first step.
+/// Escapes the value of a label. The first step escapes characters that are not visible, such as line feeds. The second
+/// step escapes the other characters that the exposition format requires to escape.
 fn escaped(value: &str) -> String {
     Safe(value).to_string().replace('\\', "\\\\").replace('"', "\\\"")
 }

@@ -35,8 +35,8 @@ pub(super) struct Identity {
     pub(super) pod: Option<PodKey>,
     /// A conflict about the addresses of the interface, as text for the log and the status.
     pub(super) conflict: Option<String>,
-    /// The pod of the network namespace, if this is an additional interface of the namespace, without an address of the
-    /// pod.
+    /// For an additional interface in a pod's network namespace: this pod. An additional interface has no address of
+    /// the pod.
     pub(super) secondary: Option<PodKey>,
     /// Addresses of the interface that the pod's object does not list.
     pub(super) unlisted: Vec<IpAddr>,
@@ -132,7 +132,7 @@ impl<D: Dataplane> Reconciler<D> {
         // The interface of each pod. First, these are the bound interfaces whose pods still have the address of the
         // binding: they have precedence over other interfaces.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
-        // Bound interfaces, if another pod has the address of the binding now, each with this other pod.
+        // The bound interfaces that lost the address of the binding to another pod, each with this other pod.
         let mut reassigned: Vec<(IfIndex, PodKey)> = Vec::new();
         for (&ifindex, Interface { identity, .. }) in &mut interfaces {
             identity.pod = None;
@@ -159,8 +159,8 @@ impl<D: Dataplane> Reconciler<D> {
             identity.binding = Binding::Bound(Bound { addresses, pod: Some(pod.clone()), ..Bound::default() });
             interface_of.insert(pod, ifindex);
         }
-        // If no other interface is bound to the pod that has the address now, the interface is bound to this pod.
-        // Either the object of the earlier pod was stale, or the address was reused.
+        // An interface in `reassigned` is bound to the pod that has its address now, unless another interface is bound
+        // to this pod. Either the object of the earlier pod was stale, or the address was reused.
         for (ifindex, pod) in reassigned {
             if interface_of.contains_key(&pod) {
                 continue;
@@ -216,8 +216,8 @@ impl<D: Dataplane> Reconciler<D> {
         claims
     }
 
-    /// Returns the pod of this node with this address, if the pod is an endpoint of the engine: the pod is in
-    /// `policies`, or its object is new and not compiled yet.
+    /// Returns the pod of this node with this address. Omits a pod that was compiled and is not in `policies`: the
+    /// engine has no endpoint for this pod.
     fn local_pod_at(&self, address: IpAddr) -> Option<PodKey> {
         let pod = &self.pods.pod_at(address)?.key;
         (self.policies.contains_key(pod) || !self.pods.is_compiled(pod)).then(|| pod.clone())

@@ -65,7 +65,8 @@ pub(super) enum Job {
 pub struct Task {
     pub(super) engine: Box<Engine>,
     pub(super) job: Job,
-    /// Endpoints in the data plane. A new engine must not allocate their IDs.
+    /// Endpoints in the data plane. A new engine must not allocate the IDs of the rule sets and port sets that these
+    /// endpoints use.
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) stats: EngineStats,
 }
@@ -174,8 +175,8 @@ fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[End
         old.note_egress(endpoint.egress);
         old.note_egress(endpoint.shadow_egress);
     }
-    // A rule set that allows nothing has no map entries, so its ID is found only in endpoints. These are the endpoints
-    // according to the old engine; they may not be written yet.
+    // A rule set that allows nothing has no map entries, so its ID is found only in endpoints. `endpoints` has
+    // the endpoints in the data plane. `compiled_endpoints` has those of the old engine, which may not be written yet.
     let compiled_endpoints = engine.tables().endpoints().map(|(_, policy)| Endpoint {
         ingress: policy.ingress,
         egress: policy.egress,

@@ -129,8 +129,8 @@ impl<D: Dataplane> Reconciler<D> {
         result
     }
 
-    /// Returns why a policy is not enforced, if this does not change until objects or the agent's options change, or a
-    /// suspension ends.
+    /// Returns why a policy cannot be enforced until objects or the agent's options change, or a suspension ends.
+    /// `None`: it can be enforced now.
     fn why_never_enforced(&self, policy: &Policy) -> Option<String> {
         let is_shadow = || self.engine.cluster_state().mode(policy) == Mode::Shadow;
         let reason = self.not_enforced_in(&policy.key.namespace);

@@ -33,8 +33,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.get(&ifindex)?.identity.pod.as_ref()
     }
 
-    /// Returns the desired endpoint of an interface, without ID and version. `None`: no endpoint. `pod`: the pod of the
-    /// interface; `None`: unknown. `phase`: how the endpoint relates to the pod.
+    /// Returns the desired endpoint of an interface, without ID and version, or `None` if it should have no endpoint.
+    /// `pod`: the pod of the interface, or `None` if the pod is unknown. `phase`: how the endpoint relates to the pod.
     pub(super) fn desired_endpoint(&self, ifindex: IfIndex, pod: Option<&PodKey>, phase: Phase) -> Option<Endpoint> {
         self.snapshot.veths.get(&ifindex)?;
         let interface = self.interfaces.get(&ifindex)?;

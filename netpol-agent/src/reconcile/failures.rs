@@ -1,5 +1,5 @@
-//! Tracks map entries that could not be written, so that the reconciler retries the writes (see `work`). Until then,
-//! the reconciler marks endpoints that may need a missing entry as incomplete (see `desired`).
+//! Tracks map entries that could not be written, so that the reconciler retries the writes (see `work`). Until a
+//! retry succeeds, the reconciler marks endpoints that may need the missing entry as incomplete (see `desired`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -130,8 +130,8 @@ fn entry_key(change: &Change) -> Option<EntryKey> {
     }
 }
 
-/// After the replacement of an entry failed: returns a change that deletes the old entry, if less is allowed without
-/// this entry. The deletion of a prefix could allow more: its addresses would match a wider prefix instead.
+/// Returns the deletion of an entry whose replacement (`change`) failed; `None` if the deletion could allow more. For
+/// example, the addresses of a deleted prefix would match a wider prefix.
 pub(super) fn safe_deletion(change: &Change) -> Option<Change> {
     match change {
         Change::PutAllow(key, _) => Some(Change::DeleteAllow(*key)),

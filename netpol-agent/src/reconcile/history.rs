@@ -18,14 +18,14 @@ const NAMED: usize = 8;
 /// Objects of these kinds are listed first, because they have the most effect.
 const FIRST_KINDS: [&str; 2] = ["NetworkPolicy ", "Namespace "];
 
-/// What a batch changed, or what several batches changed that were compiled together.
+/// What one batch changed. If several batches were compiled together: what all of them changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchChange {
     /// The number of the batch; if there are several, the number of the last batch.
     pub generation: Generation,
     /// When this batch was received.
     pub received: SystemTime,
-    /// The first changed objects, such as `NetworkPolicy shop/web`: policies and namespaces first.
+    /// The names of some of the changed objects, such as `NetworkPolicy shop/web`. Policies and namespaces come first.
     pub objects: Vec<String>,
     /// The number of changed objects.
     pub object_count: usize,
@@ -67,7 +67,7 @@ impl History {
         self.unfinished = (self.unfinished + 1).min(self.batches.len());
     }
 
-    /// Records that the changes of these batches are written to the BPF maps from now on. `ended` describes the
+    /// Records that the agent begins to write the changes of these batches to the BPF maps. `ended` describes the
     /// suspensions of enforcement that have reached their end time. The end of a suspension can revoke flows, as the
     /// change of an object can.
     pub(super) fn begin(&mut self, batches: &[(Generation, Instant)], ended: Vec<String>) {

@@ -12,8 +12,8 @@ use super::program::ProgramState;
 use super::unprotected::Exposure;
 use netpol_dataplane::Role;
 
-/// How long the state of a link that the kernel reported is kept if no snapshot (the result of reading all interfaces)
-/// has it as a veth.
+/// How long the state of a link is kept after the kernel's report of the link, if no snapshot contains the link as a
+/// veth. A snapshot is the result of reading all interfaces.
 const REPORTED_LIMIT: Duration = Duration::from_mins(1);
 
 /// The first and the longest pause between two readings of the addresses of a veth's peer (the other end of the veth).
@@ -30,7 +30,7 @@ pub(super) struct Interface {
     pub(super) program: ProgramState,
     /// When the interface appeared: the time of the kernel's report, or else of the first reading.
     pub(super) appeared: Option<Instant>,
-    /// Whether the last snapshot has it as a veth.
+    /// Whether the last snapshot contains the interface as a veth.
     pub(super) is_veth: bool,
     /// When the addresses of its peer are read again.
     pub(super) peer_reads: PeerReads,
@@ -135,7 +135,7 @@ impl Interface {
         if let Purpose::Endpoint(endpoint) = &mut self.purpose { Some(endpoint) } else { None }
     }
 
-    /// Returns the last error of the programs or else of the endpoint, if the operation has not succeeded since then.
+    /// Returns `program_error`; if it is `None`, returns `endpoint_error`.
     pub(super) fn error(&self) -> Option<&str> {
         self.program_error.as_deref().or(self.endpoint_error.as_deref())
     }
@@ -158,8 +158,8 @@ impl Interface {
             || self.appeared.is_some_and(|at| now.duration_since(at) < REPORTED_LIMIT)
     }
 
-    /// Records that the last snapshot contains the interface as a veth. If this is new, the unprotected time of the
-    /// interface starts: at the time when the interface appeared.
+    /// Records that the last snapshot contains the interface as a veth. If the snapshot before did not, the unprotected
+    /// time of the interface starts. Its start is the time when the interface appeared.
     pub(super) fn set_present(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.is_veth, true) {
             let appeared = *self.appeared.get_or_insert(now);

@@ -180,7 +180,8 @@ pub struct Reconciler<D> {
     next_suspension_change: Option<Timestamp>,
     /// Number of finished compile jobs. Data derived from the engine is valid until this number changes.
     jobs_compiled: u64,
-    /// Since when the tables have all objects, by the kernel's boot clock; `None` while objects are missing.
+    /// Since when the BPF maps contain all objects that the agent received, by the kernel's boot clock; `None` while
+    /// objects are missing.
     settled_since: Option<Duration>,
 }
 
@@ -275,7 +276,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes the endpoints that match `which` again, with a new version. So their flows are evaluated again.
+    /// Rewrites the endpoints for which `which` returns true, with a new version. So the flows of these endpoints are
+    /// evaluated again.
     fn rewrite_endpoints(&mut self, which: impl Fn(&PodEndpoint) -> bool) {
         let with_ifindex =
             |(ifindex, interface): (&IfIndex, &Interface)| Some((*ifindex, interface.endpoint()?.clone()));

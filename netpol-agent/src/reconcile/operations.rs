@@ -104,8 +104,8 @@ impl<D: Dataplane> Reconciler<D> {
             self.unprotected.record(interval);
         }
         interface.program_error = None;
-        // The pod's MAC address is read only after the attach. So the pod's end of the veth is read again at once: this
-        // resets the pause between readings.
+        // The pod's MAC address is read only after the attach. So the pod's end of the veth must be read again at
+        // once. The assignment resets the pause between readings.
         interface.peer_reads = PeerReads::default();
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks_packets = true;
@@ -113,8 +113,8 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(veth) = veth else { return };
         let counted = !is_unclear || interval.is_none();
         let interval = interval.unwrap_or_else(UnprotectedInterval::none);
-        // All traffic is dropped now. The interval is kept for the log, until the policies are enforced: see
-        // `log_enforced`.
+        // In these cases, all traffic is dropped now. The interval is kept until the policies are enforced, because
+        // `log_enforced` logs it then.
         if is_shut || pod.is_none() {
             interface.exposure = Exposure::Dropping { interval, counted };
         }

@@ -40,7 +40,7 @@ impl<D: Dataplane> Reconciler<D> {
         let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
             addresses_of(endpoint).map(|address| (address, endpoint.id)).collect::<Vec<_>>()
         };
-        // If two endpoints have an address, the later one replaces the earlier one.
+        // If two endpoints have the same address, the later one replaces the earlier one.
         orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 
@@ -66,8 +66,8 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(()) => {
                 self.address_endpoints.insert(address, id);
             }
-            // `owners` is not changed, so the next pass retries. Until then, packets from this address are checked less
-            // strictly or dropped.
+            // `address_endpoints` is not changed, so the next pass retries. Until then, packets from this address are
+            // checked less strictly or dropped.
             Err(error) => tracing::error!(%address, %error, "cannot write the endpoint ID of an address; retrying"),
         }
     }

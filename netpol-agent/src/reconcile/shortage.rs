@@ -40,7 +40,7 @@ impl Shortage {
             tracing::error!(policies, "more policies are only partly enforced; list them with `netpol-agent status`");
         }
         for policy in self.policies.keys().filter(|policy| !now.contains_key(*policy)).take(MAX_LOGGED) {
-            tracing::info!(%policy, "the policy is fully enforced again");
+            tracing::info!(%policy, "the policy is fully enforced again, or was deleted");
         }
         self.policies = now;
     }

@@ -44,8 +44,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Starts like [`Self::start`], but only does what needs no compilation; the compiler and [`Self::execute`] do the
-    /// rest. Until then, existing interfaces stay as they are. A new interface of a known pod is shut (all of its
-    /// traffic is dropped) after a few milliseconds.
+    /// rest. Until the rest is done, existing interfaces stay as they are. A new interface of a known pod is shut (all
+    /// of its traffic is dropped) after a few milliseconds.
     ///
     /// # Errors
     /// If the endpoints cannot be read.
@@ -110,8 +110,8 @@ impl<D: Dataplane> Reconciler<D> {
         Ok(reconciler)
     }
 
-    /// Sets the time at which the existing interfaces appeared to the time at which they were listed. This is earlier
-    /// than the start, because the programs were loaded in between.
+    /// Corrects the time at which the existing interfaces appeared. `at`: when they were listed. [`Self::begin`] was
+    /// called later, after the programs were loaded, and used the time of the call.
     pub fn interfaces_listed_at(&mut self, at: Instant) {
         for interface in self.interfaces.values_mut() {
             interface.backdate(at);

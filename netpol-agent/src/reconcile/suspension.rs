@@ -14,7 +14,7 @@ use super::Reconciler;
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Passes the current time to the engine. Suspensions of enforcement start and end by this time.
+    /// Passes the current time to the engine. The engine compares it with the times of suspensions.
     pub fn set_clock(&mut self) {
         self.apply(vec![Event::Clock(jiff::Timestamp::now().into())]);
     }

@@ -60,7 +60,7 @@ pub struct Inputs {
     pub flow_totals: Option<FlowTotalsReader>,
     /// Requests of API clients.
     pub loop_requests: mpsc::Receiver<LoopRequest>,
-    /// Notified of each change.
+    /// Receives the reports of [`Progress::made`]: the loop has started or has processed a change.
     pub progress: Progress,
     /// File that is written when everything known at the start is enforced.
     pub ready_file: Option<PathBuf>,
@@ -77,7 +77,7 @@ pub enum LoopError {
     Died(#[from] Died),
 }
 
-/// Runs until `stop` resolves. Policies that are enforced then stay enforced.
+/// Runs until `stop` resolves. The policies that are enforced at this time stay enforced.
 ///
 /// # Errors
 /// If netlink fails permanently or a thread died.

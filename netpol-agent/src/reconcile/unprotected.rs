@@ -34,8 +34,7 @@ pub(super) enum Exposure {
     /// Traffic is evaluated, or the interface does not exist.
     #[default]
     None,
-    /// Traffic has passed without being evaluated since `since`. `packets`: the number of packets that had passed
-    /// through the interface until then.
+    /// Traffic has passed without being evaluated since `since`. `packets`: the interface's packet counter at `since`.
     Open { since: Instant, packets: u64 },
     /// The interface is no longer exposed: its programs drop all traffic until the pod's policies are enforced.
     /// `interval`: the unprotected time before the programs ran.
@@ -85,8 +84,8 @@ impl UnprotectedStart {
 }
 
 impl Exposure {
-    /// Records that the interface has had no programs since `since`. `packets`: the number of packets that had passed
-    /// through the interface until then.
+    /// Records that the interface has had no programs since `since`. `packets`: the interface's packet counter at
+    /// `since`.
     pub(super) fn start(&mut self, since: Instant, packets: u64) {
         if !matches!(self, Self::Open { .. }) {
             *self = Self::Open { since, packets };
@@ -100,8 +99,8 @@ impl Exposure {
         }
     }
 
-    /// Records that programs run from now on, and returns the unprotected interval. `packets`: the number of packets
-    /// that have passed through the interface until now. Returns `None` if programs already ran.
+    /// Records that programs run from now on, and returns the unprotected interval. `packets`: the interface's packet
+    /// counter now. Returns `None` if programs already ran.
     pub(super) fn end(&mut self, packets: u64) -> Option<UnprotectedInterval> {
         let Self::Open { since, packets: before } = *self else { return None };
         *self = Self::None;
@@ -123,8 +122,8 @@ impl Exposure {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnprotectedTimes {
     /// Times until the programs of an interface ran, including compile time. A time starts when the kernel reports the
-    /// interface. For an interface that already existed when the agent started, it starts at the start of the agent. If
-    /// another process detached the programs, it starts when the kernel reports this.
+    /// interface. If the interface already existed when the agent started, the time starts with the agent. If another
+    /// process detached the programs, the time starts when the kernel reports this.
     interface: UnprotectedTime,
     /// The same, but each time starts when the first container of the pod could start.
     container: UnprotectedTime,

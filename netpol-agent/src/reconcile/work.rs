@@ -44,7 +44,7 @@ pub(super) enum Write {
     Changes(std::vec::IntoIter<Change>, bool),
     /// Sets the policies of all endpoints.
     SetPolicies(BTreeMap<PodKey, EndpointPolicy>, Ticket),
-    /// Retries writing failed entries. An entry gets the value that it must have when it is written.
+    /// Retries writing failed entries. The value of each entry is read only when the entry is written.
     Retry(std::vec::IntoIter<failures::EntryKey>),
     /// Marks the end of a job. The [`Instant`] is the time when the job began.
     Done(Origin, Ticket, Instant),

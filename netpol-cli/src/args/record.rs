@@ -18,7 +18,7 @@ Examples:
 
 Writes for each namespace a policy that denies everything, and for each workload
 a policy that allows the flows that were observed. Comments name these flows.
-Review the result: connections that were not used in this time are denied. With
+Review the result: connections that were not observed are denied. With
 --shadow, the policies only report what they would deny.
 
 Without --flows, the agents' last flows and the pods' labels are read from the

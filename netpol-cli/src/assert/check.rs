@@ -87,7 +87,8 @@ pub(super) struct Destination {
 struct Violation {
     outcome: Outcome,
     ports: PortSet,
-    /// `true`: the ports are allowed, but should be denied. `false`: they are denied, but should be allowed.
+    /// `true`: the ports are allowed, but should be denied. `false`: they are denied, but should be allowed. If the
+    /// outcome is `Unknown`: the ports may be allowed, or may be denied.
     is_allowed: bool,
 }
 
@@ -154,8 +155,8 @@ fn check_connections(
     Ok((violation.outcome, Some(Counterexample { what, port, ports, verdict, because }), violations))
 }
 
-/// Returns the ports at which a source and a destination do not meet an expectation. `ids`: the ports between them;
-/// `ports`: the ports of the expectation.
+/// Returns the ports at which a source and a destination do not meet an expectation. `ids`: the numbers of the port
+/// sets between the source and the destination. `ports`: the ports of the expectation.
 fn violation(reachability: &Reachability<'_>, check: &Check, ids: PortIds, ports: &PortSet) -> Option<Violation> {
     // `possible` has the allowed ports, and those with an unknown verdict.
     let [allowed, possible] = reachability.ports(ids);
@@ -184,9 +185,9 @@ impl ExampleEnd {
     }
 }
 
-/// Returns a source and a destination: a pod or an address of each end. They are never the same pod; `None` if there is
-/// no other pair. A pod that stands for all pods of a workload can be both source and destination, because it then
-/// stands for two pods of the workload.
+/// Returns a source and a destination: a pod or an address of each end. Returns `None` if both could only be the same
+/// pod. Exception: a pod that stands for all pods of a workload can be both source and destination, because it stands
+/// for several pods.
 fn example(from: &EndMembers, to: &EndMembers) -> Option<[ExampleEnd; 2]> {
     let first_address =
         |members: &EndMembers| members.addresses.first().map(|address| ExampleEnd::Address(address.to_string()));

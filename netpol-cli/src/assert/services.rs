@@ -11,7 +11,7 @@ use super::check::{Destination, Selected};
 use super::expectations::Ports;
 
 /// Returns the backends of a Service. Backends with the same target ports are one destination. `ports`: the ports of
-/// the expectation, which are ports of the Service.
+/// the expectation. They mean ports of the Service, not target ports.
 pub(super) fn destinations(cluster: &OfflineCluster, key: &ServiceKey, ports: &Ports) -> Result<Vec<Destination>> {
     let Some(service) = cluster.state().services.get(key) else {
         return Err(ConnectionError::NoSuchService(key.clone()).into());

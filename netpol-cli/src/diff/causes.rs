@@ -20,8 +20,8 @@ pub(super) struct JsonCause {
     #[serde(skip_serializing_if = "Option::is_none")]
     side: Option<&'static str>,
     reason: &'static str,
-    /// Policies as `namespace/name`. If the reason is `unevaluated` (kinds of policies that netpol does not evaluate),
-    /// as `kind namespace/name`.
+    /// Policies as `namespace/name`. The reason `unevaluated` lists policies of kinds that netpol does not evaluate, as
+    /// `kind namespace/name`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     policies: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -67,7 +67,7 @@ pub(crate) fn path(rule: &RuleRef) -> String {
     format!("spec.{}[{}]", rule.direction.name(), rule.index)
 }
 
-/// Returns whether a cause can explain a change to this verdict.
+/// Returns whether a cause can explain why a connection has this verdict now, but had another one before.
 pub(super) const fn explains(cause: &Cause, verdict: Verdict) -> bool {
     match cause.reason {
         Reason::Isolated(_) | Reason::Removed(_) | Reason::RemovedWorkload => matches!(verdict, Verdict::Deny),

@@ -80,18 +80,18 @@ fn parse_tree(output: &[u8]) -> Result<Vec<TreeEntry>> {
 }
 
 /// Reads the content of entries, within the limits. Returns the files, and an error for each entry that is not read.
-/// `name`: returns the name of a file for messages, by its path. `named`: whether the user passed the file itself, not
-/// its directory, as an argument.
+/// `name_of`: returns the name of a file for messages, by its path. `named`: whether the user passed the file itself,
+/// not its directory, as an argument.
 fn read_all(
     entries: Vec<TreeEntry>,
     limits: Limits,
-    name: impl Fn(&str) -> String,
+    name_of: impl Fn(&str) -> String,
     named: bool,
 ) -> Result<(Vec<TextFile>, Vec<String>)> {
     let (mut files, mut unreadable, mut total) = (Vec::new(), Vec::new(), 0);
     let mut reader = BlobReader::start()?;
     for TreeEntry { mode, id, size, path } in entries {
-        let name = name(&path);
+        let name = name_of(&path);
         let error = match mode.as_str() {
             LINK => Some("is a symbolic link, which is not followed in a git revision".to_owned()),
             SUBMODULE => Some("is a submodule, which is not read".to_owned()),

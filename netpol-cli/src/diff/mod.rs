@@ -80,7 +80,8 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     old.report();
     new.report();
     if options.cluster {
-        // Messages about objects of the cluster that the user cannot list. They were printed once, by `old.report()`.
+        // Objects that the user cannot list are missing in both versions. `old.report()` has printed the messages about
+        // them, so they are copied only now: `new.report()` must not print them again.
         new.required.clone_from(&old.required);
     }
     let clusters = [&old, &new].map(|input| input.cluster(&options.common));

@@ -48,7 +48,7 @@ impl<'e> Names<'e> {
         Self { ends, ends_of_units, units_of_namespaces, outside, presence }
     }
 
-    /// Returns the workloads with this presence: they are new, were removed, or are in both versions.
+    /// Returns the workloads with this presence (new, removed, or in both versions).
     pub(super) fn with_presence(&self, wanted: Presence) -> Vec<String> {
         let found = self.presence.iter().filter(|(_, presence)| **presence == wanted);
         found.map(|(unit, _)| unit.to_string()).collect()
@@ -111,8 +111,8 @@ impl<'e> Names<'e> {
         }
     }
 
-    /// Returns the workloads of these ends, sorted by name. The ends have only some pods of a workload if other ends
-    /// have pods of this workload, too.
+    /// Returns the workloads of these ends, sorted by name. If an end that is not in `indices` also has pods of a
+    /// workload, these ends have only some pods of the workload.
     fn units(&self, indices: &[usize]) -> Vec<Unit<'e>> {
         let chosen: BTreeSet<usize> = indices.iter().copied().collect();
         let mut units: BTreeMap<&UnitKey, bool> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! Splits an end of a connection that is a range of addresses into parts, so that all addresses of a part have the same
-//! verdict.
+//! If the source or destination of a connection is a range of addresses, splits the range into parts, so that all
+//! addresses of a part have the same verdict.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,9 +33,10 @@ const NOT_PUBLIC: [&str; 17] = [
     "3fff::/20",
 ];
 
-/// If an end (`argument`, and `set` for the same end) is a range, returns its parts. The first address of a part
-/// represents all addresses of the part: no policy and no known address distinguishes them. `other` is the other end of
-/// the connection. The parts have only address families that the other end has.
+/// Returns the parts of an end that is a range; returns `set` if the end is not a range. `argument` and `set` are of
+/// this end, and `other` is the other end of the connection. The first address of a part represents all addresses of
+/// the part: no policy and no known address distinguishes them. The parts have only address families that the other end
+/// has.
 pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
     let addresses = match argument {
         EndArgument::Range(range) => AddressSet::of([*range]),

@@ -68,8 +68,8 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
 }
 
 /// Reads streams until all have ended, and passes the records to `on_record` in the order of arrival. A node is
-/// recorded as a failure if its stream has an error, or is still open when no stream has sent anything for the time
-/// `silence`.
+/// recorded as a failure if its stream has an error. If no stream sends anything for the time `silence`, all nodes with
+/// streams that have not ended are recorded as failures.
 pub(crate) async fn collect(
     fleet: &mut Fleet,
     streams: Vec<Answer<Lines>>,

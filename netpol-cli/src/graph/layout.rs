@@ -67,7 +67,7 @@ fn place_in_layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], co
             graph.add_edge(Arrow::simple(""), handles[from], handles[to]);
         }
     }
-    // The options: no debug drawing, no optimization of the layers, and (`false`) compute the layout.
+    // The options `debug_mode`, `disable_opt` (no optimization of the layers) and `disable_layout`.
     graph.do_it(false, true, false, &mut NoDrawing);
     let center = |handle| graph.pos(handle).center();
     let corner = |index: usize, center: Point| (center.x - sizes[index].0 / 2.0, center.y - sizes[index].1 / 2.0);

@@ -13,10 +13,12 @@ const ADDRESSES: &str = "outside addresses";
 /// The maximum number of names that a node shows.
 const NAMES_SHOWN: usize = 4;
 
-/// A graph of pods and addresses, grouped by namespace. The graph has all allowed connections. The allowed ports from
-/// one node to another are the ports of the edge between them or their groups, the ports that are in both the line
-/// `out: …` of the source and the line `in: …` of the destination, and the ports in other lines of the nodes, such as
-/// `to all pods: …`.
+/// A graph of pods and addresses, grouped by namespace. The graph has all allowed connections. A port from one node to
+/// another is allowed if it is in one of these places:
+///
+/// * The edge between the nodes, or between one of the nodes and the group of the other node.
+/// * The line `out: …` of the source, and also the line `in: …` of the destination.
+/// * Another line of one of the nodes, such as `to all pods: …`.
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
     /// The namespaces, and the group [`ADDRESSES`], each with the indices of its nodes.
@@ -28,8 +30,8 @@ pub(super) struct Graph {
 
 /// A node: workloads of one namespace, or addresses. All of them can connect with every other node at the same ports.
 pub(super) struct Node {
-    /// The lines of text: the first names, then the badges. A badge is a line with ports that are not shown as edges,
-    /// such as `in: TCP 80`: the ports at which the policies of this node allow connections from all nodes.
+    /// The lines of text: names, and then badges. A badge is a line with ports that are not shown as edges. For
+    /// example, `in: TCP 80` has the ports at which the policies of this node allow connections from all nodes.
     pub(super) lines: Vec<String>,
     /// The names of all workloads or addresses.
     pub(super) members: Vec<String>,
@@ -62,7 +64,8 @@ struct Class {
     is_outside: bool,
     /// Whether the node stands for several pods. If not, a connection from the node to itself is hairpin traffic.
     has_second_pod: bool,
-    /// The ports that the policies of this node allow with all nodes of the graph, in the order of [`Direction::BOTH`].
+    /// For each direction of [`Direction::BOTH`], the ports that the policies of this node allow with all nodes of the
+    /// graph.
     common: [PortSet; 2],
 }
 
@@ -94,7 +97,8 @@ impl Graph {
         move_edges_with_all_pods_to_badges(&classes, &mut pairs, &mut badges);
         move_loops_to_badges(&mut pairs, &mut badges);
         let used: BTreeSet<usize> = pairs.keys().flat_map(|(from, to)| [*from, *to]).collect();
-        // Addresses without an edge are not shown: `in` and `out` of the other nodes already have all of their ports.
+        // A class of addresses without an edge is not shown: the badges `in` and `out` of the pods already have all
+        // ports of its connections.
         let shown: Vec<usize> =
             (0..classes.len()).filter(|index| !classes[*index].is_outside || used.contains(index)).collect();
         let position: BTreeMap<usize, usize> = shown.iter().enumerate().map(|(new, old)| (*old, new)).collect();
@@ -177,7 +181,8 @@ fn common_ports(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId],
     common
 }
 
-/// Returns the ports of each pair, without the ports in the first badges of both nodes.
+/// Returns the ports of each pair, without the ports that are in [`Class::common`] of the source (egress) and also of
+/// the destination (ingress).
 fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     let mut pairs = Pairs::new();
     for (from, source) in classes.iter().enumerate() {

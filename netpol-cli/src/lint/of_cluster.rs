@@ -8,8 +8,8 @@ use super::{LintOptions, LintOutput};
 use crate::input::Input;
 use crate::live::is_shown;
 
-/// Lint rules that need all objects of some kinds in all namespaces, and these kinds. If some objects were not listed,
-/// such a rule could report an existing object as missing.
+/// Lint rules, each with the kinds of which the rule needs the objects of all namespaces. If some objects were not
+/// listed, the rule could report an existing object as missing.
 const NEEDED_KINDS: [(RuleId, &[&str]); 8] = [
     (RuleId::MISSING_NAMESPACE, &["Namespaces"]),
     (RuleId::PEER_MATCHES_NO_POD, &["Namespaces", "Pods"]),

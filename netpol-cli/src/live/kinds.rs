@@ -117,8 +117,8 @@ pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
     Ok(EVALUATED.iter().map(kind_of_row).chain(unevaluated).collect())
 }
 
-/// Returns the kinds to list in addition, so that the pods of workloads of these kinds are found. Owner references lead
-/// from a pod to its workload, for example through a `ReplicaSet` to a Deployment.
+/// Returns the kinds to list in addition. `workloads`: the kinds of the workloads whose pods must be found. Owner
+/// references lead from a pod to its workload, for example through a `ReplicaSet` to a Deployment.
 pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
     let deployments = ("apps", "v1", "Deployment", "deployments", "Deployments", true);
     let replica_sets = ("apps", "v1", "ReplicaSet", "replicasets", "ReplicaSets", true);

@@ -61,7 +61,8 @@ pub(crate) fn read_input(
     namespaces_of: impl FnOnce(&str) -> Result<Vec<String>>,
 ) -> Result<Input> {
     if !manifests.paths.is_empty() {
-        // For manifests, the returned namespaces are not needed. But the caller's function may also read files.
+        // For manifests, the returned namespaces are not needed. But the function must be called, because it may also
+        // read files for the caller.
         namespaces_of("default")?;
         return Ok(Input::read(manifests));
     }
@@ -76,7 +77,7 @@ fn read_cluster(
     runtime()?.block_on(async {
         let kube = Kube::open(options, OR_MANIFESTS).await?;
         let namespaces = namespaces_of(&kube)?;
-        // All namespaces are shown, so no object is in another namespace.
+        // An empty list means that all namespaces are shown, so no object is in another namespace.
         let view = if namespaces.is_empty() { View::Everything } else { view };
         let input = read_all_kinds(&kube, namespaces.iter().cloned().collect(), view).await?;
         Ok((input, namespaces))

@@ -88,8 +88,9 @@ pub(super) fn markdown(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     rows.iter().try_for_each(|row| writeln!(out, "| {} | {} | {} |", cell(&row.to), cell(&row.from), cell(&row.ports)))
 }
 
-/// Prints a graph in the language of Graphviz, with a subgraph for each namespace. [`by_namespace`] returns the groups
-/// that are nodes. There is an edge for each pair of groups with a port that is allowed or unknown.
+/// Prints a graph in the language of Graphviz, with a subgraph for each namespace. The nodes of the graph are the
+/// groups that [`by_namespace`] returns. There is an edge for each pair of groups with a port that is allowed or
+/// unknown.
 pub(super) fn dot(out: &mut impl Write, list: &List<'_>, only_allowed: bool) -> io::Result<()> {
     let quoted = |text: &str| format!("\"{}\"", Safe(text).to_string().replace('\\', "\\\\").replace('"', "\\\""));
     writeln!(out, "digraph netpol {{\n  rankdir=LR;\n  node [shape=box];")?;

@@ -25,10 +25,11 @@ pub(super) struct Group {
     /// The pods, or the address.
     pub(super) members: Vec<String>,
     /// The end that stands for all members as a source. If the only member stands for the pods of a workload, the
-    /// source is a second pod of this workload, which the cluster does not have yet.
+    /// source is an assumed second pod of this workload.
     #[serde(skip)]
     pub(super) source: End,
-    /// The end that stands for all members as a destination. It differs from `source` if there are several pods.
+    /// The end that stands for all members as a destination. It is equal to `source` only if the group is an
+    /// address or has one actual pod.
     #[serde(skip)]
     pub(super) destination: End,
     /// The class of pods or addresses to which all members of the group belong. All pods or addresses of a class can

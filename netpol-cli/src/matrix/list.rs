@@ -195,8 +195,8 @@ impl<'g> List<'g> {
         rows
     }
 
-    /// Returns the names of the groups with these indices, which are in ascending order. If they include all groups of
-    /// the namespace `shop`, and this namespace has several groups, `shop/*` replaces their names.
+    /// Returns the names of the groups with these indices. The indices are in ascending order. If they include all of
+    /// several groups of a namespace, one text such as `shop/*` replaces the names of these groups.
     fn names(&self, indices: &[u32]) -> String {
         let group = |index: &u32| &self.groups[*index as usize];
         let mut names: Vec<String> = Vec::new();

@@ -103,7 +103,7 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     let groups = matrix.groups;
     let mut cluster = matrix.reachability.cluster(0).clone();
     for group in groups {
-        // If the only member stands for all pods of a workload, adds the second pod that `group.source` names.
+        // If the only member stands for all pods of a workload, `group.source` is a second pod, which is added here.
         if let (End::Pod(only), 1) = (&group.destination, group.members.len()) {
             cluster.second_pod(only);
         }
@@ -259,8 +259,8 @@ impl AtPort<'_, '_, '_, '_> {
                 let is_unevaluated = group_pods.may_change[direction as usize] && !is_same;
                 let Some(remote) = remote.filter(|_| !is_unevaluated) else { continue };
                 let key = (direction, own.rule_sets[direction as usize], other.address_classes[family], verdict as u8);
-                // The verdict on traffic of a pod with its own address does not depend on the rule set and the class,
-                // so it is always compared.
+                // The verdict on traffic between a pod and the pod's own address does not depend on the rule set and
+                // the class. So this verdict is always compared.
                 if own.pod.addresses.contains(remote) || self.checked.insert(key) {
                     let packet = self.packet(&own.pod.key, direction, *remote, is_same);
                     self.evaluator.check(&packet, verdict, (&from.source, &to.destination, self.port))?;

@@ -112,7 +112,7 @@ fn observation(flow: FlowRecord) -> Option<Observation> {
     let protocol = protocol_number(&flow.protocol)?;
     let receiver = flow.to.pod_name();
     let is_hairpin = flow.sender.is_some() && flow.sender == receiver;
-    // A pod of this node sent the packet, but the source address is no pod's: the node has replaced it.
+    // A pod of the agent's node sent the packet, but the source address is no pod's: the node has replaced the address.
     let masqueraded = flow.from.masqueraded || flow.sender.is_some() && flow.from.pod.is_none();
     let is_denied =
         |side: &Option<netpol_api::FlowSide>| side.as_ref().is_some_and(|side| side.verdict == FlowVerdict::Denied);

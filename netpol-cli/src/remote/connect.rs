@@ -147,8 +147,8 @@ async fn watch_command(
 /// The standard input and output of a command. If this value is dropped, the WebSocket is closed, and the command ends.
 struct ExecStream {
     joined: Join<ReadHalf<SimplexStream>, WriteHalf<SimplexStream>>,
-    /// Resolves at the end of the command, with whether the command succeeded. Needed because the standard output does
-    /// not end if the WebSocket breaks. `None` after it has resolved.
+    /// Receives whether the command succeeded, when the command has ended. Needed because the standard output does not
+    /// end if the WebSocket breaks. `None` after the value was received.
     end: Option<oneshot::Receiver<bool>>,
     _process: AttachedProcess,
 }

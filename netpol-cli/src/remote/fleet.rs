@@ -117,7 +117,8 @@ impl Fleet {
             if node.is_empty() || !wanted.is_empty() && !wanted.contains(&node) {
                 continue;
             }
-            // While an agent is replaced, its node has two pods. The running one without a deletion time is preferred.
+            // While an agent is replaced, its node has two agent pods. A pod without a deletion time is preferred, then
+            // a running pod.
             let replaces = by_node.get(&node).is_none_or(|other| rank(&pod) > rank(other));
             if replaces {
                 by_node.insert(node, pod);
@@ -148,8 +149,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Returns whether the only agent is reached by a socket. If so, the name of its node is not known before it
-    /// responds.
+    /// Returns whether the command uses a socket. A socket leads to one agent. The name of the agent's node is unknown
+    /// until the agent responds.
     pub(crate) fn is_local(&self) -> bool {
         self.kube.is_none()
     }

@@ -1,5 +1,5 @@
-//! Finds suspensions that are still in effect after `netpol resume`. A suspension is an annotation of a Namespace; that
-//! of the cluster is an annotation of the agents' own Namespace.
+//! Finds suspensions that are still in effect after `netpol resume`. A suspension is an annotation of a Namespace. The
+//! suspension of the cluster is an annotation of the Namespace in which the agents run.
 
 use std::io::Write;
 
@@ -37,8 +37,9 @@ struct Suspended {
     target: Target,
 }
 
-/// Reads the suspensions other than that of `target`: those of Namespaces if `target` is the cluster, otherwise that of
-/// the cluster. Returns each with its end. The error is a message.
+/// Reads the suspensions that can remain in effect when the suspension of `target` ends. If `target` is the cluster,
+/// these are the suspensions of Namespaces. If `target` is a Namespace, this is the suspension of the cluster. Returns
+/// each suspension with its end time. The error is a message.
 pub(super) async fn read(
     cluster: &Cluster,
     target: &Target,

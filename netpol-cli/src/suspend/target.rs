@@ -38,8 +38,8 @@ impl Target {
         self.until_annotation == CLUSTER_UNTIL
     }
 
-    /// Returns the annotation with the end of the other suspension that this Namespace can have. Both suspensions use
-    /// the same annotation for the reason.
+    /// The agents' Namespace can have two suspensions: its own and that of the cluster. Both use the same annotation
+    /// for the reason. Returns the annotation with the end of the suspension that is not this target.
     pub(super) fn other_until_annotation(&self) -> &'static str {
         if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
     }

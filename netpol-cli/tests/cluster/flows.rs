@@ -208,7 +208,7 @@ fn workloads_services_and_labels_are_filtered_by_the_command() {
 }
 
 #[test]
-fn a_node_that_stops_before_its_last_flow_is_reported() {
+fn nodes_with_an_incomplete_response_or_without_a_response_are_reported() {
     let flows = || Agent::default().flows((0..50).map(|second| record(denied(&format!("12:00:{second:02}"), "n1"))));
     let cluster = Cluster::start(&[
         ("n1", Behavior::Responds, flows()),
@@ -261,9 +261,10 @@ fn follow_prints_the_last_flows_and_names_nodes_without_a_response() {
 
 #[test]
 fn top_counts_a_flow_of_two_nodes_once() {
-    // Both nodes report the same flow: the sender's node for egress, the receiver's node for ingress. An allowed record
-    // counts as four flows, because its `suppressed` is 3: these flows have no record. A denied record counts as one
-    // flow.
+    // Both nodes report the same flow: the sender's node for egress, the receiver's node for ingress. `suppressed` is 3
+    // in all records from `denied`. In the records that are changed to allowed, this is the number of further flows
+    // without a record, so each record counts as four flows. In the denied record, this is a number of packets of the
+    // same flow, so the record counts as one flow.
     let mut at_sender = denied("12:00:00", "n2");
     (at_sender.direction, at_sender.verdict) = (FlowDirection::Egress, FlowVerdict::Allowed);
     let mut at_receiver = at_sender.clone();

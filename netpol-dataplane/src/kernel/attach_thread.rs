@@ -25,13 +25,13 @@ pub(super) struct Attacher {
     pub(super) mode: AttachMode,
     /// Whether the programs enforce nothing.
     pub(super) observe: bool,
-    /// For packet counters only. Without it, the counters from the last reading of all interfaces are used.
+    /// For packet counters only. If it is `None`, the agent uses the counters in its last snapshot of the interfaces.
     pub(super) netlink: Option<Netlink>,
     /// Interfaces that existed when the agent started.
     pub(super) existed_at_start: BTreeSet<IfIndex>,
     /// Takes over connections from `nf_conntrack` before programs are attached.
     pub(super) take_over_before_attach: Option<TakeOver>,
-    /// Takes over connections that started between reading `nf_conntrack` and attaching.
+    /// Sends endpoints to the thread that takes over their remaining connections after programs are attached.
     pub(super) take_over_after_attach: Option<Sender<Endpoint>>,
 }
 
@@ -56,7 +56,7 @@ pub(super) enum Job {
 }
 
 impl Attacher {
-    /// Replaces an earlier agent's programs with this agent's programs on every interface that runs them. If this
+    /// On every interface that runs an earlier agent's programs, replaces them with this agent's programs. If this
     /// fails, the old programs stay. Returns all interfaces that the pins list, with their roles, and whether they run
     /// this agent's programs now. If a new interface has the index of a removed one, nothing is attached here, because
     /// the new interface may not belong to a pod.
@@ -98,8 +98,8 @@ impl Attacher {
                 if let (Ok(()), Some(endpoint), Some(later)) =
                     (&result, &with_connections, &self.take_over_after_attach)
                 {
-                    // If the thread that takes over these connections has died, they are evaluated as new flows, in
-                    // the direction of their next packet.
+                    // If the thread that takes over connections has died, the endpoint's connections are evaluated as
+                    // new flows, in the direction of their next packet.
                     let _ = later.send(*endpoint);
                 }
                 InterfaceOutcome::Attached { ifindex, result, packets }

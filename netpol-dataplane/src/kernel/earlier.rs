@@ -36,7 +36,8 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
     let uses_filters = pins.filter_dir(ifindex).exists();
     for other in others(pins) {
         if uses_filters {
-            // This agent's filters replaced the old ones. Only the directories that mark the old filters remain.
+            // This agent's filters replaced the old filters, but not old TCX links. Of the old filters, only the
+            // directories that record them remain.
             detach_tcx(&other, ifindex, Program::ALL)?;
             let filter_dir = other.filter_dir(ifindex);
             for name in names(&filter_dir) {

@@ -10,10 +10,10 @@ use super::program::{Program, Role};
 use super::query::tcx_programs;
 use netpol_node::{BpfFilter, Netlink};
 
-/// When another program runs, compared with netpol's program.
+/// Whether another program runs before or after netpol's program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Order {
-    /// Before netpol's, so packets may not reach netpol's.
+    /// Before netpol's, so it can prevent packets from reaching netpol's.
     Before,
     /// After netpol's, or netpol has no program at this hook.
     After,

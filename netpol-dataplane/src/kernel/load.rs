@@ -1,4 +1,4 @@
-//! Loads the BPF object. Its programs use the pinned maps, or create maps that are not pinned yet.
+//! Loads the BPF object. Its programs use the pinned maps. A map that is not pinned yet is created and pinned.
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -32,8 +32,8 @@ impl Behavior {
 }
 
 /// Loads and pins the programs. If `wanted` has another size for a pinned map, this map is resized. If that fails, for
-/// example because the entries do not fit, all maps keep their sizes. Also returns the capacities in use. When the
-/// programs are attached, call [`take_over`](super::resize::take_over): it replaces the pins of resized maps.
+/// example because the entries do not fit, all maps keep their sizes. Also returns the capacities in use. After the
+/// programs were attached, call [`take_over`](super::resize::take_over): it replaces the pins of resized maps.
 pub(super) fn load(
     object: &[u8],
     pins: Pins,

@@ -369,7 +369,7 @@ impl Dataplane for Kernel {
     }
 
     fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
-        // IDs are at most `MAX_ENDPOINT_ID`. A larger one is written as 0, which means that there is no ID.
+        // IDs are at most `MAX_ENDPOINT_ID`, so they fit into 16 bits. The value 0 means that there is no ID.
         self.maps.set_address_endpoint(address, u16::try_from(id).unwrap_or_default())
     }
 

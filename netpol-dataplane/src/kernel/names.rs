@@ -42,8 +42,8 @@ macro_rules! maps {
                 match map { $(MapName::$variant => self.$field),* }
             }
 
-            /// Returns `max_entries` of one map: its capacity. Only `ENDPOINTS` also has slots for the endpoints in
-            /// `ENDPOINTS_OVERFLOW`.
+            /// Returns `max_entries` of one map. This is the map's capacity, except for `ENDPOINTS`: this map also has
+            /// slots for the endpoints in `ENDPOINTS_OVERFLOW`.
             pub const fn entries(&self, map: MapName) -> u32 {
                 match map {
                     MapName::Endpoints => self.endpoints + self.endpoints_overflow,
@@ -116,8 +116,8 @@ maps! {
 }
 
 impl MapName {
-    /// Returns the map in which a change writes an entry. `None` for deletions, and for changes of endpoints, which
-    /// [`Dataplane::write`](crate::Dataplane::write) ignores.
+    /// Returns the map in which a change writes an entry. `None` for deletions. Also `None` for changes of endpoints,
+    /// because [`Dataplane::write`](crate::Dataplane::write) ignores them.
     pub fn written_by(change: &Change) -> Option<Self> {
         match change {
             Change::PutPort { .. } => Some(Self::Ports),

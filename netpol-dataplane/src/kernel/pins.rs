@@ -9,12 +9,13 @@
 //!     ALLOW, ENDPOINTS, …        maps
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
-//!     tc/12/                     an interface with clsact filters, by ifindex. It can contain these marks:
+//!     tc/12/                     an interface with clsact filters, by ifindex. Marks in this directory:
 //!       qdisc/                   netpol created the qdisc
 //!       behind/                  the interface is a device of the node, with a link-layer header
 //!       bare/                    the interface is a device of the node, without a link-layer header
 //!     observing/12/              mark: the programs of interface 12 enforce nothing (--observe)
-//!     flows/v4-12                flow tables, by family and endpoint ID; v4-12-next while it replaces v4-12
+//!     flows/v4-12                flow tables, by family and endpoint ID
+//!     flows/v4-12-next           a table of a new size, until it replaces v4-12
 //!     resize/                    maps of new sizes, until they replace the old ones
 //! ```
 
@@ -43,7 +44,7 @@ impl Mounts {
     /// `/sys/fs/bpf`. Returns whether it mounted one.
     ///
     /// # Errors
-    /// If there is no bpffs, and mounting one fails, or `path` is not below `/sys/fs/bpf`.
+    /// If `path` is not on a bpffs, and either `path` is not below `/sys/fs/bpf`, or the mount fails.
     pub fn ensure(path: &Path) -> Result<bool, KernelError> {
         let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
         if statfs(existing).is_ok_and(|filesystem| filesystem.filesystem_type() == BPF_FS_MAGIC) {
@@ -193,7 +194,7 @@ impl Pins {
         self.tc().join(ifindex.to_string())
     }
 
-    /// Returns the interfaces with programs, which are attached as links or filters.
+    /// Returns the interfaces with pinned links or clsact filters.
     pub(super) fn interfaces(&self) -> Vec<IfIndex> {
         let mut interfaces = self.interfaces_with_links();
         interfaces.extend(self.interfaces_with_filters());

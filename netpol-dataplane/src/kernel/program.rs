@@ -76,8 +76,8 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program whose short name is the name of the mark for this role. A mark is an empty directory in the
-    /// pin path. It records the role of an interface. A pod's veth has no such mark.
+    /// Returns the program that names the mark of this role. A mark is an empty directory in the pin path. It records
+    /// the role of an interface. Its name is the program's short name. `None` for a pod's veth, which has no mark.
     pub(super) const fn mark(self) -> Option<Program> {
         match self {
             Self::Pod => None,

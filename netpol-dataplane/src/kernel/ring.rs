@@ -12,7 +12,8 @@ use super::maps::pinned;
 use super::names::MapName;
 use super::pins::{Pins, pin_error};
 
-/// Limits one read in number of events and in time, so that a flood of events does not delay policies.
+/// Maximum number of events of one read, and its maximum time. With these limits, a flood of events does not delay
+/// policies.
 const MAX_EVENTS_PER_READ: usize = 256;
 const MAX_READ_TIME: Duration = Duration::from_millis(2);
 
@@ -46,7 +47,7 @@ impl RingReader {
         Ok(Self { ring })
     }
 
-    /// Waits for events, and passes the events that are ready to `each`. The number of events and the time are limited.
+    /// Waits for events, and calls `each` for each available event. The number of events and the time are limited.
     ///
     /// # Errors
     /// If waiting fails permanently.

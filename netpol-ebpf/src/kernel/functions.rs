@@ -26,8 +26,10 @@ use crate::stale::Reevaluation;
 use crate::verdict::{self, VerdictFunctions};
 
 /// Declares a global function and calls it: `call!(skb, name(argument: type, …) -> type, |skb| body)`. Each argument
-/// must be the name of a variable of the caller. The function also receives the caller's hook. With `at`, a constant or
-/// an argument sets the hook instead. Functions that do not depend on the hook use any constant.
+/// must be the name of a variable of the caller. The function also receives the caller's hook.
+///
+/// In the form `call!(skb, name(…) -> type, at hook, |skb| body)`, the function does not receive the caller's hook.
+/// `hook` is a constant, or is computed from an argument. Functions that do not depend on the hook use any constant.
 macro_rules! call {
     ($caller:expr, $name:ident($($argument:ident: $type:ty),*) -> $result:ty, |$skb:ident| $body:expr) => {{
         #[unsafe(no_mangle)]
@@ -113,8 +115,8 @@ impl GuardFunctions for Skb {
 impl FrameFunctions for Skb {
     #[inline(always)]
     fn check_frame(self, _direction: Direction) -> FrameResult {
-        /// The second byte of the result is the IP version, and the low byte is the offset of the IP header. If the
-        /// second byte is 0, the low byte is a reason.
+        /// The second byte of the result is 1 for IPv4 and 2 for IPv6. In both cases, the low byte is the offset of the
+        /// IP header. If the second byte is 0, the low byte is a reason.
         const V4: u32 = 1 << 8;
         const V6: u32 = 2 << 8;
         let word = call!(self, netpol_check_frame() -> u32, |skb| match slow_path::check_frame(skb, skb.direction()) {
@@ -209,13 +211,14 @@ unsafe fn unpack_quoted(word: u64) -> Quoted {
     }
 }
 
-/// In the word that [`pack_location`] returns: the bit of a first fragment, above the offset of the IP header.
+/// In the word that [`pack_location`] returns, this bit is set if the fragment is the first one. The bits below it are
+/// the offset of the IP header.
 const FIRST_FRAGMENT: u32 = 1 << 8;
-/// In the word that [`pack_location`] returns: the position of the hook, which is the part above [`FIRST_FRAGMENT`].
+/// In the word that [`pack_location`] returns, the bits from this one upwards are the hook.
 const HOOK_SHIFT: u32 = 9;
 
-/// Packs the offset of a fragment's IP header, the hook, and whether it is the first fragment into one argument,
-/// because a BPF function can have only five arguments.
+/// Packs three values into one argument: the offset of a fragment's IP header, the hook, and whether the fragment is
+/// the first one. A BPF function can have only five arguments.
 #[inline(always)]
 fn pack_location(skb: Skb, start: u32, first: bool) -> u32 {
     start | skb.hook() << HOOK_SHIFT | if first { FIRST_FRAGMENT } else { 0 }

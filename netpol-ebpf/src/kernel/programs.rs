@@ -56,9 +56,9 @@ pub unsafe fn recheck_l3(skb: *mut __sk_buff) -> i32 {
     recheck_and_clear(unsafe { Skb::new(skb, hook::POST_DNAT_L3) })
 }
 
-/// Checks the source address of a packet from a pod that leaves this node, rechecks the packet if it is marked, and
-/// clears its source endpoint ID. If the ID stayed, the outer packet of a tunnel would inherit it, and would be
-/// evaluated as a packet of the pod.
+/// Processes a packet that leaves this node. If a pod sent the packet, checks the source address, rechecks the packet
+/// if it is marked, and clears its source endpoint ID. If the ID stayed, the outer packet of a tunnel would inherit it,
+/// and would be evaluated as a packet of the pod.
 #[inline(always)]
 fn recheck_and_clear(skb: Skb) -> i32 {
     if skb.tc_index() == 0 {

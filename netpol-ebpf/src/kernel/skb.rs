@@ -23,11 +23,11 @@ const PACKET_MULTICAST: u32 = 2;
 
 /// A packet in the kernel.
 ///
-/// `skb->tc_index` contains its source endpoint ID (which identifies the sending pod), and the bit
-/// [`RECHECK`](netpol_common::RECHECK) (the packet has to be evaluated again post-DNAT). These 16 bits stay with the
-/// packet through bridging, routing and address translation, and are copied to clones and fragments. In the kernel,
-/// only a few schedulers use them: `gred`, and before Linux 6.3 `dsmark` and `tcindex`. Other programs on the same
-/// hooks must not return `TC_ACT_OK`, which overwrites these bits. Source: `tcf_classify` in
+/// `skb->tc_index` has 16 bits. It contains the source endpoint ID, which identifies the sending pod, and the bit
+/// [`RECHECK`](netpol_common::RECHECK), which means that the packet has to be evaluated again post-DNAT. `tc_index`
+/// stays with the packet through bridging, routing and address translation, and is copied to clones and fragments. In
+/// the kernel, only a few schedulers use it: `gred`, and before Linux 6.3 `dsmark` and `tcindex`. Other programs on the
+/// same hooks must not return `TC_ACT_OK`, which overwrites `tc_index`. Source: `tcf_classify` in
 /// <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
 #[derive(Clone, Copy)]
 pub(super) struct Skb {

@@ -1,4 +1,4 @@
-//! Parsers from a frame to addresses, protocol and ports. One file for each header.
+//! Parsers that read addresses, protocol and ports from a frame. One file for each header.
 
 #![allow(clippy::cast_possible_truncation, reason = "lengths of headers, which are constants")]
 
@@ -76,8 +76,8 @@ pub(crate) struct Packet<A> {
     pub(crate) family: PhantomData<A>,
 }
 
-/// The part of a datagram that a packet has. It is a number, because for an enum, the compiler generates a copy of the
-/// subsequent code for each variant.
+/// The part of a datagram that a packet has. The type is a number and not an enum: for an enum, the compiler generates
+/// a copy of the subsequent code for each variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fragment(pub(crate) u8);
 

@@ -139,8 +139,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_800_000_000);
 
-    /// Returns a namespace with annotations that suspend its own enforcement, and that of the cluster, until this
-    /// number of seconds after [`NOW`].
+    /// Returns a namespace with annotations that suspend enforcement: in this namespace until `own_seconds` after
+    /// [`NOW`], and in the cluster until `cluster_seconds` after [`NOW`].
     fn suspended_namespace(name: &str, own_seconds: Option<i64>, cluster_seconds: Option<i64>) -> Object {
         let modes = NamespaceModes {
             suspended_until: own_seconds.map(|seconds| NOW.plus_seconds(seconds)),

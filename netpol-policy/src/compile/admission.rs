@@ -18,8 +18,8 @@ use crate::model::PodKey;
 use crate::tables::Change;
 
 impl Engine {
-    /// Returns whether this number of additional (`PORTS` entries, `ALLOW` entries) may be charged to an account (a
-    /// namespace, or all rule sets for shadow mode).
+    /// Returns whether additional entries may be charged to an account (a namespace, or all rule sets for shadow mode).
+    /// `needed`: the number of entries in `PORTS`, and the number of entries in `ALLOW`.
     pub(super) fn has_room(&self, account: &Account, needed: (u64, u64)) -> bool {
         let entry_counts = (self.port_sets.entry_counts(), self.rule_sets.entry_counts());
         needed == (0, 0) || self.memory_limit.has_room(account, entry_counts, needed)
@@ -35,8 +35,8 @@ impl Engine {
         self.memory_limit.bytes().is_none() || self.has_room(account, self.most_needed(in_place))
     }
 
-    /// Returns an upper bound of the additional (`PORTS` entries, `ALLOW` entries) that rule sets need during their
-    /// change.
+    /// Returns an upper bound of the additional entries that rule sets need during their change: the number of entries
+    /// in `PORTS`, and the number of entries in `ALLOW`.
     fn most_needed<'a>(&self, in_place: impl Iterator<Item = &'a InPlaceUpdate>) -> (u64, u64) {
         let (mut ports, mut entries) = (0, 0);
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
@@ -80,10 +80,10 @@ impl Engine {
         (ports as u64, entries)
     }
 
-    /// Divides the memory limit among policies again, after a change of the cluster state. Returns the pods of policies
-    /// with a changed cut (the blocks and ports that still fit), and the pods of namespaces that got or lost memory for
-    /// policies in shadow mode. The rules of these pods must be resolved again. Returns `None` if the division did not
-    /// change.
+    /// Divides the memory limit among policies again, after a change of the cluster state. Returns the pods for which
+    /// rules must be resolved again. These are the pods of a policy if other blocks and ports of the policy fit now,
+    /// and the pods of namespaces that got or lost memory for policies in shadow mode. Returns `None` if the division
+    /// did not change.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
         let Balance { policies, namespaces } = self.memory_limit.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();

@@ -18,8 +18,9 @@ use super::port_sets::Diff;
 use super::rule_sets::RuleSet;
 use super::selectors::PeerSelectorId;
 
-/// Up to this number of removed ports, each port is searched in the remaining rules. If there are more, the ports of
-/// all remaining rules are collected once. Up to this number of matching rules, changes are cached.
+/// If at most this number of ports are removed, each of them is searched in the remaining rules. If more ports are
+/// removed, the ports of all remaining rules are collected once instead. If more than this number of rules match a
+/// class, the change for the class is not cached.
 const SCAN_LIMIT: usize = 64;
 
 /// A user of a port set.
@@ -44,7 +45,7 @@ impl PortSetUser {
 /// The entries to be written.
 #[derive(Debug, Default)]
 pub(super) struct PendingEntries {
-    /// Users of port sets, by their current port set and how it changes.
+    /// Users of port sets, by their current port set and the change of this port set.
     pub(super) groups: BTreeMap<(PortSetId, Rc<Diff>), Vec<PortSetUser>>,
     /// Entries that get new contents, instead of a change of their port set.
     pub(super) singles: Vec<(AllowKey, AllowedPorts)>,
@@ -58,11 +59,11 @@ pub(super) struct DiffKey {
     rule_set: RuleSetId,
     /// The port set before the change.
     base: PortSetId,
-    /// Rules of the added or removed part that match the class.
+    /// Indices of the rules of the added or removed part that match the class.
     changed_rules: Vec<usize>,
-    /// The other rules that match the class.
+    /// If a part was removed: the remaining rules that match the class. Otherwise empty.
     remaining_rules: Vec<RuleAt>,
-    /// Named ports of the peer, if the rules have named ports.
+    /// Named ports of the class, if the rules have named ports.
     named: Vec<(PeerSelectorId, u16)>,
 }
 
@@ -115,7 +116,8 @@ impl Engine {
                 DiffKey { rule_set: id, base, changed_rules: indices.clone(), remaining_rules: Vec::new(), named };
             let diff = cache.entry(diff_key);
             let diff = diff.or_insert_with(|| Rc::new(self.additions_to(base, &rules, signature))).clone();
-            // A class without an entry is allowed the same as any peer, so it needs no entry for the same change.
+            // A class without an entry is allowed the same as any peer. If the ports for any peer change in the same
+            // way, the class still needs no entry.
             if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
                 pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }
@@ -198,9 +200,9 @@ impl Engine {
         pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
-    /// Returns the classes to which a rule set may allow something else if this part is added or removed. Each class
-    /// has the indices of the part's rules with peers or named ports that it matches. `any_peer_changes`: the ports for
-    /// any peer change, too.
+    /// Returns the classes to which a rule set may allow something else if this part is added or removed. For each
+    /// class, the value lists rules of the part by index: those of which the class matches a peer or (in a rule without
+    /// peers) a named port. `any_peer_changes`: the ports for any peer change, too.
     pub(super) fn classes_to_change(
         &self,
         rule_set: &RuleSet,
@@ -257,9 +259,9 @@ impl Engine {
             let own = rule.ports_at(signature).filter(|prefix| base.get(prefix) == Some(&rule.id));
             removed_ports.extend(own.map(|prefix| (prefix, rule.id)));
         }
-        // Returns the rule that comes first: the one that was found before, if any, or `rule`.
-        let first = |one: Option<RuleId>, rule: &CompiledRule| match one {
-            Some(known) if !self.rule_names.precedes(rule.id, known) => Some(known),
+        // Returns the first of two rules: `found` (if it is not `None`) and `rule`.
+        let first = |found: Option<RuleId>, rule: &CompiledRule| match found {
+            Some(found) if !self.rule_names.precedes(rule.id, found) => Some(found),
             _ => Some(rule.id),
         };
         let for_any_peer = |prefix: &PortPrefix| any_peer.get(prefix).copied();
@@ -267,8 +269,8 @@ impl Engine {
         if removed_ports.len() > SCAN_LIMIT {
             for rule in rest {
                 for prefix in rule.ports_at(signature) {
-                    let known = collected.get(&prefix).copied().or_else(|| for_any_peer(&prefix));
-                    collected.extend(first(known, rule).map(|id| (prefix, id)));
+                    let found = collected.get(&prefix).copied().or_else(|| for_any_peer(&prefix));
+                    collected.extend(first(found, rule).map(|id| (prefix, id)));
                 }
             }
         }
@@ -278,7 +280,7 @@ impl Engine {
                 collected.get(prefix).copied().or_else(|| for_any_peer(prefix))
             } else {
                 let rules_with_prefix = rest.iter().filter(|rule| rule.has_port_at(signature, *prefix));
-                rules_with_prefix.fold(for_any_peer(prefix), |one, rule| first(one, rule))
+                rules_with_prefix.fold(for_any_peer(prefix), |found, rule| first(found, rule))
             };
             match now {
                 None => diff.delete.push(*prefix),
@@ -289,8 +291,8 @@ impl Engine {
         diff
     }
 
-    /// Returns what rules allow to addresses with this signature, in addition to `ports`, which are allowed to any
-    /// peer.
+    /// Returns all ports that are allowed to addresses with this signature: those that these rules allow, and `ports`
+    /// (the ports that are allowed to any peer).
     pub(super) fn contents(&self, mut ports: Ports, rules: &[RuleAt], signature: &Signature) -> AllowedPorts {
         let rules = || rules.iter().filter_map(|at| self.parts.rule(*at));
         let all = rules().filter(|rule| rule.has_all_ports()).map(|rule| rule.id);

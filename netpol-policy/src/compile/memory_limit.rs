@@ -36,8 +36,8 @@ pub struct Omitted {
     pub ports: usize,
     /// Number of all `ipBlock` peers and items of `ports` in the policy.
     pub policy_items: usize,
-    /// Number of missing entries of rule sets that contain this policy: `ALLOW` entries, and the list of ports that a
-    /// rule set allows to any peer. A missing entry is counted for each policy of its rule set.
+    /// Number of missing entries of rule sets that contain this policy. An entry is an `ALLOW` entry, or the list of
+    /// ports that a rule set allows to any peer. A missing entry is counted for each policy of its rule set.
     pub entries: usize,
 }
 
@@ -49,7 +49,7 @@ fn shadow_account() -> Account {
     Account::default()
 }
 
-/// Returns the account for the rule sets of a namespace that are enforced, or that are for shadow mode.
+/// Returns the account for a namespace's rule sets of this mode.
 pub(super) fn account(mode: Mode, namespace: &NamespaceName) -> Account {
     match mode {
         Mode::Enforce => namespace.clone(),
@@ -398,7 +398,8 @@ impl MemoryLimit {
         costs.into_iter().filter(|(_, cost)| *cost > share).map(|(namespace, _)| namespace.clone()).collect()
     }
 
-    /// Returns the cost of a policy in a number of rule sets, by direction.
+    /// Returns the cost of a policy in both directions together. `rule_sets`: number of rule sets that contain the
+    /// policy, by direction.
     fn cost(&self, price: &Price<'_>, (policy, rule_sets): &(PolicyKey, [u64; 2])) -> u64 {
         let sizes = self.sizes.get(policy).into_iter().flatten().zip(rule_sets);
         sizes.map(|(size, rule_sets)| price.of_size(size, *rule_sets)).fold(0, u64::saturating_add)

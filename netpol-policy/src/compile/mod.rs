@@ -204,11 +204,11 @@ impl Engine {
     /// Sorts events so that no verdict depends on a mixed state, in which only some of the events are applied.
     ///
     /// Returns `None` if more than one event changes existing state, if an event changes both the labels and the modes
-    /// of a namespace, or if the only event is a reset. Then a [`successor`](Engine::successor) is needed.
+    /// of a namespace, or if the only event is a reset. In these cases, a [`successor`](Engine::successor) is needed.
     ///
-    /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: they cannot cause a
-    /// mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so that its
-    /// backends are complete.
+    /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: their deletion
+    /// cannot cause a mixed state. Backends of a Service are the exception: their deletion counts as a change of
+    /// existing state. A new Service comes after its pods and slices, so that its backends are complete.
     pub fn in_safe_order(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let cluster_state = &self.cluster_state;
         let has_service =

@@ -30,9 +30,9 @@ pub(super) struct Part {
     pub(super) policy: PolicyKey,
     direction: Direction,
     pub(super) rules: Vec<CompiledRule>,
-    /// The peer selectors that decide what the part allows to an address, each with the index of its rule: the peers of
-    /// the rule or, if the rule has no peers, its named ports. To an address that matches none of these selectors, the
-    /// part allows only what it allows to any peer.
+    /// The peer selectors that decide what the part allows to an address, each with the index of its rule. If a rule
+    /// has peers, these are the peers. Otherwise, these are its named ports. To an address that matches none of the
+    /// selectors, the part allows only what it allows to any peer.
     pub(super) deciding: Vec<(PeerSelectorId, usize)>,
     /// Indexes of the rules without peers. These rules apply to any peer.
     pub(super) open: Vec<usize>,

@@ -14,7 +14,8 @@ use crate::tables::Change;
 /// The port sets in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PortSets {
-    /// IDs by content hash: the sum of the hashes of the ports with their rules. It can be updated incrementally.
+    /// IDs by content hash. This hash is a sum: it adds a hash of each port prefix and its rule. So it can be updated
+    /// incrementally.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     sets: BTreeMap<PortSetId, PortSet>,
     /// Number of entries of the map `PORTS`, by the account (of the memory limit) to which they are charged. Entries of

@@ -62,8 +62,9 @@ impl Moves {
 }
 
 impl Engine {
-    /// Finds the next class of each touched address and prefix (whose class may change). If all users of a class get
-    /// the same next signature, the class itself can get this signature (it is renamed). Then its users do not move.
+    /// Finds the next class of each address and prefix in `touched` (those that may get another class). If all users of
+    /// a class get the same next signature, the class can be renamed: it keeps its ID and gets this signature. Then its
+    /// users do not move.
     pub(super) fn find_moves(&mut self, touched: &Touched) -> Moves {
         let prefix = |net: &IpNet| {
             let signature = Signature { selectors: self.blocks.signature(net), ..Signature::default() };
@@ -217,8 +218,7 @@ impl Engine {
         let (AllowedPorts::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
         let Some(account) = (!matching.is_empty()).then(|| rules.account.clone()) else { return true };
-        // The memory limit already counts the entries for prefixes as a part of the cost of blocks, so they are not
-        // counted again.
+        // The entry of a class that matches only blocks is not counted: the cost of these blocks includes it.
         let entries = u64::from(!self.has_only_blocks(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
         let cache_key = (matching.len() <= MAX_CACHED_RULES).then(|| {
@@ -226,7 +226,7 @@ impl Engine {
             (rule_set, matching.clone(), named)
         });
         let found = cache_key.as_ref().and_then(|cache_key| cache.get(cache_key)).copied();
-        // The port set of a cached entry may have been removed since then.
+        // The port set of a cached entry may have been removed after the entry was cached.
         let exists = |entry: &AllowEntry| self.port_sets.exists(entry.port_set);
         let found = found.filter(|entry| entry.as_ref().is_none_or(exists));
         let entry = if let Some(found) = found {
@@ -261,8 +261,8 @@ impl Engine {
         signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }
 
-    /// Counts an entry for the memory limit, for the account (namespace) of its rule set. An entry for a class that
-    /// only blocks match is not counted: the cost of these blocks includes it.
+    /// Charges an entry to the account of its rule set (a namespace, or all rule sets for shadow mode). The entry of a
+    /// class that matches only blocks is not counted: the cost of these blocks includes it.
     fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
         if self.classes.signature(class).is_some_and(|signature| !self.has_only_blocks(signature)) {
             self.rule_sets.charge(rule_set, class);

@@ -113,8 +113,8 @@ impl Engine {
             return id;
         }
         let any = self.for_any_peer(parts);
-        // The account is charged for map entries. All policies of a rule set are in the namespace of the pod, so any of
-        // its parts determines the account.
+        // The account is charged for map entries. All policies of a rule set are in one namespace, so the first part of
+        // the rule set determines the account.
         let first = parts.first().and_then(|part| self.parts.get(*part));
         let account = first.map(|part| account(slot.mode, &part.policy.namespace)).unwrap_or_default();
         let has_room = self.has_room(&account, (self.port_sets.entries_to_add(&any), 0));
@@ -154,9 +154,9 @@ impl Engine {
         }
     }
 
-    /// Removes the peer selectors without users from all signatures, and deletes the prefixes that belong only to these
-    /// selectors. Returns the addresses, prefixes and frontends that may get another class now, or `None` if there are
-    /// no such peer selectors.
+    /// Removes the unused peer selectors, also from all signatures. Deletes the prefixes that belong only to them.
+    /// Returns the addresses, prefixes and frontends that may get another class now, or `None` if there are no unused
+    /// peer selectors.
     pub(super) fn retire_selectors(&mut self, changes: &mut Changes) -> Option<Touched> {
         let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
         let retired = self.selectors.retire();

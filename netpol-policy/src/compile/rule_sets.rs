@@ -5,7 +5,8 @@
 //! *Entries* are entries of the map `ALLOW`: what a rule set allows to a class of addresses. They are *charged* to an
 //! account of the memory limit (a namespace, or all policies in shadow mode), or *refused* if the limit leaves no room.
 //! Rules without peers apply to *any peer*: endpoints store the port set of these rules, which applies to classes
-//! without an entry.
+//! without an entry. A peer selector *decides* in a rule set if the rule set may allow more to addresses that match the
+//! selector than to any peer.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -374,7 +375,8 @@ impl RuleSets {
         self.refused.iter().copied()
     }
 
-    /// For each refused entry of a mode, returns its rule set. A refused port set for any peer counts as an entry.
+    /// For each refused entry in the rule sets of a mode, returns the rule set. A refused port set for any peer counts
+    /// as an entry.
     pub(super) fn refusals(&self, mode: Mode) -> impl Iterator<Item = RuleSetId> {
         let for_any_peer = self.by_id.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
         let all = self.refused.iter().map(|(id, _)| *id).chain(for_any_peer);

@@ -138,7 +138,7 @@ pub(super) fn pod_port_names(policy: &Policy, direction: Direction) -> Vec<(Arc<
     names.into_iter().collect()
 }
 
-/// A rule with everything resolved that depends on the selected pod.
+/// A rule in which everything that depends on the selected pod is resolved.
 #[derive(Clone, Debug)]
 pub(super) struct ResolvedRule {
     pub(super) id: RuleId,

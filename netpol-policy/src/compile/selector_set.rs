@@ -7,7 +7,7 @@ use super::selectors::PeerSelectorId;
 /// A set of peer selectors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct PeerSelectorSet {
-    /// The words, each with its index, sorted by index. Words without set bits are not stored.
+    /// Pairs of the index of a word and the word, sorted by index. Words without set bits are not stored.
     words: Vec<(u64, u64)>,
 }
 

@@ -19,8 +19,8 @@ pub(super) enum PeerSelector {
     },
     /// Addresses in an ipBlock.
     Block(IpBlock),
-    /// Pods that have a port with this name and protocol, for named ports of egress rules. A signature is the set of
-    /// peer selectors that an address matches; for this peer selector, it also has the number of the pod's port.
+    /// Pods that have a port with this name and protocol, for named ports of egress rules. The signature of an
+    /// address (the set of peer selectors that the address matches) also stores the number of this port.
     Named(Arc<str>, Protocol),
 }
 

@@ -70,8 +70,8 @@ impl Engine {
         by_prefix.flat_map(|address| self.cluster_state.frontends_with_backend_at(address)).collect()
     }
 
-    /// Finds the next backend set of each touched frontend (the event may change its backends), and of each frontend
-    /// with a backend that moves to another class.
+    /// Finds the next backend set of each frontend in `touched`, and of each frontend with a backend that moves to
+    /// another class. `touched`: the event may change the backends of these frontends.
     pub(super) fn frontend_moves(&mut self, mut touched: BTreeSet<Frontend>, moves: &Moves) -> FrontendMoves {
         let backends = moves.addresses.iter().filter(|(_, address_move)| address_move.from != address_move.to);
         touched.extend(backends.flat_map(|(backend, _)| self.cluster_state.frontends_with_backend_at(*backend)));
@@ -217,7 +217,8 @@ impl Engine {
         self.write(changes, Change::DeleteAllow(AllowKey { rule_set, class }));
     }
 
-    /// Returns how many backends of the backend set with this class a rule set allows: `ALL`, `SOME` or `NONE`.
+    /// Returns how many backends of a backend set are allowed by a rule set: `ALL`, `SOME` or `NONE`. `class`: the
+    /// class of the backend set.
     fn allowed_backends(&self, next: &NextEndpoints, rule_set: RuleSetId, class: ClassId) -> PortSetId {
         let Some(backend_set) = self.backend_sets.get(class) else { return PortSetId::NONE };
         let (mut all_allowed, mut all_denied) = (true, true);
@@ -279,9 +280,9 @@ impl Engine {
                     let now = self.destination(&Moves::default(), &FrontendMoves::default(), address, frontend);
                     pairs.insert((before, now));
                 }
-                // A NodePort was added to all other nodes, or removed from them. What changes can differ between nodes:
-                // an address of a node may also have its own frontend at this port. So all rule sets that evaluate
-                // Services count as narrowed.
+                // A NodePort was added to all other nodes, or removed from them. The effect can differ between nodes,
+                // because an address of a node may also have its own frontend at this port. So all rule sets that
+                // evaluate Services count as narrowed.
                 (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
                     let is_other_node = |address| {
                         FrontendAddress::any_node(address) == any_node && !self.cluster_state.is_local_address(address)

@@ -3,7 +3,7 @@
 //! ```text
 //! Update ─resolve─► Resolved ─classify─► Classified ─classify_frontends─► Prepared ─enforce─► Enforced ─retire─► Retired
 //!    ▲                                                                                                             │
-//!    └─────── what matched removed peer selectors, or pods for whose rules there is memory now ───────────────── forget
+//!    └─── addresses that removed peer selectors matched, or pods whose rules now fit within the memory limit ─── forget
 //!                                                                                                                  ▼
 //!                                                                                                               changes
 //! ```
@@ -44,11 +44,11 @@ pub(super) struct Touched {
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) prefixes: BTreeSet<IpNet>,
     pub(super) frontends: BTreeSet<Frontend>,
-    /// All addresses and prefixes are touched only because of new or unused peer selectors. Then a class can keep its
-    /// ID while its signature changes, see [`super::classes::Classes::rename_all`].
+    /// Whether these addresses and prefixes are touched only because of new or unused peer selectors. If so, a class
+    /// can keep its ID while its signature changes, see [`super::classes::Classes::rename_all`].
     pub(super) may_rename_classes: bool,
-    /// A new block has exceptions. Its prefixes must be written before an endpoint uses the block: if an exception does
-    /// not fit into the map, the block must not be in force.
+    /// Whether a new block has exceptions. Its prefixes must be written before an endpoint uses the block: if an
+    /// exception does not fit into the map, the block must not be in force.
     pub(super) new_exceptions: bool,
 }
 
@@ -95,8 +95,9 @@ struct Classified {
     rules: NextRules,
 }
 
-/// The state after [`Engine::classify_frontends`]: the next backend sets of frontends are known, too. Everything is
-/// written to which the entries of addresses, prefixes, frontends and endpoints will refer in the next step.
+/// The state after [`Engine::classify_frontends`]: the next backend sets of frontends are known, too. The next step
+/// writes the entries of addresses, prefixes, frontends and endpoints. Everything to which these entries will refer is
+/// already written.
 struct Prepared {
     changes: Changes,
     moves: Moves,
@@ -183,9 +184,10 @@ impl Engine {
 
     /// Writes the next classes of addresses and frontends, and then the endpoints, so that the new state is in force.
     fn enforce(&mut self, Prepared { mut changes, moves, frontends, rules }: Prepared) -> Enforced {
-        // Frontends are deleted after the addresses are written. A lookup uses an address's own frontend, or else, if
-        // the address is a node's, a NodePort. If the own frontend of an address that is no longer a node's were
-        // deleted first, the lookup would briefly use the NodePort.
+        // Frontends are deleted after the addresses are written. A lookup uses the frontend with the destination
+        // address. If there is none, and the address is a node's, the lookup uses a NodePort. Assume that an address is
+        // no longer a node's, and that its frontend is deleted. If the frontend were deleted before the address is
+        // written, the lookup would briefly use the NodePort.
         self.write_all(&mut changes, frontends.put().chain(moves.changes()).chain(frontends.deleted()));
         let mut previous_egress = BTreeSet::new();
         for (pod, rule_sets) in rules.endpoints {

@@ -51,8 +51,8 @@ impl Engine {
     ) -> (Vec<InPlaceUpdate>, BTreeSet<PodKey>) {
         let (groups, mut other_pods) = self.groups(touched, policy, pods);
         let mut in_place: Vec<(Slot, InPlaceUpdate, Vec<PodKey>)> = Vec::new();
-        // How many rule sets will have the same parts. Pods with the same parts must share one rule set at the end, so
-        // such rule sets do not change in place.
+        // How many rule sets will have the same parts. After the change, pods with the same parts must share one rule
+        // set. So if several rule sets will have the same parts, none of them changes in place.
         let mut target_counts: BTreeMap<(Slot, Arc<[PartId]>), usize> = BTreeMap::new();
         for ((id, slot), pods_by_part) in groups {
             let all_get_same_part = pods_by_part.len() == 1;
@@ -72,7 +72,7 @@ impl Engine {
                 let allows_everything_as_before = |rule_set: &RuleSet| {
                     let everything_after = || after.iter().any(|part| allows_everything(Some(*part)));
                     let everything_before = matches!(rule_set.any, AllowedPorts::All(_));
-                    // In all other cases, no part in `after` allows everything.
+                    // If this is false, no part in `after` allows everything, and `after` need not be searched.
                     let may_allow_everything =
                         allows_everything(new) || allows_everything(removed) || everything_before;
                     may_allow_everything.then(everything_after).unwrap_or(false) == everything_before
@@ -256,8 +256,9 @@ impl Engine {
         }
     }
 
-    /// Returns the account (a namespace, or all rule sets for shadow mode) that new map entries for these rule sets are
-    /// charged to: that of the first rule set for enforced policies or, if there is none, that of the first rule set.
+    /// Returns the account (a namespace, or all rule sets for shadow mode) to which new map entries for these rule sets
+    /// are charged. It is the account of the first rule set for enforced policies. If all are for shadow mode, it is
+    /// the account of the first rule set.
     fn account_of(&self, rule_sets: impl IntoIterator<Item = RuleSetId>) -> Account {
         let rule_sets = rule_sets.into_iter().filter_map(|id| self.rule_sets.get(id));
         let first = rule_sets.min_by_key(|rule_set| rule_set.slot().mode);
@@ -271,8 +272,8 @@ impl Engine {
         AllowedPorts::Of(ports)
     }
 
-    /// Assigns the port set of `entry` to these users. Then removes one user of the port set: the calling function has
-    /// added it so that the port set exists.
+    /// Assigns the port set of `entry` to these users. Then removes the user that the calling function has added. That
+    /// user only kept the port set until now.
     fn assign_port_set(&mut self, changes: &mut Changes, entry: AllowEntry, diff: &Diff, users: &[PortSetUser]) {
         for user in users {
             self.port_sets.add_user(entry.port_set);

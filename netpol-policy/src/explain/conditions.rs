@@ -1,5 +1,5 @@
-//! The conditions of a policy's peer (an item of `from` or `to`) or ports that a packet does not meet. Each condition
-//! has the path of its field.
+//! The conditions that a packet does not meet: those of a peer (an item of `from` or `to`), and those of the ports of a
+//! rule. Each condition has the path of its field.
 
 use crate::cluster_state::ClusterState;
 use crate::model::{Labels, NamedPort, Peer, Pod, Policy, PortMatch, PortRange, Requirement, Selector};

@@ -82,8 +82,8 @@ pub(crate) fn peer(policy: &Policy, peer: &Peer) -> String {
 }
 
 fn ip_block(block: &IpBlock) -> String {
-    // Offline, pods without a known address have placeholder addresses. netpol adds blocks and exceptions for these
-    // addresses, which are not in the manifest.
+    // Offline, pods without a known address have placeholder addresses. For these addresses, netpol adds blocks and
+    // exceptions that are not in the manifest.
     if is_pod_placeholder_range(&block.cidr) {
         return "addresses of pods".to_owned();
     }
@@ -117,7 +117,7 @@ pub(super) fn ports(ports: &[PortMatch]) -> String {
 }
 
 /// The first of `peers` that matches `remote`. If this peer is a block of placeholders for unknown pod addresses, the
-/// text has the `ipBlock` of the manifest for which the placeholders were added.
+/// text describes another peer: the `ipBlock` in the manifest because of which netpol has added the placeholders.
 pub(super) fn matching_peer(
     context: ExplainContext<'_>,
     policy: &Policy,

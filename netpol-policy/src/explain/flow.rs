@@ -23,11 +23,11 @@ pub struct FlowExplanation {
     /// The evaluation at the sender; `None` if the sender is not a pod.
     pub egress: Option<FlowSide>,
     /// The evaluation at the receiver; `None` if the receiver is not a pod. If the destination is a Service with
-    /// several backends, kube-proxy selects the backend after the evaluation. Then the evaluation at the first denied
-    /// backend is used; `None` if no backend is denied.
+    /// several backends, kube-proxy has not selected the backend yet. In this case, the receiver is the first denied
+    /// backend; `None` if no backend is denied.
     pub ingress: Option<FlowSide>,
-    /// If the address of the other end is outside of the cluster: the ipBlocks that contain this address, in rules of
-    /// the pod's policies.
+    /// If the remote address is outside of the cluster: the ipBlocks that contain this address, in rules of the
+    /// policies that isolate the pod that reported the packet.
     pub blocks: Vec<CoveringBlock>,
     /// Common mistakes that apply here: first those at the pod that reported the packet, then those at the other end.
     pub hints: Vec<String>,

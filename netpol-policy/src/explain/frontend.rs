@@ -45,8 +45,8 @@ pub struct BackendVerdict {
     pub ingress: Side,
 }
 
-/// Explains the evaluation for each backend. `source_verdict` is the verdict at the source on the packet to the address
-/// of the frontend. Returns `None` if the destination is not a frontend.
+/// Explains the evaluation for each backend. `source_verdict`: the verdict at the source for the packet to the
+/// frontend's address. Returns `None` if the destination is not a frontend.
 pub(super) fn explain_frontend(
     context: ExplainContext<'_>,
     connection: &Connection,
@@ -64,7 +64,7 @@ pub(super) fn explain_frontend(
         connection.backends.iter().map(|connection| explain_backend(context, connection)).collect();
     let verdict = match (source_verdict, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
         (Verdict::Deny, _) => Verdict::Deny,
-        // There is no backend.
+        // There is no backend: the verdict is not better than `Some`.
         (_, None) => source_verdict.max(Verdict::Some),
         (_, Some(Verdict::Allow)) => source_verdict,
         (_, Some(of_backends)) => of_backends,

@@ -411,8 +411,8 @@ fn correction(policy: &Policy, direction: Direction, diagnostic: &Diagnostic) ->
     }
 }
 
-/// Returns a hint for each port name in a rule if the destination pod has a port with this name, and the protocol of
-/// this port differs from the protocol in the rule.
+/// Returns hints about port names in rules: the destination pod has a port with this name and with the packet's port
+/// number, but with another protocol than the rule.
 fn port_names(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Vec<Hint> {
     let Some(destination) = destination(cluster_state, packet) else { return Vec::new() };
     let mut hints = Vec::new();

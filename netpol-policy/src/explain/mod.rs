@@ -352,7 +352,7 @@ pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
     explain_packet_in(cluster_state, packet, Mode::Enforce)
 }
 
-/// Explains the evaluation by the policies that are enforced, or by these and those in shadow mode.
+/// Explains the evaluation by the enforced policies. With [`Mode::Shadow`], policies in shadow mode are evaluated, too.
 fn explain_packet_in(cluster_state: &ClusterState, packet: &Packet, mode: Mode) -> Side {
     let evaluation = reference::evaluate_in(cluster_state, packet, mode);
     let context = ExplainContext { cluster_state, offline: None, mode };
@@ -386,7 +386,8 @@ fn explain_evaluated(context: ExplainContext<'_>, packet: &Packet, evaluation: &
     Side { verdict, unknown_because, ..side }
 }
 
-/// Returns when the suspension of a pod's namespace ends, if a policy of the pod is suspended.
+/// Returns the end of the suspension that applies to the pod's namespace. `None` if no suspension applies, or if no
+/// policy isolates the pod in this direction.
 fn suspension_end(cluster_state: &ClusterState, packet: &Packet) -> Option<Timestamp> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let namespace = &pod.key.namespace;

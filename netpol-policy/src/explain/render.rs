@@ -85,7 +85,8 @@ impl Writer<'_> {
     }
 
     fn frontend(&mut self, indent: usize, explanation: &Explanation, from: &str, frontend: &FrontendVerdict) {
-        // `service/shop/db`, `hostPort of shop/web-0`, or for an assumed pod `hostPort of deployment/shop/web`.
+        // An owner is `service/shop/db`, `hostPort of shop/web-0`, or `hostPort of deployment/shop/web` for an assumed
+        // pod, which represents all pods of a workload.
         let owners = frontend.owners.iter().map(|owner| match owner.split_once('/') {
             Some(("service", key)) => format!("Service {key}"),
             _ if owner.matches('/').count() > 1 => owner.clone(),
@@ -136,8 +137,9 @@ impl Writer<'_> {
         for sentence in sentences(direction, ends, side) {
             self.paragraph(indent + 2, &sentence);
         }
-        if let Some(end) = &side.suspended_until {
-            let text = format!("Enforcement of its policies is suspended until {end}: they behave as in shadow mode.");
+        if let Some(until) = &side.suspended_until {
+            let text =
+                format!("Enforcement of its policies is suspended until {until}: they behave as in shadow mode.");
             self.paragraph(indent + 2, &text);
         }
         self.details(indent, direction, side);

@@ -67,7 +67,7 @@ fn block_of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: 
         RuleId::BLOCK_OF_PODS,
         format!("{path}.ipBlock"),
         format!("{} contains {noun} {}.", block.cidr, shortened_list(&names, "pods")),
-        "A pod that is created again has another address, and another pod can get this one.",
+        "A pod that is created again has another address, and another pod can get the old address.",
         fix,
     ))
 }

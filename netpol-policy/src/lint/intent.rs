@@ -1,9 +1,10 @@
 //! One peer that should be two, and two peers that should be one.
 //!
 //! *Split*: two list items, one with only a podSelector and one with only a namespaceSelector. *Joined*: one item with
-//! both. In YAML, the two forms differ by one `-`, and both are valid. So the joined form is reported only if it matches
-//! no pod, but the split form does. The split form is reported only if its podSelector matches no pod, but the joined
-//! form matches a pod, or may match one: the input has no pods in the selected namespaces, so it may be incomplete.
+//! both. In YAML, the two forms differ by one `-`, and both are valid. So the joined form is reported only if it
+//! matches no pod, but each of its selectors alone matches pods. The split form is reported only if its podSelector
+//! matches no pod, but the joined form matches a pod or may match one. The joined form may match a pod if the input has
+//! no pods in the selected namespaces, because the input may be incomplete.
 
 use super::RuleId;
 use super::context::Context;

@@ -35,8 +35,8 @@ pub(super) fn check(parsed: &Parsed, context: &Context<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Returns where each namespace is defined. If the input has no Namespace object, returns where its first policy is, or
-/// else its first pod or workload. In this order, the places have the ranks 0 to 2.
+/// Returns a place for each namespace: its Namespace object (rank 0). If the input does not have this object: the first
+/// policy in the namespace (rank 1). If there is no policy either: the first pod or workload in the namespace (rank 2).
 fn places(parsed: &Parsed) -> BTreeMap<NamespaceName, Place> {
     let mut places: BTreeMap<NamespaceName, (u8, Place)> = BTreeMap::new();
     let mut add = |namespace: &NamespaceName, rank: u8, place: Place| match places.get_mut(namespace) {
@@ -61,7 +61,7 @@ fn places(parsed: &Parsed) -> BTreeMap<NamespaceName, Place> {
     places.into_iter().map(|(name, (_, place))| (name, place)).collect()
 }
 
-/// Finds a namespace that has policies for some pods, but no policy for all pods, in at least one direction.
+/// Checks whether, in at least one direction, the namespace has policies for some pods, but no policy for all pods.
 fn default_deny(context: &Context<'_>, namespace: &NamespaceName) -> Option<Draft> {
     let isolating = |direction: Direction| {
         let of_namespace =

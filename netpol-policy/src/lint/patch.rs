@@ -63,7 +63,7 @@ struct ParsedObject {
     text: Vec<String>,
     value: Value,
     /// The line numbers of the fields.
-    lines: Lines,
+    line_numbers: Lines,
 }
 
 impl<'s> Editor<'s> {
@@ -97,15 +97,15 @@ impl<'s> Editor<'s> {
     fn diff(&self, operations: &[Operation]) -> Option<String> {
         let parsed = self.parsed.get_or_init(|| parse(self.source)).as_ref()?;
         let mut expected = parsed.value.clone();
-        let (mut new, mut lines) = (parsed.text.clone(), None);
+        let (mut new, mut line_numbers) = (parsed.text.clone(), None);
         for operation in operations {
             apply(&mut expected, operation)?;
-            new = edit::apply(&new, lines.as_ref().unwrap_or(&parsed.lines), operation)?;
+            new = edit::apply(&new, line_numbers.as_ref().unwrap_or(&parsed.line_numbers), operation)?;
             let (value, next) = value_of(&text_of(&new))?;
             if value != expected {
                 return None;
             }
-            lines = Some(next);
+            line_numbers = Some(next);
         }
         // Undoes the replacement in `object_lines`.
         if let Some(dash) = self.source.dash {
@@ -117,8 +117,8 @@ impl<'s> Editor<'s> {
 
 fn parse(source: &PolicySource) -> Option<ParsedObject> {
     let text = object_lines(source)?;
-    let (value, lines) = value_of(&text_of(&text))?;
-    Some(ParsedObject { text, value, lines })
+    let (value, line_numbers) = value_of(&text_of(&text))?;
+    Some(ParsedObject { text, value, line_numbers })
 }
 
 /// Returns the lines of the policy. If the policy is an item of a List, a space replaces the `-` before it. Returns

@@ -72,7 +72,7 @@ fn check_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec
         not_checked.push(NotChecked::new(RuleId::NAMESPACE_SELECTOR_MATCHES_NOTHING, "the input has no Namespace"));
         return None;
     }
-    // A group has the pods of a namespace with the same labels.
+    // A group: pods that have the same labels and are in the same namespace.
     let groups = context.peer_groups(place.policy, place.peer());
     if groups.iter().any(|group| !group.host_network) {
         return None;

@@ -1,4 +1,4 @@
-//! Finds port names in rules that no pod has, and port numbers that no container declares.
+//! Checks the ports of rules. Finds port names that no pod has, and port numbers that no container declares.
 
 use std::collections::BTreeSet;
 

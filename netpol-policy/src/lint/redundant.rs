@@ -14,7 +14,7 @@ use crate::reference;
 /// The maximum number of rules of a namespace in one direction, because each rule is compared with each other rule. A
 /// namespace with more rules is not checked.
 const MAX_RULES: usize = 3000;
-/// The fix for a policy that allows everything. If the user adds a default-deny policy later, the policy has an effect.
+/// The fix for a policy that allows everything. It has an effect if the user adds a default-deny policy later.
 const FIX_OF_ALLOW_ALL: &str = "delete the policy, unless you will add a default deny";
 
 /// A rule, its policy, and its index among the policy's rules of one direction.
@@ -79,8 +79,8 @@ pub(super) fn check(
 /// allows everything that the other one allows. This has nothing to do with shadow mode.
 type Shadowed<'a> = BTreeMap<(PolicyKey, usize), RulePlace<'a>>;
 
-/// Finds rules that a wider rule shadows. Of equal rules, the first one is not reported, because a rule that was
-/// already found to be shadowed (not in `kept`) shadows no other rule.
+/// Finds rules that a wider rule shadows. The rules are checked from the last to the first. A shadowed rule is removed
+/// from `kept`, so it shadows no other rule. So of equal rules, the first one is not reported.
 fn shadowed<'a>(policies: &[&'a Policy], direction: Direction) -> Shadowed<'a> {
     let rules = policies.iter().flat_map(|policy| {
         let rules = reference::rules(policy, direction).iter().enumerate();
@@ -150,8 +150,8 @@ fn is_default_deny(policy: &Policy) -> bool {
     policy.pods.requirements.is_empty() && Direction::BOTH.into_iter().all(has_no_rule)
 }
 
-/// Returns why a policy is not needed if it allows all connections of its pods: no other policy isolates these pods.
-/// Returns `None` if another policy isolates them, or if the policy does not allow all connections.
+/// Checks a policy that allows all connections of its pods. It is not needed if no other policy isolates these pods.
+/// Returns this reason, or `None` if another policy isolates them or the policy does not allow all connections.
 fn needless_allow_all(context: &Context<'_>, policy: &Policy) -> Option<String> {
     let allows_all = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
     let directions = || Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction));

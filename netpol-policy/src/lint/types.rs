@@ -9,8 +9,8 @@ use super::patch::Operation;
 use crate::explain::yaml;
 use crate::manifest::FieldPath;
 
-/// Reports a field `ingress` or `egress` without its type in `policyTypes`, and a type without its field if the policy
-/// has rules for the other direction.
+/// Reports a field `ingress` or `egress` without its type in `policyTypes`. Also reports a type without its field, but
+/// only in a policy that has rules for the other direction.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     let spec = &source.value["spec"];
@@ -43,8 +43,8 @@ fn rules_without_type(field: String, type_name: &str, has_types: bool, has_rules
         let added = Operation::Append(types, yaml::string(type_name));
         (format!("policyTypes does not list {type_name}, so {field} has no effect."), vec![added])
     } else {
-        // Without policyTypes, a policy isolates for ingress, and for egress only if it has egress rules. So the field
-        // is an empty `egress`, and the fix must keep the type Ingress.
+        // Without policyTypes, a policy isolates for ingress, and for egress only if it has egress rules. So the
+        // reported field is an empty `egress`, and the fix must keep the type Ingress.
         let added = ["Ingress", type_name].map(|name| Operation::Append(types.clone(), yaml::string(name)));
         (format!("Without policyTypes, an empty {field} has no effect."), added.to_vec())
     };

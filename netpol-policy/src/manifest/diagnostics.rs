@@ -23,7 +23,8 @@ pub(super) struct Diagnostics {
     kinds: HashMap<String, usize>,
     /// The summaries, in the order of their first diagnostic.
     summaries: Vec<Summary>,
-    /// The index in `summaries`, by kind. Kinds beyond [`MAX_KINDS`] share a summary, by the name of the severity.
+    /// The index in `summaries`, by kind. Kinds beyond [`MAX_KINDS`] share one summary for each severity. Its key is
+    /// the name of the severity.
     summary_index: HashMap<String, usize>,
 }
 

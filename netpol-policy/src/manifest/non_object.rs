@@ -89,7 +89,7 @@ mod tests {
         ] {
             assert_eq!(result_of(text), (None, 1, 1), "{text}");
         }
-        // If the file has a Kubernetes object, each other document is an error if it is not an object.
+        // In a file with a Kubernetes object, each document that is not a Kubernetes object is an error.
         assert_eq!(result_of(&format!("a: 1\n---\n{POLICY}---\nb: 2\n")), (None, 2, 2));
         // The Kubernetes object itself is used.
         assert_eq!(parse(&format!("a: 1\n---\n{POLICY}"), "f").objects.len(), 1);

@@ -112,8 +112,8 @@ impl ObjectReader {
         self.report_outside_objects((RuleId::INVALID_DOCUMENT, Severity::Error), error.line, &message);
     }
 
-    /// Reports the first document of a file that is a template, such as a template of Helm. Further templates of the
-    /// file need the same fix, and are not reported.
+    /// Reports the first template of a file, such as a template of Helm. Further templates of the file need the same
+    /// fix, and are not reported.
     fn report_template(&mut self, line: usize) {
         if self.parsed.skipped != Some(SkipReason::Template) {
             self.parsed.skipped = Some(SkipReason::Template);
@@ -391,7 +391,7 @@ impl ObjectReader {
     }
 }
 
-/// Returns the apiVersion as which netpol reads objects of a kind. Returns `None` for kinds that netpol does not use,
+/// Returns the apiVersion that netpol expects for objects of a kind. Returns `None` for kinds that netpol does not use,
 /// including kinds with the same name in other API groups.
 fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);

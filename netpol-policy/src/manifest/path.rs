@@ -12,8 +12,8 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// Removes this step from the start of `text`, a field path or the rest of one. Returns what follows the step, or
-    /// `None` if `text` starts with another step.
+    /// Removes this step from the start of `text`, which is a field path or the rest of a field path. Returns what
+    /// follows the step, or `None` if `text` starts with another step.
     pub(super) fn strip<'t>(&self, text: &'t str) -> Option<&'t str> {
         let rest = match self {
             Self::Key(key) => text.strip_prefix('.').unwrap_or(text).strip_prefix(key.as_str())?,

@@ -106,7 +106,7 @@ fn count_line_breaks(text: &str) -> usize {
     text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
-/// Returns whether a line has content: it is not blank, a comment, a directive or only a separator.
+/// Returns whether a line has content. Blank lines, comments, directives and separators alone are not content.
 fn has_content(line: &str) -> bool {
     let line = line.strip_prefix("---").unwrap_or(line).trim();
     !(line.is_empty() || line.starts_with(['#', '%']))

@@ -17,7 +17,7 @@ pub struct Policy {
     /// Whether the policy is enforced, or only evaluated and reported (shadow mode). `None`: the mode of its namespace
     /// applies.
     pub mode: Option<Mode>,
-    /// The pods of the namespace that the policy selects.
+    /// The pods that the policy selects in its namespace.
     pub pods: Selector,
     /// Ingress rules; `None`: the policy does not isolate for ingress.
     pub ingress: Option<Vec<Rule>>,
@@ -36,7 +36,7 @@ impl Policy {
         }
     }
 
-    /// Returns whether the policy isolates the pods that it selects in a direction.
+    /// Returns whether the policy isolates its pods in a direction.
     pub fn isolates_in(&self, direction: Direction) -> bool {
         self.rules(direction).is_some()
     }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A point in time, in whole seconds since 1970. The default is the start of 1970. While a `ClusterState` has this
-/// time, no suspension of enforcement is in effect.
+/// A point in time, in whole seconds since 1970. The default is the start of 1970. While the clock of a
+/// `ClusterState` has the default, no suspension of enforcement is in effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 

@@ -79,7 +79,7 @@ impl PolicyScope {
         let object_kind = object["kind"].as_str().unwrap_or_default();
         let namespace = object["metadata"]["namespace"].as_str().filter(|name| !name.is_empty()).unwrap_or("default");
         let namespace = (!kind.is_cluster_scoped(object_kind)).then(|| namespace.into());
-        // Cilium's policies can have `specs`, a list of what `spec` contains.
+        // Cilium's policies can have `specs`, a list of objects like `spec`.
         let specs: Vec<&Value> = match (&object["spec"], &object["specs"]) {
             (spec, Value::Array(specs)) => specs.iter().chain(Some(spec).filter(|spec| !spec.is_null())).collect(),
             (spec, _) => vec![spec],
@@ -174,7 +174,7 @@ fn cilium_selector(value: &Value) -> Selector {
 }
 
 /// Returns the pod label that a key in a Cilium selector refers to; `None` for labels that only Cilium has. A key can
-/// begin with the source of the label. Source:
+/// begin with the source of the label, see
 /// <https://docs.cilium.io/en/stable/gettingstarted/terminology/#label-source>.
 fn pod_label(key: &str) -> Option<&str> {
     let name = key.strip_prefix("k8s:").or_else(|| key.strip_prefix("any:")).unwrap_or(key);

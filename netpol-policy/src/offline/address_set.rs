@@ -28,8 +28,8 @@ impl AddressSet {
         Self::of(addresses.into_iter().map(IpNet::from))
     }
 
-    /// Returns the set of the addresses in these ranges. Each range has its first and last address, both included and
-    /// of the same family.
+    /// Returns the set of the addresses in these ranges. Each range is a pair of its first and its last address. Both
+    /// are in the range, and have the same family.
     pub fn of_ranges(ranges: impl IntoIterator<Item = (IpAddr, IpAddr)>) -> Self {
         let mut set = Self::default();
         for (first, last) in ranges {

@@ -1,4 +1,4 @@
-//! Sets of ports, and the ports at which policies allow connections between two pods or addresses.
+//! Sets of ports, and the ports at which policies allow connections between a pod and an address.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -45,7 +45,7 @@ pub(super) fn check(
 }
 
 /// Evaluates one flow. After the flow was observed, its addresses may have been assigned to other pods. So during the
-/// evaluation, the pods of the flow get the addresses and labels that they had.
+/// evaluation, the pods of the flow get the addresses and labels that they had when the flow was observed.
 fn is_allowed(state: &mut ClusterState, checked: &CheckedFlow, mode: Mode) -> bool {
     let remote_pod = checked.remote_pod.as_ref().map(|(key, labels)| pod_of_flow(key, labels, checked.remote));
     let own = pod_of_flow(&checked.pod, &checked.pod_labels, checked.address);

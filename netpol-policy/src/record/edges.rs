@@ -96,7 +96,7 @@ struct ResolvedEnd {
     port: Option<u16>,
 }
 
-/// Finds the peers that stand for the ends of flows in rules.
+/// For each end of a flow, finds the peer that stands for it in rules.
 struct PeerResolver<'a> {
     state: &'a ClusterState,
     inventory: &'a Inventory,
@@ -251,8 +251,8 @@ impl Edges {
         if !self.portless.is_empty() {
             let groups: Vec<String> = self.portless.iter().map(ToString::to_string).collect();
             notes.push(format!(
-                "rules without ports allow all ports, because ICMP or another protocol without ports was used; \
-                 --skip-icmp leaves them out: {}",
+                "workloads with rules that allow all ports, because ICMP or another protocol without ports was used \
+                 (--skip-icmp leaves out such rules): {}",
                 groups.join(", ")
             ));
         }
@@ -320,8 +320,8 @@ impl PeerResolver<'_> {
         if end.node.is_some() || self.state.is_node(address) {
             return Ok(EdgePeer::Node(address));
         }
-        // A flow that has no pod name can still be the flow of a pod: the agent may receive the first packet of a new
-        // pod before the pod's object.
+        // A flow that has no pod name can still be the flow of a pod: the agent may receive the event of a new pod's
+        // first packet before the pod's object.
         let group = self.state.peer_at(address).and_then(|pod| self.inventory.of_pod(&pod.key));
         Ok(group.map_or(EdgePeer::Outside(address), |group| EdgePeer::Group(group.clone())))
     }

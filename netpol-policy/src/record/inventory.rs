@@ -60,7 +60,8 @@ pub(super) struct Inventory {
 }
 
 impl Inventory {
-    /// Groups the pods of the cluster, and the pods that are ends of recorded flows. Such a pod may have been deleted.
+    /// Groups the pods of the cluster, and the pods that are a source or destination of recorded flows. The latter may
+    /// have been deleted from the cluster.
     pub(super) fn new(cluster: &OfflineCluster, recorder: &Recorder) -> Self {
         let mut inventory = Self::default();
         for pod in cluster.state().pods.values() {
@@ -90,7 +91,8 @@ impl Inventory {
         self.by_pod.insert(pod, key);
     }
 
-    /// Chooses the selector of each group: labels of its pods that, if possible, no other pods of the namespace have.
+    /// Chooses the selector of each group: labels that all pods of the group have. If possible, no other pods of the
+    /// namespace have these labels.
     fn choose_selectors(&mut self) {
         let mut by_namespace: BTreeMap<&Arc<str>, Vec<(&GroupKey, &Labels)>> = BTreeMap::new();
         for (key, group) in &self.groups {
@@ -130,8 +132,8 @@ impl Inventory {
     }
 }
 
-/// Returns the group of a pod of the cluster. The workload is that of the pod's object. If the object has none, the pod
-/// may be an assumed pod, created from a template: then its key or `cluster.workloads()` contains the workload.
+/// Returns the group of a pod of the cluster. The pod's object usually contains the workload. For an assumed pod
+/// (created from a template), the pod's key or `cluster.workloads()` contains the workload.
 fn group_of(pod: &Pod, cluster: &OfflineCluster) -> GroupKey {
     let namespace = pod.key.namespace.clone();
     if let Some(workload) = &pod.workload {
@@ -143,7 +145,7 @@ fn group_of(pod: &Pod, cluster: &OfflineCluster) -> GroupKey {
     }
 }
 
-/// Returns the group of a pod that is the end of a flow, but is not in the cluster.
+/// Returns the group of a pod that is a source or destination of a flow, but is not in the cluster.
 fn group_of_end(pod: &PodKey, end: &ObservedEnd) -> GroupKey {
     let namespace = pod.namespace.clone();
     match &end.workload {

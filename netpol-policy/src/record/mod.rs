@@ -60,10 +60,11 @@ pub struct Recording {
     pub nodes: BTreeSet<Arc<str>>,
     /// The number of observed flows.
     pub flows: u64,
-    /// Workloads without observed flows (and pods that no workload controls), in the namespaces of the policies.
+    /// Workloads without observed flows, in the namespaces of the policies. A pod that no workload controls counts as a
+    /// workload.
     pub unseen: Vec<GroupKey>,
-    /// What the policies do not cover, one text for each cause: flows with an unknown end, and requested namespaces
-    /// without flows.
+    /// What the policies do not cover, one text for each cause: flows with an unknown source or destination, and
+    /// requested namespaces without flows.
     pub unresolved: Vec<String>,
     /// Notes for the reader of the policies.
     pub notes: Vec<String>,

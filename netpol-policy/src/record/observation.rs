@@ -1,5 +1,5 @@
-//! The input of `netpol record`, which writes policies from observed flows: the flows that agents report. Equal flows
-//! are stored once, with their number.
+//! The flows that agents report. They are the input of `netpol record`, which writes policies from them. Equal flows
+//! are stored once, with a count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -18,8 +18,8 @@ use crate::model::Protocol;
 const PREFIX: &str = "recorded-";
 /// The maximum length of a name.
 const MAX_NAME: usize = 253;
-/// The maximum number of addresses in the comments of one rule. If there are more, a comment has the number of the
-/// others.
+/// The maximum number of addresses in the comments of one rule. If the rule has more addresses, the last comment states
+/// how many are omitted.
 const ADDRESSES_SHOWN: usize = 16;
 
 /// A policy.

@@ -255,8 +255,8 @@ fn rules_for_dns_allow_udp_and_tcp_at_both_ends() {
 
 #[test]
 fn backends_are_found_by_objects_or_by_connections_seen_at_both_ends() {
-    // The input has no Service shop/db. With the same source port, the two lines report the same connection, before and
-    // after address translation.
+    // The input has no Service shop/db. Both lines have the same source port, so they report the same connection:
+    // `to_service` before address translation, `at_backend` after it.
     let at_backend = "< shop/web-1@10.1.0.2 shop/db-0@10.1.0.3 5432/TCP 40000";
     let to_service = "> shop/web-1@10.1.0.2 10.96.0.77#shop/db 80/TCP 40000";
     let seen_at_both = recorded(&[to_service, at_backend], &RecordOptions::default());
@@ -274,7 +274,7 @@ fn backends_are_found_by_objects_or_by_connections_seen_at_both_ends() {
 }
 
 #[test]
-fn addresses_become_blocks_that_contain_no_other_address() {
+fn blocks_contain_only_addresses_that_were_observed() {
     let flows: Vec<String> = [4, 5, 6, 7, 9]
         .iter()
         .map(|last| format!("< 198.51.100.{last} shop/web-0@10.1.0.1 80/TCP"))
@@ -301,7 +301,7 @@ fn traffic_of_a_node_needs_a_rule_if_it_is_masqueraded_or_from_another_node() {
     assert_eq!(rules_of(Observation { masqueraded: true, ..flow(local) }), 1);
     assert_eq!(rules_of(flow(&local.replace("n1@", "n2@"))), 1);
     assert_eq!(rules_of(flow("< kube-system/proxy@192.0.2.2 shop/web-0@10.1.0.1 80/TCP")), 1);
-    // `independent`: the agent reports that the flow is allowed without a rule.
+    // `independent_of_rules`: the agent reports that the flow is allowed without a rule.
     assert_eq!(
         rules_of(Observation { independent_of_rules: true, ..flow("< 192.0.2.9 shop/web-0@10.1.0.1 80/TCP") }),
         0
@@ -339,7 +339,7 @@ fn icmp_needs_a_rule_without_ports() {
 }
 
 #[test]
-fn system_namespaces_get_policies_only_by_name_and_shadow_mode_is_an_annotation() {
+fn system_namespaces_get_policies_only_if_requested_and_shadow_mode_is_an_annotation() {
     let flow = ["> shop/web-1@10.1.0.2 kube-system/dns-0@10.1.0.6 5353/UDP"];
     let namespaces = |options: &RecordOptions| -> BTreeSet<String> {
         recorded(&flow, options).policies.iter().map(|policy| policy.namespace.to_string()).collect()

@@ -17,7 +17,7 @@ pub enum End {
     Pod(PodKey),
     /// An address. The address of a pod stands for that pod.
     Address(IpAddr),
-    /// A Service, at its first address of a matching family. A Service cannot be the source.
+    /// A Service: its first address of an address family that the source has, too. A Service cannot be the source.
     Service(ServiceKey),
 }
 
@@ -188,8 +188,8 @@ fn connection_between(
             .peer_at(backend.address)
             .map(|pod| evaluated_at(pod, Direction::Ingress, source, backend.port, false)),
     });
-    // 22: a packet to an address of another node, such as a NodePort, leaves the pod's node before it is translated. At
-    // the device through which it leaves, it is evaluated again: all backends must be allowed.
+    // 22: a packet to an address of another node, for example to a NodePort, leaves the pod's node before it is
+    // translated. At the device through which it leaves, it is evaluated again: all backends must be allowed.
     let leaves_node = |pod: &Pod| cluster_state.is_node(destination) && !is_pods_node(cluster_state, pod, destination);
     let egress = |pod: &Pod| {
         let leaving = leaves_node(pod).then(|| evaluated_at(pod, Direction::Egress, destination, port, true));

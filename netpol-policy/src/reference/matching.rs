@@ -10,7 +10,7 @@ use crate::model::{Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports};
 /// The other end of a flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote<'w> {
-    /// The address of this end, as in the packet.
+    /// The remote address, as in the packet.
     pub address: IpAddr,
     /// The pod at this address that selectors can match. If several pods list the address, only one of them counts (6).
     /// `None` if the address belongs to a node (30), to no pod, or only to host-network or finished pods (5, 6).

@@ -24,7 +24,7 @@ use crate::model::{Mode, Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
 pub struct Packet {
     /// The pod; the packet is evaluated at its interface.
     pub pod: PodKey,
-    /// `Ingress` if the remote initiates the flow, `Egress` if the pod does.
+    /// `Egress` if the pod initiates the flow, `Ingress` if the other end does.
     pub direction: Direction,
     /// The address of the other end of the flow, as in the packet.
     pub remote: IpAddr,
@@ -32,12 +32,13 @@ pub struct Packet {
     pub protocol: u8,
     /// The destination port; 0 for protocols without ports.
     pub port: u16,
-    /// For ingress: whether the node itself sent the packet. The kernel has received such a packet from no interface.
+    /// For ingress: whether the node itself sent the packet. Such a packet did not come in by an interface.
     pub from_node: bool,
     /// For ingress: whether the pod itself sent the packet.
     pub is_hairpin: bool,
-    /// For egress: whether the packet is evaluated post-DNAT. Then `remote` and `port` are those of the backend, and
-    /// the eBPF programs report [`Reason::BackendDenied`] instead of [`Reason::NoRule`].
+    /// For egress: whether the packet is evaluated post-DNAT. If so, `remote` and `port` are those of the backend,
+    /// unless another node selects the backend. The eBPF programs report [`Reason::BackendDenied`] for post-DNAT
+    /// packets, instead of [`Reason::NoRule`].
     pub post_dnat: bool,
 }
 

@@ -50,7 +50,7 @@ status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
 ---
 ";
 
-/// Returns the state of [`CLUSTER`] with a policy in namespace `shop` for each of these specs: `p0`, `p1`, ….
+/// Returns the state of [`CLUSTER`] with policies `p0`, `p1`, … in namespace `shop`, one for each of these specs.
 fn cluster(specs: &[&str]) -> ClusterState {
     let mut text = CLUSTER.to_owned();
     for (index, spec) in specs.iter().enumerate() {
@@ -85,7 +85,7 @@ fn reaches(cluster_state: &ClusterState, from: &str, to: &str) -> bool {
         other => panic!("unknown protocol {other}"),
     };
     connection(cluster_state, &end(from), &end(to), number, port.parse().expect("a port"))
-        .expect("ends with addresses")
+        .expect("both ends have addresses")
         .allowed()
 }
 
@@ -125,7 +125,8 @@ fn s14_a_connection_of_two_pods_is_evaluated_in_each_common_address_family() {
     let cluster_state = cluster(&[to_every_ipv4_address]);
     // One result for each common address family: IPv4, then IPv6.
     let allowed = |from: &str, to: &str| -> Vec<bool> {
-        let all = connections(&cluster_state, &end(from), &end(to), protocol::TCP, 80).expect("ends with addresses");
+        let all =
+            connections(&cluster_state, &end(from), &end(to), protocol::TCP, 80).expect("both ends have addresses");
         all.iter().map(Connection::allowed).collect()
     };
     assert_eq!(allowed("shop/web", "shop/api"), [true, false]);
@@ -242,7 +243,7 @@ fn s6_finished_pods_and_pods_whose_address_belongs_to_another_pod_are_not_peers(
         )
     };
     let cases = [
-        // `shop/api` has the same address, 10.0.0.2. It has no creation time, so it counts as older.
+        // `shop/api` has the same address, 10.0.0.2. `shop/api` has no creation time, so it counts as older.
         ("younger", pod_with_address("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
         (
             "younger, but being deleted",

@@ -90,7 +90,8 @@ impl Store {
         self.files.keys().map(PathBuf::as_path)
     }
 
-    /// Returns every object, by the definition that is used, and the derived objects.
+    /// Returns the objects of all files, and the derived objects. If an object has several definitions, returns only
+    /// the definition that is used.
     pub(super) fn objects(&self) -> Vec<Object> {
         self.defined_objects().chain(self.derived.values()).cloned().collect()
     }
@@ -117,7 +118,7 @@ impl Store {
         self.files_with.contains_key(key)
     }
 
-    /// Returns the definition of an object that is used.
+    /// Returns the definition that is used for an object.
     fn effective(&self, key: &ObjectKey) -> Option<&Object> {
         self.files.get(self.files_with.get(key)?.last()?)?.get(key)
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::io::unix::AsyncFd;
 
-/// A file that was modified but not closed is read anyway this long after the last write.
+/// Time after the last write until a modified file is read, even if it was not closed.
 const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
 
 /// Watches directories, and tracks the files that are being written.

@@ -21,7 +21,7 @@ use super::trim::ReceivedObject;
 /// the outage stays in effect. Waiting forever would not be safer: new pods get the addresses of deleted pods, but
 /// the old state still assigns these addresses to the deleted pods.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(30);
-/// Time that a resumed watch has to deliver the events that were missed.
+/// Time limit for a resumed watch to deliver the missed events. After this time, the differences count as complete.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// An event from the watcher of a resource.
@@ -60,8 +60,7 @@ enum SyncState {
     InSync,
     /// Out of sync. Recovered resources wait for this one, at most for [`MAX_DELAY`].
     Lost,
-    /// Out of sync. Other resources have waited for this one for [`MAX_DELAY`], and do not wait again before it has
-    /// recovered.
+    /// Out of sync. Other resources no longer wait for this one, because they have already waited for [`MAX_DELAY`].
     Skipped,
     /// Recovered, but the differences since the outage started are not sent yet.
     Recovered {

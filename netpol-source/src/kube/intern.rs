@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use netpol_policy::model::{Labels, Object, ObjectKey, PodWorkload};
 
-/// Unused strings are removed when the set has more strings than this number plus twice the number of strings after the
-/// last removal.
+/// Unused strings are removed when the set has more strings than a limit. The limit is this number, plus twice the
+/// number of strings that the last removal left in the set.
 const SLACK: usize = 1024;
 
 /// The set of shared strings.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
     texts: HashSet<Arc<str>>,
-    /// When the set is larger, unused strings are removed.
+    /// When the set has more strings than this number, unused strings are removed.
     limit: usize,
 }
 
@@ -43,7 +43,8 @@ impl Interner {
         *labels = labels.iter().map(shared).collect();
     }
 
-    /// Replaces an object's strings by shared ones, and its key by a clone of `key`, so that both share their strings.
+    /// Replaces an object's strings by shared ones. Replaces the object's key by a clone of `key`, so that the two keys
+    /// share their strings.
     pub(super) fn share_object(&mut self, object: &mut Object, key: &ObjectKey) {
         match (object, key) {
             (Object::Pod(pod), ObjectKey::Pod(key)) => {

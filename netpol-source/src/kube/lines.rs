@@ -49,7 +49,7 @@ impl Lines {
                     self.chunk_arrived = Instant::now();
                     if self.buffer.is_empty() {
                         self.line_arrived = self.chunk_arrived;
-                        // A long line does not keep its memory.
+                        // Releases the memory of a long line.
                         self.buffer.shrink_to(1 << 16);
                     }
                     if let Some(data) = frame.data_ref() {

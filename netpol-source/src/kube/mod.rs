@@ -7,7 +7,7 @@
 //! `kube_runtime::watcher` (version 5.0) is not used, for these reasons:
 //!
 //! * It consumes bookmarks and does not report that a watch was resumed. So a source without changes cannot distinguish
-//!   "in sync" from "no data since the connection was lost", which `status`, readiness and metrics report.
+//!   "in sync" from "no data since the connection was lost". `status`, readiness and metrics report this difference.
 //! * It does not fall back to paginated lists if the API server has no streaming lists.
 //! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads this header, but it retries inside of a
 //!   request. So the source could not report that the API server is unavailable.
@@ -62,7 +62,7 @@ pub struct Options {
     /// Watches are renewed after a random time, between this time and twice this time.
     pub watch_timeout: Duration,
     /// After an outage longer than this, watches do not resume but list everything again. The API server compacts its
-    /// history every five minutes, so after that a watch can rarely resume.
+    /// history every five minutes, so a watch can rarely resume after a longer outage.
     pub max_resume_age: Duration,
     /// Idle timeout of streaming lists.
     pub streaming_list_idle_timeout: Duration,
@@ -133,7 +133,7 @@ struct Source {
     /// The number of the last batch.
     generation: Generation,
     query_results: mpsc::Sender<QueryResult>,
-    /// Queries that are answered when the watches have delivered the versions of their objects.
+    /// Queries that wait until the watches have delivered the object versions that the API server returned.
     pending: Vec<PendingQuery>,
 }
 

@@ -42,7 +42,7 @@ enum QueriedVersions {
 #[derive(Default)]
 struct ListedVersions {
     versions: HashMap<ObjectKey, u64>,
-    version: u64,
+    list_version: u64,
 }
 
 /// A query that waits for the watch.
@@ -131,7 +131,7 @@ async fn list_versions(access: &Access, resource: Resource) -> Result<ListedVers
             let (key, version) = key_and_version(resource, item.get()).map_err(Failure::InvalidResponse)?;
             listed.versions.insert(key, version);
         }
-        listed.version = version(&page.metadata.resource_version);
+        listed.list_version = version(&page.metadata.resource_version);
         next = page.metadata.next;
         if next.is_empty() {
             return Ok(listed);
@@ -177,7 +177,7 @@ impl ListedVersions {
     /// Returns what to wait for: all listed objects, and the deletion of known objects that are not listed. Known
     /// objects that are newer than the list are ignored.
     fn requirements(self, resource: Resource, gatherer: &Gatherer) -> Vec<(Resource, ObjectKey, Option<u64>)> {
-        let known = gatherer.up_to_version(resource, self.version);
+        let known = gatherer.up_to_version(resource, self.list_version);
         let gone: Vec<_> = known.filter(|key| !self.versions.contains_key(*key)).cloned().collect();
         let existing = self.versions.into_iter().map(|(key, version)| (resource, key, Some(version)));
         existing.chain(gone.into_iter().map(|key| (resource, key, None))).collect()

@@ -51,7 +51,7 @@ impl Resource {
         self.names().2
     }
 
-    /// Returns the URL path of the collection of all namespaces.
+    /// Returns the URL path of the list of the objects in all namespaces.
     pub(super) fn path(self) -> String {
         format!("{}/{}", self.base(), self.plural())
     }

@@ -35,7 +35,7 @@ struct UnfinishedList {
     listed: HashSet<ObjectKey>,
     /// Listed objects that are new, or have changed fields that policies need.
     changed: HashMap<ObjectKey, (KnownState, Object)>,
-    /// New resource versions of objects of which no field that policies need has changed.
+    /// New resource versions of listed objects that were already known. No field that policies need has changed.
     versions: Vec<(ObjectKey, u64)>,
     /// Whether an object without a name was listed.
     has_nameless: bool,

@@ -154,7 +154,7 @@ struct NodeStatus {
 /// A `NetworkPolicy`. Its complete spec is kept, see [`policy`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct RawSpec {
+struct SlimPolicy {
     metadata: SlimMetadata,
     spec: Value,
 }
@@ -236,15 +236,15 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
             (Some(Object::Slice(slice)), diagnostics)
         }
         Resource::NetworkPolicies => {
-            let raw: RawSpec = serde_json::from_str(text)?;
-            policy(metadata, raw)
+            let slim: SlimPolicy = serde_json::from_str(text)?;
+            policy(metadata, slim)
         }
     })
 }
 
 /// Parses a policy in the same way as a policy in a file. So even a policy with a spec of invalid shape isolates the
 /// pods that it selects.
-fn policy(metadata: &Metadata, RawSpec { metadata: slim, spec }: RawSpec) -> ParsedObject {
+fn policy(metadata: &Metadata, SlimPolicy { metadata: slim, spec }: SlimPolicy) -> ParsedObject {
     let annotations = slim.annotations.and_then(Annotations::into_map);
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -352,8 +352,8 @@ mod tests {
         list["items"].as_array().expect("the recorded list has items").clone()
     }
 
-    /// Checks each object of a list: if only the needed fields are deserialized, the result must be the same as that of
-    /// parsing the complete object.
+    /// Checks that [`parse_object`], which deserializes only the needed fields, returns the same object as parsing the
+    /// complete text. Checks this for each object of a list.
     fn check_trimmed(resource: Resource, text: &str) {
         for mut item in items(text) {
             let received = parse_object(resource, &item.to_string()).expect("the object has a name");

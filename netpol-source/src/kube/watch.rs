@@ -241,7 +241,7 @@ impl Watcher {
                 format!("limit={limit}&continue={next}")
             };
             let body = match self.read_body(&query).await {
-                // The list took longer than the server keeps its version: list again without pages.
+                // The list took too long, so the server no longer has the list's version: list again without pages.
                 Err(failure) if failure.is_gone() && limit > 0 && !next.is_empty() => {
                     self.count_failure(&failure);
                     (next, limit) = (String::new(), 0);
@@ -419,8 +419,8 @@ impl Watcher {
         if matches!(failure, Failure::Status { code: 401, .. } | Failure::Connection(_)) {
             self.access.renew();
         }
-        // After the first failure, the watch resumes immediately at the same version. If this fails, too, it is an
-        // outage.
+        // After the first failure, the watch resumes at the same version after a short delay. If the second attempt
+        // fails, too, this is an outage.
         if self.backoff.has_failed() || self.position.is_none() {
             self.mark_lost().await;
             let text = failure.report(self.verb, self.resource);

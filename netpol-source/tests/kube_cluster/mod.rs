@@ -124,7 +124,7 @@ impl Cluster {
         Self { server, feed, state: ClusterState::default(), batches: Vec::new(), _credentials: credentials }
     }
 
-    /// Starts a server with the objects of [`server()`] and a source, and waits until the source has all objects.
+    /// Starts a server (see [`server()`]) and a source. Waits until the source has all objects.
     pub(crate) async fn start(options: Options, fill: impl FnOnce(&ApiServer)) -> Self {
         let mut cluster = Self::watch(server(options, fill), short_times());
         cluster.wait_in_sync().await;
@@ -185,7 +185,7 @@ impl Cluster {
         self.query_subject(Subject::Object(object)).await
     }
 
-    /// The same for any subject: an object, or all objects.
+    /// Like [`Cluster::query`], but for any subject: an object, or all objects.
     pub(crate) async fn query_subject(&mut self, subject: Subject) -> Result<SubjectState, String> {
         let (answer, mut receiver) = oneshot::channel();
         self.feed.queries.send(SourceQuery { subject, answer }).await.expect("the source has ended");

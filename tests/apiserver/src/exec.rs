@@ -137,8 +137,8 @@ pub(crate) async fn respond(
             serve_command(socket, exec, protocol == V5).await
         };
         let mut run = pin!(run);
-        // An error means that the client has disconnected, or that the agent has closed its socket. `cuts` changes when
-        // a test closes all connections of the server.
+        // An error of `run` is ignored: the client has disconnected, or the agent has closed its socket. `cuts` changes
+        // when a test closes all connections of the server.
         tokio::select! {
             _ = &mut run => {}
             _ = cuts.changed() => {}
@@ -169,11 +169,11 @@ fn switch_protocols(
     Ok((response, protocol))
 }
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Behaves as the handler decided, until the connection ends. `has_close_message`: whether a message of the protocol
 /// can close one channel.
-async fn serve_command(mut socket: Socket, exec: Exec, has_close_message: bool) -> io::Result<()> {
+async fn serve_command(mut socket: WebSocket, exec: Exec, has_close_message: bool) -> io::Result<()> {
     match exec {
         Exec::Silent => {
             while let Some(Ok(_)) = socket.next().await {}
@@ -187,7 +187,7 @@ async fn serve_command(mut socket: Socket, exec: Exec, has_close_message: bool) 
 }
 
 /// Sends a text as standard error, and the exit code as status.
-async fn fail(socket: &mut Socket, text: &str, code: i32) -> io::Result<()> {
+async fn fail(socket: &mut WebSocket, text: &str, code: i32) -> io::Result<()> {
     send(socket, STDERR, text.as_bytes()).await?;
     let status = json!({
         "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
@@ -201,7 +201,7 @@ async fn fail(socket: &mut Socket, text: &str, code: i32) -> io::Result<()> {
 /// Copies data between the client and the agent's socket, until the agent closes its side or `limit` bytes were sent to
 /// the client.
 async fn connect_to_agent(
-    mut socket: Socket,
+    mut socket: WebSocket,
     path: PathBuf,
     limit: Option<usize>,
     has_close_message: bool,
@@ -241,7 +241,8 @@ async fn connect_to_agent(
     }
 }
 
-/// Handles a message of the client: passes standard input to the agent, or closes it. Ignores other messages.
+/// Handles a message of the client: passes data of standard input to the agent, or closes standard input. Ignores other
+/// messages.
 async fn handle_message(
     to_agent: &mut Option<OwnedWriteHalf>,
     bytes: &[u8],
@@ -260,7 +261,7 @@ async fn handle_message(
     }
 }
 
-async fn send(socket: &mut Socket, channel: u8, bytes: &[u8]) -> io::Result<()> {
+async fn send(socket: &mut WebSocket, channel: u8, bytes: &[u8]) -> io::Result<()> {
     let message = [&[channel], bytes].concat();
     socket.send(Message::Binary(message.into())).await.map_err(io::Error::other)
 }

@@ -21,11 +21,11 @@ pub(crate) struct Change {
 /// The requested version is older than the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooOld {
-    /// The oldest version from which the history is complete.
+    /// The oldest version that can be requested. The history contains all changes after this version.
     pub(crate) oldest: u64,
 }
 
-/// The last changes by version, newest last.
+/// The most recent changes, ordered by version: the oldest first.
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     changes: VecDeque<Change>,

@@ -48,7 +48,7 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
         ListVersion::Exact(version) => version,
     };
     let start = token.as_ref().map_or("", |token| token.start.as_str());
-    // The store has an error if the version was compacted.
+    // An error means that the history no longer contains the version.
     let found = state.store.at(target.resource, version, &target.prefix(), start).map_err(|_| match &token {
         Some(token) => Status::expired_page(&token.inconsistent().encode()),
         None => Status::expired_list(),

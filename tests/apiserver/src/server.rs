@@ -135,7 +135,7 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
             }
             continue;
         }
-        // Registers the socket again after each change: tokio reports a socket that was shut down as ready forever.
+        // Registers the socket again after each change: once a socket was shut down, tokio reports it as ready forever.
         let Ok(socket) = listener.try_clone().and_then(tokio::net::TcpListener::from_std) else { return };
         loop {
             tokio::select! {

@@ -82,7 +82,7 @@ struct Pending {
     faults: Vec<WatchFault>,
     /// The error to send if the store no longer has the changes after [`Watch::version`].
     expired: Option<Status>,
-    /// How long after its change an event is sent.
+    /// The time between a change and the sending of its event.
     delay: Duration,
 }
 
@@ -324,9 +324,9 @@ impl Watch {
         out
     }
 
-    /// Returns a bookmark. If `ends_initial_events` is set, the bookmark marks the end of the initial events. Of the
-    /// object in a bookmark, clients use only the version. Its other fields are those that Go serializes for an empty
-    /// object.
+    /// Returns a bookmark. If `ends_initial_events` is set, the bookmark marks the end of the initial events. Clients
+    /// use only the version of the object in a bookmark. The object's other fields are those that Go serializes for an
+    /// empty object.
     fn bookmark(&self, ends_initial_events: bool) -> Vec<u8> {
         let end = if ends_initial_events { ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}" } else { "" };
         let (kind, api_version, rest) = match self.form {

@@ -85,8 +85,8 @@ async fn errors_for_unavailable_resource_versions_match_a_real_server() -> Resul
     let recorded_token = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MjM1LCJzdGFydCI6Ii9tb24vcHJvbVx1MDAwMCJ9";
     ensure!(token == recorded_token, "{token}");
 
-    // Later pages of a list have the version of the first page, without the new pod `d`, until the server removes the
-    // history (`compact`).
+    // Later pages of a list show the resource version of the first page, so they do not contain the new pod `d`. After
+    // the server has removed the history (`compact`), the request for a later page fails.
     server.apply(pod("shop", "d", &json!({})))?;
     let next = format!("/api/v1/pods?limit=2&continue={token}");
     let (_, second) = get(&server, &next).await?;
@@ -106,7 +106,7 @@ async fn errors_for_unavailable_resource_versions_match_a_real_server() -> Resul
 }
 
 #[tokio::test]
-async fn missing_storage_support_for_streaming_lists_is_sent_as_a_watch_event() -> Result<()> {
+async fn the_error_for_streaming_lists_without_storage_support_is_a_watch_event() -> Result<()> {
     let options = Options { streaming_lists: StreamingLists::NoStorageSupport, ..Options::default() };
     let (server, _directory) = start(options)?;
     let watch = "/api/v1/namespaces?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=3";
@@ -134,7 +134,8 @@ async fn watches_send_the_events_that_match_a_selector() -> Result<()> {
             (event["type"].as_str().unwrap_or_default(), version - first)
         })
         .collect();
-    // For a watch with a selector, an object that no longer matches is deleted, and one that matches again is added.
+    // A watch with a selector reports an object that no longer matches as deleted, and an object that matches again as
+    // added.
     let expected = [("DELETED", 1), ("ADDED", 2), ("MODIFIED", 3), ("DELETED", 4), ("BOOKMARK", 4)];
     ensure!(reported == expected, "{reported:?}");
     // The bookmark of a real server:

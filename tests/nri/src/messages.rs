@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-/// Values of NRI's enum `Event`: the events that tests use, and the end of the enum.
+/// Values of NRI's enum `Event`: the events that tests use, and [`event::LAST`].
 pub mod event {
-    /// The network of a sandbox is ready, and it has no containers yet.
+    /// The network of a sandbox is ready. The sandbox has no containers yet.
     pub const RUN_POD_SANDBOX: i32 = 1;
     /// A sandbox stops.
     pub const STOP_POD_SANDBOX: i32 = 2;
@@ -16,7 +16,7 @@ pub mod event {
     pub const CREATE_CONTAINER: i32 = 4;
     /// A container is created.
     pub const POST_CREATE_CONTAINER: i32 = 5;
-    /// The value after the last event.
+    /// Not an event: marks the end of the enum. The value is one more than that of the last event.
     pub const LAST: i32 = 15;
 }
 

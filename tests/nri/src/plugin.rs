@@ -1,5 +1,5 @@
-//! The runtime's end of a connection with a plugin. Its socket carries two ttrpc connections, one for each direction of
-//! calls (see `wire.rs`): on one of them, the plugin is the server; on the other, the runtime is.
+//! The runtime's end of a socket connection with a plugin. The socket carries two ttrpc connections, one for each
+//! direction of calls (see `wire.rs`): on one of them, the plugin is the server; on the other, the runtime is.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Write};
@@ -253,8 +253,8 @@ fn serve_runtime(
                 RegistrationResponse::Refuse(reason) => error(UNKNOWN, reason),
                 RegistrationResponse::Accept if !is_valid => error(UNKNOWN, "invalid plugin name or index"),
                 RegistrationResponse::Accept => {
-                    // As in containerd, the next call of the runtime can be written before this response: the runtime
-                    // receives the registration first.
+                    // As in containerd, the runtime gets the registration before this response is written. So the
+                    // runtime's next call can be written before this response.
                     let _ = registered.send(plugin);
                     Ok(Empty {})
                 }

@@ -68,7 +68,7 @@ impl Denied {
         self.text("/protocol")
     }
 
-    /// Returns the policies that isolate the pod in this direction, as `namespace/name`.
+    /// Returns the policies that isolate the pod in the direction of the event, as `namespace/name`.
     pub fn policies(&self) -> Vec<String> {
         let list = self.evaluation_field("policies").and_then(Value::as_array);
         list.map(|items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()

@@ -34,7 +34,7 @@ pub(super) const fn flags(address: IpAddr) -> &'static str {
 }
 
 /// Connects `netns` to the network between nodes, which is a bridge in the network namespace `fabric`. The link is a
-/// veth, with the name `uplink` in `netns`. Adds these addresses to it.
+/// veth, with the name `uplink` in `netns`. Adds these addresses to `uplink`.
 fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) -> Result<()> {
     fabric.ip(&format!(
         "link add port{number} type veth peer name uplink address {mac} netns {path}\n\
@@ -216,7 +216,7 @@ pub(super) fn wire_pod(
 }
 
 /// Waits until an interface is operational, as the bridge plugin does. The kernel changes this state on a worker thread
-/// (`net/core/link_watch.c`). The kernel drops packets that are sent before, for example the first SYN of a probe.
+/// (`net/core/link_watch.c`). Until then, the kernel drops packets, for example the first SYN of a probe.
 fn wait_until_operational(netns: &Netns, interface: &str, is_bridge_port: bool) -> Result<()> {
     let start = Instant::now();
     loop {

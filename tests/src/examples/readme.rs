@@ -1,5 +1,5 @@
-//! Parses the README of a directory in `examples/`. It contains a `netpol matrix` command and the command's output, a
-//! table of allowed connections. Tests check the table.
+//! Parses the README of a directory in `examples/`. The README contains a `netpol matrix` command. The command's
+//! output is in the README, too: it is a table of allowed connections. Tests check the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

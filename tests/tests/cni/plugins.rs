@@ -1,5 +1,5 @@
-//! Tests clusters with the CNI plugins bridge and ptp. The plugins masquerade (`ipMasq`). With bridge, bridged packets
-//! pass through iptables or not (`bridge-nf-call-iptables`).
+//! Tests clusters with the CNI plugins bridge and ptp. The plugins masquerade (`ipMasq`). With the plugin bridge, both
+//! values of `bridge-nf-call-iptables` are tested: with 1, bridged packets pass through iptables, with 0 they do not.
 //!
 //! The NN in a test name `sNN_…` is the number of an item of docs/semantics.md.
 
@@ -11,8 +11,8 @@ use netpol_tests::{
 
 use super::{allow_client_to_server, wait_metrics};
 
-/// Returns a cluster in which two pods are servers for [`policies`]: their port `web` has different numbers. Pod
-/// `blog/web` has the labels of a client, but is in another namespace.
+/// Returns a cluster for [`policies`]. It has two servers, and their ports with the name `web` have different numbers.
+/// Pod `blog/web` has the labels of a client, but is in another namespace.
 fn pods(topology: Topology, families: Families) -> ClusterBuilder {
     Cluster::builder()
         .topology(topology)

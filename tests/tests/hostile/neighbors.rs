@@ -138,7 +138,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
         let arp_from =
             |source: Mac, sender: (Mac, Ipv4Addr)| Arp { operation, source, sender, target: (open.mac(), open.v4()) };
         for (what, arrives, arp) in [
-            ("its own addresses", true, arp_from(rogue.mac(), own)),
+            ("the pod's own addresses", true, arp_from(rogue.mac(), own)),
             ("the gateway's address", false, arp_from(rogue.mac(), (rogue.mac(), gateway))),
             ("another pod's address", false, arp_from(rogue.mac(), (rogue.mac(), client.v4()))),
             ("another pod's MAC", false, arp_from(rogue.mac(), (client.mac(), rogue.v4()))),
@@ -155,7 +155,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
     let advertise =
         |target: Ipv6Addr, mac: Mac, marker: &[u8]| [&target.octets()[..], &link_layer_option(2, mac), marker].concat();
     for (what, arrives, target, mac) in [
-        ("its own addresses", true, rogue.v6(), rogue.mac()),
+        ("the pod's own addresses", true, rogue.v6(), rogue.mac()),
         ("the gateway's address", false, gateway_v6, rogue.mac()),
         ("another pod's address", false, client.v6(), rogue.mac()),
         ("another pod's MAC", false, rogue.v6(), client.mac()),
@@ -180,7 +180,7 @@ fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Re
     }
     // The attack: any packet with a spoofed Ethernet source would change a bridge's forwarding table.
     let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
-    rows.add_row("a datagram with its own Ethernet source", true, |marker| {
+    rows.add_row("a datagram with the pod's own Ethernet source", true, |marker| {
         frame(open.mac(), rogue.mac(), &[], &packet(marker))
     });
     rows.add_row("a datagram with another pod's Ethernet source", false, |marker| {

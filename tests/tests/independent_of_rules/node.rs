@@ -44,7 +44,8 @@ fn s15_a_pod_reaches_itself() -> Result<()> {
 #[test]
 fn s15_a_pod_reaches_itself_through_its_own_service() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
-        // All other traffic to the server is denied. Hairpin traffic is masqueraded and has the node's address.
+        // The policy denies all traffic to the server. Hairpin traffic must pass, although it is masqueraded: its
+        // source address is the node's.
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
         let [from_server, from_client] = lab.probe_through_service("shop/server", "shop/client")?;
@@ -122,7 +123,8 @@ fn s15_a_connection_to_a_port_of_the_local_node_is_evaluated_post_dnat() -> Resu
         assert_eq!(result, ProbeResult::Dropped, "through the node's port, {topology:?}");
         let result = lab.try_at("shop/other", "shop/server", "172.31.77.1", Tcp, 30080)?;
         assert_eq!(result, ProbeResult::Allowed, "a client without an egress policy, {topology:?}");
-        // At the server, the forwarded traffic has the node's address as its source, which no rule allows.
+        // At the server, the forwarded traffic has the node's address as its source. But it is masqueraded, so it does
+        // not count as traffic of the node, and no rule allows it.
         lab.cluster.apply("second", &policy("shop/all", "{podSelector: {}, policyTypes: [Ingress]}"))?;
         lab.expect("shop/other -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
         let result = lab.try_at("shop/other", "shop/server", "172.31.77.1", Tcp, 30080)?;

@@ -106,8 +106,8 @@ fn tags_options_and_extension_headers_do_not_change_verdicts() {
     let (v4, v6) = (ip("10.0.0.2", "10.0.0.1"), ip("fd00::2", "fd00::1"));
     for (port, expected) in [(80, Reason::Rule), (81, Reason::NoRule)] {
         programs.expect(Ingress, &v4.clone().options(&[1; 40]).tcp(1000, port, SYN, b""), expected, "IPv4 options");
-        // Each extension header is a pair: its type, and its length in words as in the header. 0 is hop-by-hop options,
-        // 60 is destination options.
+        // Each pair is an extension header: the type, and the value of the length field. Type 0 is hop-by-hop options,
+        // type 60 is destination options.
         for (headers, what) in [
             (&[(0, 0)][..], "hop-by-hop"),
             (&[(60, 2)], "destination options"),
@@ -253,7 +253,7 @@ fn truncated_packets_are_malformed() {
     for a in FAMILIES {
         let ip_end = 14 + if a.v4() { 20 } else { 40 };
         let quoted = ip(a.pod, a.client).tcp(2000, 80, SYN, b"");
-        programs.expect(Egress, &quoted, Reason::Rule, "the flow that the error quotes");
+        programs.expect(Egress, &quoted, Reason::Rule, "the flow that the ICMP error below quotes");
         let extended = if a.v4() { ip(a.client, a.pod).options(&[1; 8]) } else { ip(a.client, a.pod).extension(60, 0) };
         for (packet, needed) in [
             (ip(a.trusted, a.pod).tcp(1000, 80, SYN, b"1234"), ip_end + 14),

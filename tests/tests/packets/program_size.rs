@@ -66,8 +66,8 @@ fn programs_stay_below_the_verifier_limit() {
     }
 }
 
-/// Tests load another BPF object than the agent, because it has more programs. The programs of the agent must be equal
-/// in both objects: their tags, the kernel's hashes of their instructions, must be equal.
+/// The agent and the tests load different BPF objects: the object for tests has additional programs. Each program of
+/// the agent must have the same tag in both objects. The tag is the kernel's hash of the program's instructions.
 #[test]
 fn tests_run_the_shipped_programs() {
     let (shipped, tested) = (program_infos(&object(), &[]).unwrap(), program_infos(&test_object(), &[]).unwrap());

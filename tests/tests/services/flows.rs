@@ -159,6 +159,7 @@ fn check_backend_change(shape: Shape) -> Result<()> {
     ensure!(udp_client.responder(ECHO_TIMEOUT)?.as_deref() == Some("shop/near"), "shop/near does not reply");
     for name in ["shop/bad", "shop/far", "shop/worse", "node-1", "node-2", "shop/near"] {
         shop.proxy.sync(&[with_backends(&shop, &[name])])?;
+        // `client` may connect only to pods with `app=good`. Traffic to the local node is always allowed.
         let expected = ["shop/near", "shop/far", "node-1"].contains(&name).then_some(name);
         std::thread::sleep(Duration::from_millis(1200));
         let replied = udp_client.responder(if expected.is_some() { ECHO_TIMEOUT } else { NO_REPLY_TIME })?;

@@ -1,5 +1,6 @@
 //! Tests of `NodePorts` and `hostPorts`, with clients on the first node. Policies allow the pod `client` to connect
-//! only to `near` and `far`. No policy isolates the pod `free`. [`Shop`] and [`number`] describe all pods and Services.
+//! only to `near` and `far`. No policy isolates the pod `free`. [`Shop`] and [`service_number`] describe all pods
+//! and Services.
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -45,7 +46,7 @@ fn other_node(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// Connects to hostPorts, with rules on the nodes as the CNI plugin portmap writes them. Each row has the node, the
+/// Connects to hostPorts. The CNI plugin portmap has written the NAT rules on the nodes. Each row has the node, the
 /// hostPort, the pod that has this hostPort, and the expected result for `client`.
 fn host_ports(shop: &Shop) -> Result<()> {
     let rows = [

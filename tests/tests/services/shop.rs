@@ -160,7 +160,7 @@ impl Shop {
         Ok(Self { _far: far, lab: Lab::of(cluster, agent), proxy, rounds: AtomicU32::new(0) })
     }
 
-    /// Returns a Service of [`number`] without backends.
+    /// Returns the Service with this number of [`service_number`], without backends.
     ///
     /// # Panics
     /// If there is no Service with this number.

@@ -40,15 +40,16 @@ pub(super) struct Changes {
     local: Vec<Vec<LocalPod>>,
 }
 
-/// Number of changes of each kind so far, and the numbers of the added remote pods that exist.
+/// How many changes of each kind were made so far, and which added remote pods exist.
 #[derive(Default)]
 struct Progress {
     policies: usize,
-    local: usize,
-    remote: usize,
-    namespaces: usize,
-    added: usize,
-    present: VecDeque<usize>,
+    local_labels: usize,
+    remote_labels: usize,
+    namespace_labels: usize,
+    added_pods: usize,
+    /// The numbers in the names of the added remote pods that exist, oldest first.
+    present_pods: VecDeque<usize>,
 }
 
 impl Changes {
@@ -78,7 +79,7 @@ impl Changes {
             }
             if step % 2 == 0 {
                 Self::add_remote_pod(server, watcher, &mut progress)?;
-            } else if progress.present.len() > REMOTE_PODS {
+            } else if progress.present_pods.len() > REMOTE_PODS {
                 Self::remove_remote_pod(server, watcher, &mut progress);
             }
             match step % 20 {
@@ -97,20 +98,20 @@ impl Changes {
     /// Adds a remote pod to `ns-1`. The pod's address gets a map entry, because rules of `ns-0` and `ns-1` allow
     /// traffic from this pod.
     fn add_remote_pod(server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
-        let number = progress.added;
-        progress.added += 1;
+        let number = progress.added_pods;
+        progress.added_pods += 1;
         let address = cluster_state::address(FIRST_ADDED + number);
         let name = format!("added-{number}");
         let pod = cluster_state::pod_in(&cluster_state::namespace_name(1), &name, "remote-1", number % APPS, address);
         let version = cluster_state::apply(server, pod)?;
         watcher.expect(SentChange { kind: ChangeKind::RemotePodAdded, version }, Expectation::Present(address));
-        progress.present.push_back(number);
+        progress.present_pods.push_back(number);
         Ok(())
     }
 
     /// Removes the oldest added remote pod.
     fn remove_remote_pod(server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) {
-        let Some(number) = progress.present.pop_front() else { return };
+        let Some(number) = progress.present_pods.pop_front() else { return };
         let name = format!("added-{number}");
         if let Some(version) = server.delete(Resource::Pods, &cluster_state::namespace_name(1), &name) {
             let expectation = Expectation::Absent(cluster_state::address(FIRST_ADDED + number));
@@ -135,8 +136,8 @@ impl Changes {
     /// changes the labels back.
     fn change_local_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         let pods = &self.local[LOCAL_NAMESPACES - 1];
-        let (pod, round) = (&pods[progress.local % pods.len()], progress.local / pods.len());
-        progress.local += 1;
+        let (pod, round) = (&pods[progress.local_labels % pods.len()], progress.local_labels / pods.len());
+        progress.local_labels += 1;
         let expectation = self.ingress_change(pod)?;
         let (namespace, short) = pod.name.split_once('/').context("pods are named namespace/name")?;
         let app = pod.app + usize::from(round.is_multiple_of(2));
@@ -149,8 +150,8 @@ impl Changes {
     /// Changes the app label of a remote pod, in turn for 40 pods of `ns-1`. The next round changes the labels back.
     fn change_remote_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         const PODS: usize = 40;
-        let (turn, round) = (progress.remote % PODS, progress.remote / PODS);
-        progress.remote += 1;
+        let (turn, round) = (progress.remote_labels % PODS, progress.remote_labels / PODS);
+        progress.remote_labels += 1;
         // Pods 100 to 199 are in `ns-1`, ten of each app.
         let index = 100 + turn;
         let address = cluster_state::address(index);
@@ -164,8 +165,8 @@ impl Changes {
     /// Changes the team label of the last namespace to the team that `ns-0` allows. The next call changes it back.
     fn change_namespace_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         let last = self.cluster_size.namespaces() - 1;
-        let team = if progress.namespaces.is_multiple_of(2) { 1 } else { last };
-        progress.namespaces += 1;
+        let team = if progress.namespace_labels.is_multiple_of(2) { 1 } else { last };
+        progress.namespace_labels += 1;
         // The pods of the last namespace.
         let addresses = (100 * last..self.cluster_size.pods).map(cluster_state::address);
         let before = addresses.map(|address| Ok((address, self.maps.address(address)?))).collect::<Result<_>>()?;

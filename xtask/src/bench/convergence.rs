@@ -1,5 +1,5 @@
-//! Measures the time from when the fake API server sends a change until the kernel's maps contain the change. The
-//! changes are added and removed pods, and changes of policies and labels.
+//! Measures the time from when the fake API server sends a change until the kernel's maps contain the change. In
+//! these changes, a pod is added or removed, or a policy or labels are changed.
 //!
 //! The pinned maps are polled until they contain the change. A pod that is added on this node is an exception: its
 //! programs must be attached, too, so a request to `/v1/wait` measures the time instead. To answer this request, the

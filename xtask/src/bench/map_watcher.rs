@@ -59,7 +59,7 @@ pub(super) enum Expectation {
     Present(Ipv4Addr),
     /// The address has no entry.
     Absent(Ipv4Addr),
-    /// None of these addresses has the entry given here any more (`None`: no entry).
+    /// The entry of each address differs from its earlier entry, which is given here. `None` stands for no entry.
     Changed(Vec<(Ipv4Addr, Option<AddressEntry>)>),
 }
 

@@ -25,7 +25,7 @@ struct Line {
     services: usize,
     /// From the agent's start until everything is enforced.
     ready_seconds: f64,
-    /// Resident memory a few seconds after that.
+    /// Resident memory a few seconds after everything is enforced.
     resident_mb: f64,
     /// Resident memory that no file backs.
     anonymous_mb: f64,

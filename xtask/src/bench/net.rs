@@ -66,8 +66,8 @@ struct Line {
     connection_us: Option<f64>,
 }
 
-/// What [`install`] has added for a setup. The rules of nftables and iptables have no value here: they are in the
-/// node's network namespace until [`remove`] deletes them.
+/// The programs that [`install`] has attached for a setup. Rules of nftables and iptables are not part of this type:
+/// they are in the node's network namespace until [`remove`] deletes them.
 enum Installed {
     NoPrograms,
     EmptyProgram(Box<Programs>),
@@ -154,7 +154,7 @@ fn print(lines: &[Line], output: Output) -> Result<()> {
         );
     }
     println!(
-        "medians of {ROUNDS} rounds in shuffled order, each with its ratio to no filter; program times are above the empty program's"
+        "medians of {ROUNDS} rounds in shuffled order, each with its ratio to no filter; program times are without the time of the empty program"
     );
     Ok(())
 }
@@ -199,7 +199,7 @@ fn cost(cluster: &Cluster, installed: &Installed, duration: Duration) -> Result<
     let after = read()?.context("the programs are no longer loaded")?;
     ensure!(connections > 0, "no connection was established");
     let [ingress, egress] = [0, 1].map(|hook| between[hook].since(before[hook]).mean());
-    // The same empty program is attached at both hooks, so its runs are counted once for both.
+    // The empty program is the same at both hooks. Its count includes the runs at both, so it is added only once.
     let hooks = if matches!(installed, Installed::EmptyProgram(_)) { &[0][..] } else { &[0, 1] };
     let ran = hooks.iter().map(|hook| after[*hook].since(between[*hook]));
     let (count, duration) =

@@ -73,12 +73,12 @@ impl Testbed {
         Ok(elapsed)
     }
 
-    /// Returns how many objects of a resource the agent has, by its metrics.
+    /// Returns how many objects of a resource the agent has, according to its metrics.
     pub(super) fn objects(&self, resource: Resource) -> Result<usize> {
         self.metric(&format!("netpol_source_objects{{kind=\"{}\"}}", resource.plural()))
     }
 
-    /// Returns how many pods of this node are not enforced yet, by the agent's metrics.
+    /// Returns how many pods of this node are not enforced yet, according to the agent's metrics.
     pub(super) fn pods_waiting(&self) -> Result<usize> {
         self.metric("netpol_pods_waiting")
     }

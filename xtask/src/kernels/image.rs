@@ -1,5 +1,5 @@
 //! Builds the initramfs of the virtual machine in which `cargo xtask kernels` runs the smoke test. It contains busybox,
-//! kernel modules, iproute2, netpol's programs, and their libraries.
+//! kernel modules, the smoke test, the agent, its BPF object, `ip`, `tc`, and the libraries of these executables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -91,7 +91,7 @@ fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
     Ok(words.filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
-/// Copies the modules and their dependencies to `to`. Returns their file names in the order in which they must be
+/// Copies [`MODULES`] and their dependencies to `to`. Returns their file names in the order in which they must be
 /// loaded.
 fn copy_modules(kernel: &Kernel, to: &Path) -> Result<Vec<String>> {
     let mut files = BTreeMap::new();
@@ -145,7 +145,7 @@ fn dependencies(module: &[u8]) -> Result<Vec<String>> {
     Ok(value.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
 }
 
-/// Finds the modules below a folder, by name.
+/// Adds the files of all modules below a folder to `found`. The key is the name of the module.
 fn find_modules(folder: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
         let entry = entry?;

@@ -16,7 +16,7 @@ use super::topic::Topic;
 /// further packets.
 const COALESCE: Duration = Duration::from_millis(300);
 /// Minimum time from the first write of a topic's Event to its first update. Each further interval is three times as
-/// long, up to [`MAX_INTERVAL`].
+/// long as the previous one, up to [`MAX_INTERVAL`].
 const FIRST_INTERVAL: Duration = Duration::from_secs(15);
 /// Maximum interval between two updates of a topic.
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
@@ -60,7 +60,7 @@ pub enum Publication {
     Notice(Notice),
 }
 
-/// The Event of one topic of a pod, with its number of packets.
+/// The content of one Event: the topic of a pod's packets, and their number and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Series {
     /// The pod.
@@ -79,7 +79,7 @@ pub struct Series {
     pub count: u64,
     /// Identifies the Event among this agent's Events of the pod.
     pub id: u64,
-    /// Whether the Event was already written, so that only its series changes.
+    /// Whether the Event was already written, so that only its count and the time of the last packet change.
     pub update: bool,
 }
 
@@ -174,7 +174,7 @@ impl Aggregator {
     /// If too many pods are in memory. Then the packets are not reported.
     pub fn denied(&mut self, denied: Denied, now: Instant) -> Result<(), DropReason> {
         let subject = (denied.pod, denied.created);
-        // A would-be denial may add a pod only while fewer than half of the pods are in memory.
+        // A would-be denial may add a pod only while fewer than `MAX_PODS / 2` pods are in memory.
         let max_pods = if denied.topic.shadow { MAX_PODS / 2 } else { MAX_PODS };
         if !self.pods.contains_key(&subject) && self.pods.len() >= max_pods {
             self.pods.retain(|_, pod| !pod.series.is_empty());

@@ -16,8 +16,8 @@
 //!
 //! * Each call of the Recorder is one request, and the count of a series is the number of calls. Here, the count is the
 //!   number of packets, and one update covers all packets of an interval.
-//! * The Recorder combines all Events of a pod with the same reason and action. The note would name only the first peer
-//!   and port, because the API server rejects changes of a note.
+//! * The Recorder combines all Events of a pod with the same reason and action. The `note` (the text of an Event) would
+//!   name only the first peer and port, because the API server rejects changes of a `note`.
 //! * The Recorder derives the name of an Event from the time. So several agents could not share one Event about a
 //!   diagnostic of a policy. And if the response to a request was lost, the repeated request would create a second
 //!   Event.

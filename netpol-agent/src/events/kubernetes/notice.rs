@@ -1,5 +1,5 @@
-//! Notices: Events about diagnostics of policies, and about suspensions of enforcement. Schedules when they are
-//! written.
+//! Notices: Events about diagnostics of policies, and about suspensions of enforcement. This module decides when each
+//! notice is written.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

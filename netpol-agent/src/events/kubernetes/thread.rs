@@ -38,8 +38,8 @@ impl Handle {
     }
 }
 
-/// Starts the thread. `client` creates a client with the current credentials. The new thread calls this function,
-/// because connections belong to the runtime that created them. It is called again when the API server rejects the
+/// Starts the thread. `client` creates a client with the current credentials. The new thread calls `client`, because
+/// connections belong to the runtime that created them. It calls `client` again when the API server rejects the
 /// credentials.
 ///
 /// # Errors

@@ -125,8 +125,8 @@ pub(super) fn note(topic: &Topic) -> String {
     escape_and_shorten(note)
 }
 
-/// Returns the note of a merged Event: it counts all further denied traffic of a pod that already has `reported`
-/// Events.
+/// Returns the note of a merged Event. The merged Event counts all further denied traffic of a pod that already has
+/// `reported` Events.
 pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     let denied = if topic.shadow { "would be denied" } else { "denied" };
@@ -193,8 +193,8 @@ pub(super) fn escape_and_shorten(note: String) -> String {
 mod tests {
     use super::*;
 
-    /// Returns a topic. Its peer has the address 10.1.2.3. The peer is the pod `peer_pod`; if this is empty, it is no
-    /// pod.
+    /// Returns a topic. Its peer has the address 10.1.2.3. The peer is the pod `peer_pod`; if `peer_pod` is empty, the
+    /// peer is not a pod.
     fn topic(direction: Direction, reason: Reason, peer_pod: &str, port: Option<u16>) -> Topic {
         let policies = vec!["shop/deny-all".to_owned()];
         let (namespace, pod) =

@@ -55,7 +55,7 @@ pub(super) struct WriteFailure {
     pub(super) unauthorized: bool,
 }
 
-/// Reads the credentials and creates a client, in the runtime in which the client is used.
+/// Reads the credentials and creates a client. Must be called in the tokio runtime that uses the client.
 pub(super) type Credentials = Box<dyn Fn() -> Result<Client, String> + Send>;
 
 /// Writes Events.

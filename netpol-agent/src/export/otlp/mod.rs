@@ -120,7 +120,8 @@ impl Sender {
     async fn wait(&mut self, until: Instant) -> bool {
         tokio::select! {
             () = sleep_until(until) => true,
-            // Nothing is ever sent on this channel. When the agent stops, it drops the sender, which ends the wait.
+            // Nothing is ever sent on this channel. When the agent stops, it drops the `oneshot::Sender`. This ends the
+            // wait.
             _ = &mut self.stopped => false,
         }
     }

@@ -78,8 +78,8 @@ impl<'a> ConfigList<'a> {
     }
 
     /// Returns the text with this entry for `netpol-cni`, or `None` if nothing must change. A new entry is appended. An
-    /// existing entry that is not the last one stays where it is: if another program also kept its plugin last, both
-    /// programs would rewrite the file forever.
+    /// existing entry after another plugin is not moved to the end of the list. If the agent moved it, and another
+    /// program moved its own plugin to the end, too, both would rewrite the file forever.
     pub(super) fn with_entry(&self, entry: &str) -> Option<String> {
         let own = self.own_indexes();
         match own[..] {

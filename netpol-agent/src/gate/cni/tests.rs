@@ -100,7 +100,7 @@ fn the_plugin_is_installed_once_and_uninstalled_without_a_trace() {
     assert_eq!(fs::metadata(node.installed_executable()).unwrap().mode() & 0o777, 0o755);
 
     let report = node.uninstall();
-    // The entry and the executable.
+    // The entry and the executable are removed, and nothing remains.
     assert_eq!((report.removed.len(), report.remains), (2, Vec::new()));
     assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
     assert_eq!(node.file_names(), ["10-bridge.conflist", "20-other.conflist"]);
@@ -141,7 +141,7 @@ fn an_entry_with_other_settings_and_an_executable_of_another_version_are_replace
 }
 
 #[test]
-fn owner_permissions_and_links_stay() {
+fn links_permissions_and_the_owner_stay() {
     let node = Node::new(&[]);
     let target = node.root.path().canonicalize().unwrap().join("real.conflist");
     fs::write(&target, BRIDGE).unwrap();

@@ -213,7 +213,7 @@ fn apply_pod(old: Pod, new: Pod) -> Pod {
 
 /// Applies the manifest of a Service. The Service's addresses stay if the manifest has no addresses.
 fn apply_service(old: Service, new: Service) -> Service {
-    // `requested_families` is set only if the manifest of a Service with cluster IPs does not contain them.
+    // `requested_families` is set if the Service gets cluster IPs, but the manifest contains none.
     if new.requested_families.is_none() {
         return new;
     }

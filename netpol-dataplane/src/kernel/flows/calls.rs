@@ -120,8 +120,9 @@ const KEY_TYPE: u32 = 2;
 const VALUE_TYPE: u32 = 4;
 
 /// Loads types for keys and values of these sizes. The key is an array of bytes. The value is a structure with an array
-/// of bytes, because the kernel sets the same `timer_off` as in the BPF object only for a structure. The types of the
-/// BPF object itself are not available: a descriptor of loaded types needs `CAP_SYS_ADMIN` (`BPF_BTF_GET_FD_BY_ID`).
+/// of bytes: with a type that is not a structure, the kernel would not set the same `timer_off` as in the BPF object.
+/// The types of the BPF object itself are not available: a descriptor of loaded types needs `CAP_SYS_ADMIN`
+/// (`BPF_BTF_GET_FD_BY_ID`).
 ///
 /// Source of the format: <https://docs.kernel.org/bpf/btf.html>.
 fn load_types(key_size: u32, value_size: u32) -> io::Result<OwnedFd> {

@@ -22,8 +22,9 @@ const NESTED: u16 = 0x8000;
 /// Mask of an attribute's type, without its two flag bits.
 const TYPE: u16 = 0x3fff;
 
-/// Attributes of a connection, and of the attributes nested in it. Each nested attribute has its own numbers.
+/// The numbers of attributes. The attributes inside each nested attribute have numbers of their own, from 1.
 mod attribute {
+    /// Attributes of a connection.
     pub(super) const TUPLE_ORIG: u16 = 1;
     pub(super) const TUPLE_REPLY: u16 = 2;
     pub(super) const STATUS: u16 = 3;
@@ -294,8 +295,9 @@ mod tests {
         encoded(kind | NESTED, &tuple)
     }
 
-    /// Returns an entry of the table: a TCP connection to a Service, which the node translated. `tcp_state` is a value
-    /// of `enum tcp_conntrack`: 1 is `SYN_SENT`, 3 `ESTABLISHED`, 5 `CLOSE_WAIT`, 7 `TIME_WAIT`, and 8 `CLOSE`.
+    /// Returns an entry of the table: a TCP connection to a Service. The node translated the Service's address.
+    /// `tcp_state` is a value of `enum tcp_conntrack`: 1 is `SYN_SENT`, 3 `ESTABLISHED`, 5 `CLOSE_WAIT`, 7 `TIME_WAIT`,
+    /// and 8 `CLOSE`.
     fn entry(status: u32, tcp_state: u8) -> Vec<u8> {
         let info = encoded(attribute::TCP | NESTED, &encoded(attribute::TCP_STATE, &[tcp_state]));
         [

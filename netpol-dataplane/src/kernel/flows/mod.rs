@@ -3,8 +3,8 @@
 //! A thread creates tables in advance for the next endpoint IDs, because writing a table into its slot takes long: the
 //! kernel waits until no program uses the previous table. Ten times a second, the thread reads how many flows each
 //! endpoint has started. If an endpoint has started many flows, the thread counts the entries of all tables and resizes
-//! the tables within the node's budget: see [`plan`]. If another pod gets an ID, the ID keeps its table; the ifindex in
-//! the flow key separates the flows of the two pods.
+//! the tables within the node's budget: see [`plan`]. If a new pod gets the ID of a deleted pod, the ID keeps its
+//! table; the ifindex in the flow key separates the flows of the two pods.
 
 mod calls;
 mod conntrack;
@@ -65,6 +65,7 @@ pub(super) struct FlowTables {
     /// Wakes the thread.
     changed: Sender<()>,
     endpoints: Endpoints,
+    /// The same endpoints by interface, to find without the lock whether an endpoint is new.
     known: BTreeMap<IfIndex, u32>,
 }
 
@@ -74,8 +75,9 @@ pub(super) struct Opened {
     v6: Tables<FlowKey<[u8; 16]>>,
 }
 
-/// Opens pinned tables, and writes a table into each slot. The next unused IDs get their own tables, since the first
-/// pods of a node are attached all at once. Call before programs run on these maps.
+/// Opens pinned tables, and writes a table into each slot: the ID's own table, or the shared table. The next unused IDs
+/// get their own tables, since the first pods of a node are attached all at once. Call before programs run on these
+/// maps.
 pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex, u32>) -> Result<Opened, KernelError> {
     let used: BTreeSet<u32> = used.values().copied().collect();
     let spare: BTreeSet<u32> = (1..).filter(|id| !used.contains(id)).take(SPARE_TABLES).collect();
@@ -264,7 +266,7 @@ impl TableManager {
     fn warn(&mut self, error: &io::Error) {
         if self.last_warning.is_none_or(|last| last.elapsed() > Duration::from_mins(1)) {
             self.last_warning = Some(Instant::now());
-            tracing::warn!(%error, "cannot read, create or resize flow tables; endpoints without one use the shared table, others keep their size");
+            tracing::warn!(%error, "cannot read, create or resize flow tables; endpoints without a table use the shared table, existing tables keep their size");
         }
     }
 }

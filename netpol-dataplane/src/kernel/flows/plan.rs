@@ -1,6 +1,6 @@
 //! Computes the size of each endpoint's flow table. All sizes are numbers of entries. The budget is the maximum number
 //! of entries of all tables of one address family together. Each table has a minimum size (`floor`). The rest of the
-//! budget is divided by max-min fairness: small needs are met in full, and the others share what is left equally.
+//! budget is divided by max-min fairness: small needs are met in full, and the others share the rest equally.
 
 use std::collections::BTreeMap;
 

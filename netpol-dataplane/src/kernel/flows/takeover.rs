@@ -241,7 +241,8 @@ mod tests {
             let is_node = |address: IpAddr| address == IpAddr::from([192, 0, 2, 1]);
             sides(&connection, is_node).map(fields_of)
         };
-        // Through a Service: the client's packets have the Service's address, the server's have the client's.
+        // Through a Service: packets of the client have the Service's address, packets of the server have the client's
+        // address.
         let [client, server] =
             fields_of_sides(tuple("10.0.0.5", "10.96.0.1", [4000, 443]), tuple("10.0.0.9", "10.0.0.5", [6443, 4000]));
         assert_eq!(client, ("10.0.0.5".into(), "10.96.0.1".into(), 443, 0));

@@ -1,6 +1,6 @@
 //! Tests of the map changes that the engine returns for events of Services, `EndpointSlices` and nodes. The tests
 //! compare map changes as short texts, such as `+frontend 80` (an entry is inserted or replaced) or `-allow` (an entry
-//! is deleted). A frontend moves to another backend set if its entry is replaced.
+//! is deleted). If the entry of a frontend is replaced, the frontend moves to another backend set.
 
 use netpol_common::{Reason, address_flags};
 
@@ -99,7 +99,8 @@ fn a_slice_change_moves_frontends_to_a_backend_set_that_is_written_first() {
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
     assert_eq!(apply(&mut engine, &none_allowed), [&moved[..], &["reevaluate 1", "-allow"]].concat());
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoAllowedBackend, false));
-    // A Service without a known backend has an entry, too: its packets are evaluated again post-DNAT.
+    // If no backend is known, the backend set has an `ALLOW` entry, too: packets to the Service are evaluated again
+    // post-DNAT.
     let expected: Vec<_> = [&["+allow"][..], &moved].concat();
     assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), expected);
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));

@@ -1,5 +1,5 @@
-//! Inputs that lack objects of other applications, or pods that a controller creates later. Also mistakes in a list of
-//! ports or peers.
+//! Tests of inputs without the objects of other applications, or without the pods that a controller creates later. Also
+//! tests of mistakes in a list of ports or peers.
 
 use super::report;
 use crate::lint::RuleId;
@@ -47,18 +47,20 @@ fn pods_that_a_controller_may_create_are_not_reported_as_missing() {
              spec: {{podMetadata: {{labels: {{app: collector, tier: ops}}}}}}}}\n---\n"
         )
     };
-    let of_labels =
+    let for_pod_labels =
         policy("matchLabels: {app: collector}", "ingress: [{from: [{podSelector: {matchLabels: {tier: ops}}}]}]");
     let reason = "a controller may create the selected pods for objects of kind Collector";
     assert_eq!(
-        lint(&custom("shop"), &of_labels),
+        lint(&custom("shop"), &for_pod_labels),
         (vec![], vec![format!("NP010: {reason}"), format!("NP020: {reason}")])
     );
     // No controller creates these pods: the object is in another namespace, only the object itself has the label, or
     // the object is a ConfigMap.
-    let of_own_label = policy("matchLabels: {app: other}", "ingress: []");
+    let for_object_label = policy("matchLabels: {app: other}", "ingress: []");
     let config_map = custom("shop").replace("example.com/v1", "v1").replace("Collector", "ConfigMap");
-    for (more, policy) in [(&custom("else"), &of_labels), (&custom("shop"), &of_own_label), (&config_map, &of_labels)] {
+    for (more, policy) in
+        [(&custom("else"), &for_pod_labels), (&custom("shop"), &for_object_label), (&config_map, &for_pod_labels)]
+    {
         let (findings, not_checked) = lint(more, policy);
         assert!(
             findings[0].starts_with("NP010 spec.podSelector: ") && not_checked.is_empty(),
@@ -129,8 +131,8 @@ fn a_selector_next_to_an_unknown_namespace_was_probably_intended_for_its_pods() 
         found.len() == 1 && found[0].starts_with("NP024 spec.egress[0].to[1]: No pod matches the peer"),
         "{found:?}"
     );
-    // No such finding: pods in the policy's own namespace have the labels, or the input has the pods of the other
-    // namespace, and none of these has the labels.
+    // No such finding in two cases. First, pods in the policy's own namespace have the labels. Second, the input has
+    // pods of `kube-system`, and none of them has the labels.
     assert_eq!(lint("", &peers(system, "app: web")).0, [""; 0]);
     let dns =
         "{apiVersion: v1, kind: Pod, metadata: {name: dns, namespace: kube-system, labels: {k8s-app: dns}}}\n---\n";

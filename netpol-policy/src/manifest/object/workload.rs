@@ -70,9 +70,9 @@ impl ObjectReader {
     }
 }
 
-/// Netpol reads all workloads of one kind with the same apiVersion, such as `apps/v1`. Returns this apiVersion.
-/// `api_version`, from the manifest, may be outdated or have no group. `None`: the kind is not a workload, or it only
-/// has the same name as a workload, in another API group.
+/// Returns the apiVersion with which netpol parses workloads of this kind, such as `apps/v1`. `api_version` is the
+/// value in the object or owner reference. It may be outdated or have no group. Returns `None` if the kind is not a
+/// workload, or if it is a kind of another API group that has the same name as a kind of workload.
 pub(super) fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     match (WorkloadKind::from_name(kind)?, group) {

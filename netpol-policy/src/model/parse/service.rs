@@ -72,7 +72,7 @@ fn is_proxied(api: &core::Service) -> bool {
     !is_external_name(api) && cluster_ips.any(|text| !matches!(text.as_str(), "" | "None"))
 }
 
-/// Returns the addresses of a Service that kube-proxy translates: cluster IPs, `externalIPs` and load balancer
+/// Returns the addresses that kube-proxy translates for a Service: cluster IPs, `externalIPs` and load balancer
 /// addresses.
 fn addresses(api: &core::Service, diagnostics: &mut Diagnostics) -> Vec<IpAddr> {
     let mut texts: Vec<(String, &str)> = Vec::new();

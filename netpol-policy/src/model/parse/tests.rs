@@ -239,7 +239,7 @@ fn a_slice_has_the_same_ports_for_all_endpoints() {
          ports: [{name: web, port: 8080}, {port: 53, protocol: UDP}, {name: all}, {port: -1}]",
     );
     assert_eq!(slice.service.as_deref(), Some("a"));
-    // An entry without a port number is ignored.
+    // An item of `ports` without a port number is ignored.
     let ports: Vec<String> =
         slice.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol.name())).collect();
     assert_eq!(ports, ["web:8080/TCP", ":53/UDP"]);

@@ -1,5 +1,5 @@
 //! Matches the ends of the old cluster with those of the new cluster: workload by workload. An end is a set of pods or
-//! addresses that can connect with every other end at the same ports.
+//! addresses with the same allowed connections (to and from the same other ends, at the same ports).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,7 +48,7 @@ pub struct DifferenceEnd {
     pub(super) ids: [Option<EndId>; 2],
     /// For each cluster, one pod of the members. All other pods of the members have the same verdicts.
     pub(super) pods: [Option<PodKey>; 2],
-    /// Whether a cluster has two pods of this end. Then a connection within the end need not be hairpin traffic.
+    /// Whether a cluster has at least two pods of this end. If not, a connection within the end is hairpin traffic.
     pub(super) has_second_pod: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Compares two versions of a cluster: which connections have another verdict in the new version, and why. The result
 //! is exact, for all pods, addresses and ports.
 //!
-//! An end is a class of pods or addresses. The ports between an end and any other end are the same for all pods or
-//! addresses of the end (see `reachability`).
+//! An end is a group of pods, or a group of addresses. All members of the group have the same allowed ports to and from
+//! each other end (see `reachability`).
 
 mod causes;
 mod ends;

@@ -59,8 +59,9 @@ pub(super) fn grouped(
     rows
 }
 
-/// Adds a destination that is a single pod to the sources of its most frequent change. Without this, each pod of a
-/// namespace would have all other pods as sources, but not itself, and no two pods could share a row.
+/// For a destination that is a single pod: adds this pod to the sources of the change that has the most sources.
+/// Without this, each pod of a namespace would have all other pods as sources, but not itself, and no two pods could
+/// share a row.
 fn add_itself(pod: usize, sources: &mut Sources) {
     if let Some(most) = sources.values_mut().filter(|from| from.len() > 1).max_by_key(|from| from.len()) {
         most.push(pod);

@@ -19,11 +19,11 @@ use crate::reference::{self, Remote};
 /// unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Side {
-    /// The numbers of the rules in [`OfflineCluster::state`], sorted: they allow a connection. `None`: no policy
+    /// The numbers of the rules in [`OfflineCluster::state`], sorted. These rules allow connections. `None`: no policy
     /// isolates the pod.
     pub(super) rules: Option<Vec<u32>>,
-    /// The numbers of the rules in [`OfflineCluster::at_most`], sorted: they allow a connection, or may allow it,
-    /// depending on unknown addresses. `None`: no policy isolates the pod.
+    /// The numbers of the rules in [`OfflineCluster::at_most`], sorted. These rules allow connections, or may allow
+    /// them, depending on unknown addresses. `None`: no policy isolates the pod.
     pub(super) possible_rules: Option<Vec<u32>>,
     /// The hashes of the policies that netpol does not evaluate and that may change the verdict, sorted.
     pub(super) unevaluated: Vec<u64>,

@@ -146,8 +146,8 @@ impl<'c> Reachability<'c> {
     /// common.
     pub fn sides(&mut self, from: EndId, to: EndId) -> [Option<[PortIds; 2]>; 2] {
         let (source, destination) = (self.class_of(from), self.class_of(to));
-        // Only an end with a single pod has `shared`. If the value is the same, the source is the destination: all of
-        // this hairpin traffic is allowed.
+        // Only an end that is a single pod has `shared`. If both ends have the same value, they are the same pod: all
+        // of its hairpin traffic is allowed.
         let is_same_pod = source.shared.is_some() && source.shared == destination.shared;
         [0, 1].map(|family| {
             let (source_class, destination_class) = source.addresses[family].zip(destination.addresses[family])?;

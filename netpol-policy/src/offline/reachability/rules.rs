@@ -13,8 +13,9 @@ use crate::model::{
 use crate::offline::intern::Interner;
 use crate::offline::{PortSet, ports};
 
-/// The condition that a peer of a rule sets for the other end of a connection. It contains the policy's namespace only
-/// if the peer has no `namespaceSelector`. So equal conditions of policies in different namespaces get the same number.
+/// A peer of a rule, as a condition on the other end of a connection. The condition contains the policy's namespace
+/// only if the peer has no `namespaceSelector`. So equal conditions of policies in different namespaces get the same
+/// number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Condition {
     /// Pods of this namespace that match the selector.

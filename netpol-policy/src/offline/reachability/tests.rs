@@ -1,5 +1,6 @@
-//! Compares two results for random clusters: the ports at which [`Reachability`] computes that each end (a class of
-//! pods, or of addresses outside) can connect to each other end, and the verdicts of the reference evaluator.
+//! Compares the results of [`Reachability`] with the verdicts of the reference evaluator, for random clusters.
+//! [`Reachability`] computes at which ports one end can connect to another. An end is a class of pods, or of addresses
+//! that no pod has.
 
 use std::net::IpAddr;
 
@@ -41,8 +42,9 @@ fn expected(cluster: &OfflineCluster, from: &End, to: &End) -> Option<Vec<bool>>
     cases.chain([(protocol::ICMP, 0)]).map(verdict).collect()
 }
 
-/// Returns for each address family, side, TCP or UDP, and port whether the reference allows a connection. The sides are
-/// the ingress policies of the destination and the egress policies of the source, in the order of [`Direction::BOTH`].
+/// Returns for each address family, side, protocol (TCP and UDP) and port whether the reference allows a connection.
+/// The sides are the ingress policies of the destination and the egress policies of the source, in the order of
+/// [`Direction::BOTH`].
 fn expected_sides(cluster: &OfflineCluster, from: &End, to: &End) -> [Option<[Vec<bool>; 2]>; 2] {
     let mut families = [None, None];
     for (protocol, port) in [protocol::TCP, protocol::UDP].into_iter().flat_map(|it| PORTS.map(|port| (it, port))) {
@@ -153,7 +155,7 @@ proptest! {
                 let pod = || End::Pod((*key).clone());
                 let egress = expected(&cluster, &pod(), &End::Address(address));
                 let ingress = expected(&cluster, &End::Address(address), &pod());
-                // No part of `outside` has addresses of a family in which no pod has an address.
+                // If no pod has an address of this family, no part of `outside` contains the address.
                 let [found] = with_address[..] else {
                     prop_assert!(with_address.is_empty() && egress.is_none(), "{} is in {:?}", address, with_address);
                     continue;

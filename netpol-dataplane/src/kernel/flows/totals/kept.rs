@@ -101,8 +101,8 @@ impl KeptFlow {
             (self.ending, self.is_end_reported) = (None, false);
         }
         let idle = reading.clocks.since(entry.last_used);
-        // A closed flow ends when no more packets arrive, so that the last packets, such as the ACK of a FIN, are
-        // included.
+        // The end of a closed flow is recorded only when no more packets arrive. So the totals include the last
+        // packets, such as the ACK of a FIN.
         let is_quiet = !changed || idle >= 2 * SLACK * reading.clocks.hz;
         let ending = if entry.state & flow_state::REVOKED != 0 {
             Some(FlowEndReason::Revoked)

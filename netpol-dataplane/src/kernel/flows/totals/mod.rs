@@ -156,12 +156,12 @@ pub(super) struct Tracker {
     flows: HashMap<FlowId, KeptFlow>,
     /// The number of kept flows by interface, including `replaced`.
     by_interface: HashMap<IfIndex, usize>,
-    /// Records of flows that have ended, and whose keys other flows have now.
+    /// Records of ended flows that are not in `flows` anymore, because a new flow has the same key.
     replaced: Vec<(IfIndex, FlowTotals)>,
     clocks: Clocks,
     /// The previous reading; `None` during the first one.
     previous: Option<Clocks>,
-    /// The last reading after which the due records were sent, or no record was due.
+    /// The last reading after which the channel had room, so that due records could be sent.
     last_sent: Option<Clocks>,
     /// The number of the current reading.
     reading: u32,
@@ -207,7 +207,7 @@ impl Tracker {
         self.clocks = clocks;
     }
 
-    /// Sets when the next reading is due, by the time that the last one took.
+    /// Sets when the next reading is due. The pause depends on how long the last reading took.
     pub(super) fn set_next(&mut self, now: Instant) {
         let took = now.saturating_duration_since(self.clocks.now);
         self.next = now + READ_INTERVAL.max(took * PAUSE_FACTOR);
