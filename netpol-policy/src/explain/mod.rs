@@ -12,9 +12,9 @@ mod frontend;
 mod hints;
 mod nearest;
 mod render;
+mod verdict;
 pub(crate) mod yaml;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
@@ -25,6 +25,7 @@ pub use describe::rule as describe_rule;
 pub use flow::{CoveringBlock, FlowExplanation, FlowFix, FlowRule, FlowSide, explain_flow};
 pub use frontend::{BackendVerdict, FrontendVerdict};
 pub(crate) use nearest::peer_path;
+pub use verdict::Verdict;
 
 use crate::cluster_state::ClusterState;
 use crate::model::{Mode, PolicyKey, Protocol, Timestamp};
@@ -32,55 +33,6 @@ use crate::offline::{OfflineCluster, is_placeholder};
 use crate::reference::{self, Connection, ConnectionError, End, Evaluation, Packet, RuleRef};
 
 use hints::Fix;
-
-/// The verdict of a connection, or of one side of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Verdict {
-    /// Allowed.
-    Allow,
-    /// Of several connections, some are allowed and some are denied. Also used for a Service without backends.
-    Some,
-    /// For manifests only: the verdict depends on a policy that is not evaluated, or on an unknown address.
-    Unknown,
-    /// Denied.
-    Deny,
-}
-
-impl Verdict {
-    /// `Allow` or `Deny`.
-    pub const fn of(allowed: bool) -> Self {
-        if allowed { Self::Allow } else { Self::Deny }
-    }
-
-    /// Returns the verdict of a connection: the worse one of its two sides.
-    pub(crate) fn of_sides(egress: Self, ingress: Self) -> Self {
-        egress.max(ingress)
-    }
-
-    /// Returns one verdict for several connections, such as those to the backends of a Service. If all connections have
-    /// the same verdict, returns this verdict. Otherwise returns [`Verdict::Some`] if some are allowed and some are
-    /// denied, else [`Verdict::Unknown`]. `None` without connections.
-    pub fn of_several(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
-        let verdicts: BTreeSet<Self> = verdicts.into_iter().collect();
-        let has = |verdict| verdicts.contains(&verdict);
-        Some(match verdicts.first()? {
-            first if verdicts.len() == 1 => *first,
-            _ if has(Self::Some) || has(Self::Allow) && has(Self::Deny) => Self::Some,
-            _ => Self::Unknown,
-        })
-    }
-
-    /// `allow`, `some`, `unknown` or `deny`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Allow => "allow",
-            Self::Some => "some",
-            Self::Unknown => "unknown",
-            Self::Deny => "deny",
-        }
-    }
-}
 
 /// The verdict of a connection and its reasons. Serializes to the output of `netpol explain -o json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

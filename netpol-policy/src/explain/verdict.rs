@@ -1,0 +1,54 @@
+//! The verdict of a connection.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+/// The verdict of a connection, or of one side of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// Allowed.
+    Allow,
+    /// Of several connections, some are allowed and some are denied. Also used for a Service without backends.
+    Some,
+    /// For manifests only: the verdict depends on a policy that is not evaluated, or on an unknown address.
+    Unknown,
+    /// Denied.
+    Deny,
+}
+
+impl Verdict {
+    /// `Allow` or `Deny`.
+    pub const fn of(allowed: bool) -> Self {
+        if allowed { Self::Allow } else { Self::Deny }
+    }
+
+    /// Returns the verdict of a connection: the worse one of its two sides.
+    pub(crate) fn of_sides(egress: Self, ingress: Self) -> Self {
+        egress.max(ingress)
+    }
+
+    /// Returns one verdict for several connections, such as those to the backends of a Service. If all connections have
+    /// the same verdict, returns this verdict. Otherwise returns [`Verdict::Some`] if some are allowed and some are
+    /// denied, else [`Verdict::Unknown`]. `None` without connections.
+    pub fn of_several(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let verdicts: BTreeSet<Self> = verdicts.into_iter().collect();
+        let has = |verdict| verdicts.contains(&verdict);
+        Some(match verdicts.first()? {
+            first if verdicts.len() == 1 => *first,
+            _ if has(Self::Some) || has(Self::Allow) && has(Self::Deny) => Self::Some,
+            _ => Self::Unknown,
+        })
+    }
+
+    /// `allow`, `some`, `unknown` or `deny`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Some => "some",
+            Self::Unknown => "unknown",
+            Self::Deny => "deny",
+        }
+    }
+}
