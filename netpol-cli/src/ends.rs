@@ -305,7 +305,7 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
-        for text in ["app=web", "-l app=web", "-lapp", "tier in (a, b)"] {
+        for text in ["app=web", "-l app=web", "-lapp", "tier in (a, b)", "tier in(a,b)"] {
             assert!(matches!(text.parse(), Ok(EndArgument::Labels(..))), "{text}");
         }
         for text in ["web", "a/", "/b", "a/b/c", "svc/a/", "svc//b", "deploy/", "a/b/c/d", "=x"] {

@@ -202,7 +202,8 @@ impl Context<'_> {
             // side.
             let is_pod = matches!(to, End::Pod(_));
             let set_unknown = |path: &mut Path| {
-                let side = if is_pod { &mut path.ingress } else { &mut path.egress };
+                let in_ingress = is_pod && path.frontend.is_none();
+                let side = if in_ingress { &mut path.ingress } else { &mut path.egress };
                 side.verdict = Verdict::Unknown;
                 side.unknown_because.extend(self.unknown_because.iter().cloned());
                 if let Some(frontend) = &mut path.frontend {

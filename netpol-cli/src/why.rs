@@ -319,7 +319,7 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
     match found {
         Some(found) if found.is_selectable() => {}
         Some(_) => return paragraph(out, "policies do not apply to it: it is finished, or on the host network", 0),
-        None if answer.missing.iter().any(|missing| missing.kind == "Pods") => {
+        None if answer.missing.iter().any(|missing| missing.kind == "Pods" && missing.namespace.is_some()) => {
             return paragraph(out, "you cannot list its pods, so no connections are listed", 0);
         }
         None => return paragraph(out, "it has no pods now, so no connections are listed", 0),

@@ -81,7 +81,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
         "traffic that was allowed before is no longer allowed"
     );
 
-    for path in ["/healthz", "/readyz", "/metrics", "/v1/status"] {
+    for path in ["/healthz", "/readyz", "/metrics", "/v1/status", "/v1/pods"] {
         let mut times: Vec<Duration> = Vec::new();
         for _ in 0..9 {
             let begun = Instant::now();

@@ -265,7 +265,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Stores the policies of each rule set in use, because the engine is not available while it is compiling.
+    /// Stores the names of the policies of each rule set in use, because the engine is not available while it is compiling.
     fn store_rule_set_names(&mut self) {
         if !std::mem::replace(&mut self.rule_set_names_stale, false) {
             return;

@@ -28,7 +28,8 @@ pub(super) struct Graph {
     pub(super) has_unknown: bool,
 }
 
-/// A node: workloads of one namespace, or addresses. All of them can connect with every other node at the same ports.
+/// A node: workloads of one namespace, or addresses. All of them have the same allowed connections: the ports to and from
+/// each other node are the same for all of them.
 pub(super) struct Node {
     /// The lines of text: names, and then badges. A badge is a line with ports that are not shown as edges. For
     /// example, `in: TCP 80` has the ports at which the policies of this node allow connections from all nodes.

@@ -110,6 +110,21 @@ fn policies_of_other_kinds_make_the_verdict_unknown() {
     let run = cluster.netpol(&EXPLAIN);
     assert_eq!(run.code, 4, "{}", run.out);
     assert!(run.unwrapped().contains("Unknown: cannot list CiliumNetworkPolicies"), "{}", run.out);
+    // The verdicts on a Service and its backends are unknown, too.
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "far"},
+            "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80, "protocol": "TCP"}]}}),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"namespace": "shop", "name": "far-1", "labels": {"kubernetes.io/service-name": "far"}},
+            "ports": [{"port": 80, "protocol": "TCP"}], "endpoints": [{"addresses": ["10.0.9.9"]}]}),
+    ] {
+        cluster.server.apply(object).expect("an object");
+    }
+    let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "svc/shop/far", "--port", "80", "-o", "json"]);
+    let output: Value = serde_json::from_str(&run.out).expect("JSON");
+    let frontend = &output["frontend"];
+    assert_eq!((&output["verdict"], &frontend["verdict"]), (&json!("unknown"), &json!("unknown")), "{output}");
+    assert_eq!(frontend["backends"][0]["verdict"], "unknown", "{output}");
 }
 
 #[test]

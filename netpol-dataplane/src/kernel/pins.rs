@@ -11,8 +11,8 @@
 //!     links/12-ingress           TCX links, by ifindex
 //!     tc/12/                     an interface with clsact filters, by ifindex. Marks in this directory:
 //!       qdisc/                   netpol created the qdisc
-//!       behind/                  the interface is a device of the node, with a link-layer header
-//!       bare/                    the interface is a device of the node, without a link-layer header
+//!       behind/                  the device runs `netpol_recheck` (behind kube-proxy's translation)
+//!       bare/                    the device runs `netpol_recheck_l3` (its packets have no link-layer header)
 //!     observing/12/              mark: the programs of interface 12 enforce nothing (--observe)
 //!     flows/v4-12                flow tables, by family and endpoint ID
 //!     flows/v4-12-next           a table of a new size, until it replaces v4-12
@@ -136,8 +136,9 @@ impl Pins {
     /// Returns the role of an interface, from its marks and the names of its pinned links. See [`Self::set_role`].
     pub(super) fn role(&self, ifindex: IfIndex) -> Role {
         let is_recorded = |role: &Role| {
-            role.mark()
-                .is_some_and(|mark| self.link(ifindex, mark).exists() || self.device_mark(ifindex, mark).exists())
+            role.mark_program().is_some_and(|program| {
+                self.link(ifindex, program).exists() || self.device_mark(ifindex, program).exists()
+            })
         };
         [Role::Device, Role::Tunnel].into_iter().find(is_recorded).unwrap_or(Role::Pod)
     }
@@ -145,9 +146,9 @@ impl Pins {
     /// Records the role of an interface with a mark, and removes the marks of other roles. An interface with TCX links
     /// needs no mark, because the names of its pinned links include the program.
     pub(super) fn set_role(&self, ifindex: IfIndex, role: Role, has_links: bool) -> Result<(), KernelError> {
-        for mark in [Program::Recheck, Program::RecheckL3] {
-            let path = self.device_mark(ifindex, mark);
-            if role.mark() == Some(mark) && !has_links {
+        for program in [Program::Recheck, Program::RecheckL3] {
+            let path = self.device_mark(ifindex, program);
+            if role.mark_program() == Some(program) && !has_links {
                 make_dir(&path)?;
                 continue;
             }
@@ -161,9 +162,9 @@ impl Pins {
         Ok(())
     }
 
-    /// Returns the path of the mark for the role of a device. `mark`: see [`Role::mark`].
-    fn device_mark(&self, ifindex: IfIndex, mark: Program) -> PathBuf {
-        self.filter_dir(ifindex).join(mark.short_name())
+    /// Returns the path of the mark for the role of a device. `program`: see [`Role::mark_program`].
+    fn device_mark(&self, ifindex: IfIndex, program: Program) -> PathBuf {
+        self.filter_dir(ifindex).join(program.short_name())
     }
 
     /// Returns whether the programs of an interface only observe (enforce nothing), as [`Self::set_observing`]

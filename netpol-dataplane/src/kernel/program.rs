@@ -78,7 +78,7 @@ impl Role {
 
     /// Returns the program that names the mark of this role. A mark is an empty directory in the pin path. It records
     /// the role of an interface. Its name is the program's short name. `None` for a pod's veth, which has no mark.
-    pub(super) const fn mark(self) -> Option<Program> {
+    pub(super) const fn mark_program(self) -> Option<Program> {
         match self {
             Self::Pod => None,
             Self::Device => Some(Program::Recheck),

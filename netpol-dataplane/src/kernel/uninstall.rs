@@ -55,7 +55,10 @@ pub fn uninstall(pin_path: &Path) -> Result<UninstallReport, KernelError> {
         remove_tree(&root, &mut report);
     }
     drop(lock);
-    if let Err(error) = fs::remove_dir(pin_path) {
+    // The directory can be a mount point; its contents are removed.
+    if let Err(error) = fs::remove_dir(pin_path)
+        && error.kind() != std::io::ErrorKind::ResourceBusy
+    {
         report.remains.push(pin_error("remove", pin_path, &error).to_string());
     }
     report.remains.extend(remaining_pins(pin_path));

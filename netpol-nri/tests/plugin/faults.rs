@@ -18,8 +18,8 @@ const PLUGIN: &str = "nri.pkg.api.v1alpha1.Plugin";
 const INVALID_ARGUMENT: i32 = 3;
 const UNIMPLEMENTED: i32 = 12;
 
-/// Connects the plugin to a runtime that sends only what the test sends. Returns the runtime's end, [`Plugin`], and the
-/// plugin's end, [`Connection`].
+/// Connects the plugin to a runtime that sends only what the test sends. Returns the runtime's end (a
+/// [`Plugin`]: the plugin as the runtime sees it) and the plugin's end (a [`Connection`]).
 fn accept(registration: RegistrationResponse, options: Options, recorder: Recorder) -> (Plugin, Connection) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nri.sock");

@@ -261,8 +261,8 @@ impl Engine {
         signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }
 
-    /// Charges an entry to the account of its rule set (a namespace, or all rule sets for shadow mode). The entry of a
-    /// class that matches only blocks is not counted: the cost of these blocks includes it.
+    /// Charges an entry to the account of its rule set. Each namespace has an account, and all rule sets for shadow mode
+    /// share one. The entry of a class that matches only blocks is not counted: the cost of these blocks includes it.
     fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
         if self.classes.signature(class).is_some_and(|signature| !self.has_only_blocks(signature)) {
             self.rule_sets.charge(rule_set, class);

@@ -12,7 +12,8 @@ pub enum Verdict {
     Allow,
     /// Of several connections, some are allowed and some are denied. Also used for a Service without backends.
     Some,
-    /// For manifests only: the verdict depends on a policy that is not evaluated, or on an unknown address.
+    /// The verdict depends on a policy that is not evaluated, on an unknown address, or on objects that the user cannot
+    /// list.
     Unknown,
     /// Denied.
     Deny,

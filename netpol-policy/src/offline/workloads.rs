@@ -31,7 +31,7 @@ impl Workloads {
             if is_running {
                 let top = top_controller(&objects, controller);
                 if top != *controller && !objects.contains_key(&top) {
-                    // The Deployment of this ReplicaSet is not in the input, so the ReplicaSet stays a workload, too.
+                    // The Deployment or CronJob is not in the input, so its ReplicaSet or Job stays a workload, too.
                     result.pods.entry(controller.clone()).or_default().push(pod.clone());
                 }
                 result.add(top, pod.clone());

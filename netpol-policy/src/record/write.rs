@@ -42,7 +42,7 @@ fn header(recording: &Recording) -> Vec<String> {
         let nodes: Vec<&str> = recording.nodes.iter().map(|node| &**node).collect();
         lines.push(format!("Nodes: {}", nodes.join(", ")));
     }
-    lines.push("Connections that were not used in this time are denied".to_owned());
+    lines.push("Connections that were not observed in this time are denied".to_owned());
     if !recording.unseen.is_empty() {
         let names: Vec<String> = recording.unseen.iter().map(ToString::to_string).collect();
         lines.push(format!("No flow was seen of {}: all their traffic is denied", names.join(", ")));

@@ -55,8 +55,8 @@ impl StartGate {
         Ok(())
     }
 
-    /// Does the same as [`Self::add`] for a pod on the first node that was not connected by the cluster's plugin, but
-    /// for example by [`crate::PodSlots`].
+    /// Does the same as [`Self::add`] for a pod that the cluster's plugin did not connect (for example,
+    /// [`crate::PodSlots`] did). The pod must be on the first node.
     ///
     /// # Errors
     /// Same as [`Self::add`].

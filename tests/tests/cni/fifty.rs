@@ -68,8 +68,8 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
         let Some((_, rest)) = line.split_once(" enforced pod=") else { continue };
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
-        // If all traffic of a pod was dropped until its policies were compiled, the line has `interface_age_ms` first: the
-        // age of the interface when its policies were enforced. Otherwise `unprotected_ms` is the time until then.
+        // The time until the pod's policies were enforced: `unprotected_ms`, or, if all traffic of the pod was dropped in
+        // this time, the age of the interface, `interface_age_ms`. The latter is the first of the two in its line.
         let parse_time = |word: &str| {
             ["unprotected_ms=", "interface_age_ms="]
                 .into_iter()
