@@ -9,12 +9,13 @@ mod manifests_or_cluster;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams};
-use netpol_policy::model::{Object, ObjectKey, Peer, Peers, PolicyKey, Rule, WorkloadKind};
+use netpol_policy::model::{EndpointSlice, Object, ObjectKey, Peer, Peers, PolicyKey, Rule, WorkloadKind};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -218,8 +219,10 @@ impl Ends<'_> {
     /// Returns why the verdict on the connection is unknown: a message for each kind of objects that the user cannot
     /// list and that may change the verdict.
     pub(crate) fn unknown_because(self, input: &Input) -> Vec<String> {
-        // An address can belong to a pod or a Service of any namespace, or to a node.
-        let has_address = [self.from, self.to].iter().any(|end| end.namespace(self.namespace).is_none());
+        // An address can belong to a pod or a Service of any namespace, or to a node. So can the address of a backend
+        // that is in an EndpointSlice, but belongs to no pod in the input.
+        let has_address = [self.from, self.to].iter().any(|end| end.namespace(self.namespace).is_none())
+            || self.has_unknown_backend(input);
         let is_to_service = matches!(self.to, EndArgument::Service(..));
         let matters = |missing: &&Missing| {
             let in_namespace_of_end = missing.namespace.is_some();
@@ -235,6 +238,23 @@ impl Ends<'_> {
             }
         };
         input.missing.iter().filter(matters).map(ToString::to_string).collect()
+    }
+
+    /// Returns whether the destination is a Service with a backend that is no pod in the input.
+    fn has_unknown_backend(self, input: &Input) -> bool {
+        let EndArgument::Service(namespace, name) = self.to else { return false };
+        let namespace = namespace.as_deref().unwrap_or(self.namespace);
+        let objects = || input.parsed.objects.iter().map(|located| &located.object);
+        let pods: BTreeSet<IpAddr> = objects()
+            .filter_map(|object| if let Object::Pod(pod) = object { Some(&pod.addresses) } else { None })
+            .flatten()
+            .copied()
+            .collect();
+        let of_service = |slice: &&EndpointSlice| {
+            slice.service_key().is_some_and(|key| (&*key.namespace, &*key.name) == (namespace, name.as_str()))
+        };
+        let slices = objects().filter_map(|object| if let Object::Slice(slice) = object { Some(slice) } else { None });
+        slices.filter(of_service).flat_map(|slice| &slice.endpoints).any(|endpoint| !pods.contains(&endpoint.address))
     }
 }
 
