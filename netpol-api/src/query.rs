@@ -152,14 +152,7 @@ impl FlowQuery {
             Record::Multicast(summary) => {
                 let port = self.port.as_ref().is_none_or(|port| port.matches(summary.port, &summary.protocol));
                 let to = self.to.as_ref().is_none_or(|to| to.matches(&summary.to));
-                // A sender that is not a pod is an address.
-                let is_sender = |from: &EndFilter| {
-                    summary.senders.iter().any(|sender| {
-                        let address = sender.parse().ok();
-                        from.is_sender(Some(sender))
-                            || address.is_some() && from.matches(&FlowEnd { address, ..FlowEnd::default() })
-                    })
-                };
+                let is_sender = |from: &EndFilter| summary.senders.iter().any(|sender| from.is_sender(sender));
                 let from = self.from.as_ref().is_none_or(is_sender);
                 let namespace = self.namespace.as_ref().is_none_or(|namespace| {
                     let mut senders = summary.senders.iter().filter_map(|sender| sender.split_once('/'));
@@ -189,7 +182,9 @@ impl FlowQuery {
             [flow.from.namespace.as_deref(), flow.to.namespace.as_deref(), sender_namespace].contains(&Some(namespace))
         };
         self.has_verdict(flow.verdict)
-            && self.from.as_ref().is_none_or(|from| from.matches(&flow.from) || from.is_sender(flow.sender.as_deref()))
+            && self.from.as_ref().is_none_or(|from| {
+                from.matches(&flow.from) || flow.sender.as_ref().is_some_and(|sender| from.is_sender(sender))
+            })
             && self.to.as_ref().is_none_or(|to| to.matches(&flow.to))
             && self.port.as_ref().is_none_or(|port| port.matches(flow.port, &flow.protocol))
             && self.namespace.as_ref().is_none_or(in_namespace)
@@ -274,13 +269,15 @@ impl EndFilter {
         }
     }
 
-    /// Returns whether the filter selects the pod `sender` (`namespace/name`).
-    fn is_sender(&self, sender: Option<&str>) -> bool {
-        let Some((sender_namespace, pod)) = sender.and_then(|sender| sender.split_once('/')) else { return false };
-        match self {
-            Self::Pod { namespace, name } => namespace == sender_namespace && name == pod,
-            Self::Namespace(namespace) => namespace == sender_namespace,
-            Self::Addresses(_) => false,
+    /// Returns whether the filter selects a sender: a pod (`namespace/name`), or an address.
+    fn is_sender(&self, sender: &str) -> bool {
+        match (self, sender.split_once('/')) {
+            (Self::Pod { namespace, name }, Some(pod)) => (namespace.as_str(), name.as_str()) == pod,
+            (Self::Namespace(namespace), Some((sender_namespace, _))) => namespace == sender_namespace,
+            (Self::Addresses(addresses), None) => {
+                sender.parse().is_ok_and(|address: IpAddr| addresses.contains(&address))
+            }
+            _ => false,
         }
     }
 }

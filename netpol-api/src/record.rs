@@ -147,6 +147,14 @@ pub struct FlowRecord {
 }
 
 impl FlowRecord {
+    /// Returns the number of flows that the record stands for: its own, and those without a record because of the rate
+    /// limit. For a denied packet, `suppressed` counts further packets of the same flow.
+    pub fn flow_count(&self) -> u64 {
+        if self.verdict == FlowVerdict::Denied { 1 } else { 1 + u64::from(self.suppressed) }
+    }
+}
+
+impl FlowRecord {
     /// Returns the evaluation at the pod of this record.
     pub const fn own_side(&self) -> Option<&FlowSide> {
         match self.direction {

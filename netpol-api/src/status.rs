@@ -99,7 +99,7 @@ pub struct PartialPolicy {
     /// Number of items of `ports` that are not enforced.
     pub omitted_ports: usize,
     /// Number of `ipBlock` peers and items of `ports` that the policy has.
-    pub total: usize,
+    pub policy_items: usize,
     /// Number of missing map entries of the rule sets that contain the policy.
     #[serde(default)]
     pub missing_entries: usize,

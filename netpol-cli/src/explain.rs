@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::{Result, bail};
-use netpol_policy::explain::{Explanation, Path, Verdict};
+use netpol_policy::explain::{Explanation, Verdict};
 use netpol_policy::reference::{ConnectionError, End};
 use netpol_policy::text::Safe;
 use serde::{Serialize, Serializer};
@@ -196,26 +196,7 @@ impl Context<'_> {
     fn explain(&self, from: &End, to: &End) -> Result<Explanation> {
         let mut explanation = self.evaluate.explain(from, to, self.options.port)?;
         if !self.unknown_because.is_empty() {
-            explanation.verdict = Verdict::Unknown;
-            explanation.allowed_family = None;
-            // An explanation has no field for such messages, but each of its two sides has one. They are added to one
-            // side.
-            let is_pod = matches!(to, End::Pod(_));
-            let set_unknown = |path: &mut Path| {
-                let in_ingress = is_pod && path.frontend.is_none();
-                let side = if in_ingress { &mut path.ingress } else { &mut path.egress };
-                side.verdict = Verdict::Unknown;
-                side.unknown_because.extend(self.unknown_because.iter().cloned());
-                if let Some(frontend) = &mut path.frontend {
-                    frontend.verdict = Verdict::Unknown;
-                    frontend.backends.iter_mut().for_each(|backend| backend.verdict = Verdict::Unknown);
-                }
-            };
-            set_unknown(&mut explanation.path);
-            for family in &mut explanation.families {
-                family.verdict = Verdict::Unknown;
-                set_unknown(&mut family.path);
-            }
+            explanation.set_unknown(&self.unknown_because);
         }
         Ok(explanation)
     }

@@ -185,8 +185,7 @@ impl Window {
             },
             direction: flow.direction,
             verdict: flow.verdict,
-            // For a denied flow, `suppressed` counts packets of the same flow. Otherwise, it counts other flows.
-            flows: if flow.verdict == FlowVerdict::Denied { 1 } else { 1 + u64::from(flow.suppressed) },
+            flows: flow.flow_count(),
         });
     }
 

@@ -102,7 +102,7 @@ fn partial_policies(partial: &[PartialPolicy]) -> String {
     let mut rows =
         vec![["PARTIAL POLICY", "OMITTED IPBLOCKS", "OMITTED PORTS", "OF", "MISSING ENTRIES"].map(str::to_owned)];
     rows.extend(partial.iter().map(|policy| {
-        let counts = [policy.omitted_blocks, policy.omitted_ports, policy.total, policy.missing_entries]
+        let counts = [policy.omitted_blocks, policy.omitted_ports, policy.policy_items, policy.missing_entries]
             .map(|count| count.to_string());
         let [blocks, ports, total, entries] = counts;
         [policy.policy.clone(), blocks, ports, total, entries]
@@ -235,7 +235,7 @@ mod tests {
             policy: "shop/list".into(),
             omitted_blocks: 12_000,
             omitted_ports: 0,
-            total: 70_000,
+            policy_items: 70_000,
             missing_entries: 0,
         };
         assert_eq!(

@@ -58,7 +58,7 @@ impl<D: Dataplane> Reconciler<D> {
             policy: policy.to_string(),
             omitted_blocks: omitted.blocks,
             omitted_ports: omitted.ports,
-            total: omitted.policy_items,
+            policy_items: omitted.policy_items,
             missing_entries: omitted.entries,
         };
         self.omitted().iter().map(convert).collect()

@@ -45,9 +45,7 @@ impl Records {
         match record {
             Record::Flow(flow) if self.must_allow(flow.verdict, &flow.reason) => {
                 let time: Timestamp = flow.header.time.parse()?;
-                // For a denied packet, the suppressed ones are further packets of the same flow.
-                let is_denied = flow.verdict == FlowVerdict::Denied;
-                let flows = if is_denied { 1 } else { u64::from(flow.suppressed) + 1 };
+                let flows = flow.flow_count();
                 if let Some(observation) = observation(*flow) {
                     self.recorder.add(observation, flows, time);
                 }

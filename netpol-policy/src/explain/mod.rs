@@ -63,6 +63,30 @@ pub struct Explanation {
     pub families: Vec<FamilyPath>,
 }
 
+impl Explanation {
+    /// Replaces the verdicts with unknown. In each path, one side has the reasons: that of a pod as the destination,
+    /// otherwise that of the source.
+    pub fn set_unknown(&mut self, because: &[String]) {
+        let is_pod = matches!(self.to, End::Pod(_));
+        (self.verdict, self.allowed_family) = (Verdict::Unknown, None);
+        let families = self.families.iter_mut().map(|family| {
+            family.verdict = Verdict::Unknown;
+            &mut family.path
+        });
+        for path in families.chain([&mut self.path]) {
+            // In text, the ingress side of a frontend is shown only for each backend.
+            let in_ingress = is_pod && path.frontend.is_none();
+            let side = if in_ingress { &mut path.ingress } else { &mut path.egress };
+            side.verdict = Verdict::Unknown;
+            side.unknown_because.extend_from_slice(because);
+            if let Some(frontend) = &mut path.frontend {
+                frontend.verdict = Verdict::Unknown;
+                frontend.backends.iter_mut().for_each(|backend| backend.verdict = Verdict::Unknown);
+            }
+        }
+    }
+}
+
 /// The evaluation of a connection in one address family, at both ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -29,12 +29,7 @@ impl Workloads {
         for (pod, controller) in &parsed.controllers {
             let is_running = state.pods.get(pod).is_some_and(|pod| !pod.finished);
             if is_running {
-                let top = top_controller(&objects, controller);
-                if top != *controller && !objects.contains_key(&top) {
-                    // The Deployment or CronJob is not in the input, so its ReplicaSet or Job stays a workload, too.
-                    result.pods.entry(controller.clone()).or_default().push(pod.clone());
-                }
-                result.add(top, pod.clone());
+                result.add(top_controller(&objects, controller), pod.clone());
             }
         }
         let with_pods: BTreeSet<WorkloadKey> = result.pods.keys().cloned().collect();
@@ -84,9 +79,10 @@ impl Workloads {
 }
 
 /// Returns the workload that controls the workload `key`, such as the `CronJob` of a Job or the Deployment of a
-/// `ReplicaSet`. Returns `key` if no workload controls it.
+/// `ReplicaSet`. Returns `key` if no workload of the input controls it.
 fn top_controller(objects: &BTreeMap<&WorkloadKey, &Workload>, key: &WorkloadKey) -> WorkloadKey {
     let controller = objects.get(key).and_then(|workload| workload.controller.as_ref());
+    let controller = controller.filter(|controller| objects.contains_key(controller));
     // One level is enough: a CronJob or a Deployment has no controller.
     controller.unwrap_or(key).clone()
 }
