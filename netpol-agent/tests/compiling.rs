@@ -61,7 +61,7 @@ fn batch(generation: u64, events: Vec<Event>) -> Batch {
     Batch { generation: Generation(generation), events, after_resync: false, received: Instant::now() }
 }
 
-/// Returns a reconciler whose first objects are not compiled yet.
+/// Returns a reconciler before its first objects are compiled.
 fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
     let first = batch(1, apply_events(manifests));
     Reconciler::begin(

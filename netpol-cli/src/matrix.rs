@@ -30,7 +30,7 @@ use crate::output::print_json;
 use crate::table;
 use crate::unevaluated;
 
-/// The maximum number of excluded pods whose names are printed for each reason.
+/// The maximum number of excluded pods with names that are printed, for each reason.
 const PODS_SHOWN: usize = 10;
 
 /// The output of `-o json`.

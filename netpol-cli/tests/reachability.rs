@@ -28,8 +28,8 @@ fn versions() -> Manifests {
     Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &changed_app())])
 }
 
-/// Runs `netpol` in a directory, so that arguments can be relative paths. With the paths of temporary directories,
-/// whose lengths differ, the output would have other line breaks in each run.
+/// Runs `netpol` in a directory, so that arguments can be relative paths. The paths of temporary directories
+/// have different lengths, so with them, the output would have other line breaks in each run.
 fn run_in(directory: &Path, arguments: &[&str]) -> RunOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     let output = command.args(arguments).current_dir(directory).output().expect("netpol starts");

@@ -64,7 +64,7 @@ impl PortSetId {
     pub const NONE: Self = Self(0);
     /// Every IP protocol and every port.
     pub const ALL: Self = Self(u32::MAX);
-    /// Some backends of a Service are allowed. This value is only in those entries of the map `ALLOW` whose class
+    /// Some backends of a Service are allowed. This value is only in entries of the map `ALLOW` with a class that
     /// represents the backends of a Service port. Connections to the Service are rechecked (evaluated again) post-DNAT,
     /// by the selected backend.
     pub const SOME: Self = Self(u32::MAX - 1);

@@ -64,7 +64,7 @@ impl FragmentInfo {
         })
     }
 
-    /// Returns the fields of an orphan: a later fragment whose first fragment is not known. It has no ports and no
+    /// Returns the fields of an orphan: a later fragment without a known first fragment. It has no ports and no
     /// flags. If the first fragment is known, [`resolve`] sets the ACK flag, so [`is_orphan`] can distinguish the two
     /// cases.
     #[inline(always)]

@@ -31,7 +31,7 @@ pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, directio
     }
 }
 
-/// Returns the traffic of a new flow, whose only packet so far is this one.
+/// Returns the traffic of a new flow: this packet is its only one so far.
 #[inline(always)]
 pub(crate) fn of_first_packet<S: Context>(context: &S, start: u32) -> Traffic {
     if is_counted(context) { traffic_of_packet(context, start) } else { Traffic::default() }

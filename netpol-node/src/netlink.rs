@@ -53,7 +53,7 @@ pub enum NetlinkError {
     },
 }
 
-/// A veth whose other end (peer) is in another namespace.
+/// A veth with its other end (peer) in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Veth {
     /// The index of the veth in this namespace.

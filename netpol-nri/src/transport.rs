@@ -1,5 +1,5 @@
-//! Sends and receives messages over the NRI socket of the container runtime. The socket carries two ttrpc connections,
-//! whose bytes are split into frames (`mux`).
+//! Sends and receives messages over the NRI socket of the container runtime. The socket carries two ttrpc connections.
+//! Their bytes are split into frames (`mux`).
 
 use std::time::Duration;
 

@@ -106,7 +106,7 @@ pub struct Requests {
     /// Permits one metrics request at a time.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
-    /// Adds the addresses of starting pods (pods whose start is delayed) to the objects that the loop receives.
+    /// Adds the addresses of starting pods (pods with a delayed start) to the objects that the loop receives.
     pub(crate) starting: StartingPods,
     /// Pods with containers that do not run yet, or started too early.
     pub(crate) container_starts: ContainerStarts,

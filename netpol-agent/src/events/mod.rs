@@ -105,7 +105,8 @@ pub struct Reporter {
     kubernetes: Option<Sink>,
     /// Whether allowed flows are recorded.
     records_allowed: bool,
-    /// Number of flows whose totals (packets and bytes) are not recorded. `None`: the agent records no totals of flows.
+    /// Number of flows without a record of their totals (packets and bytes). `None`: the agent records no totals of
+    /// flows.
     totals_not_kept: Option<Arc<AtomicU64>>,
 }
 
@@ -358,8 +359,8 @@ impl Reporter {
         }
     }
 
-    /// Adds a record to the buffer, exports it, and writes it as a line if `is_line`. `key` identifies the pod whose
-    /// share the record uses: see [`FlowEvent::budget`].
+    /// Adds a record to the buffer, exports it, and writes it as a line if `is_line`. `key` identifies the share
+    /// of the buffer that the record uses: that of a pod, a direction and a kind of event ([`FlowEvent::budget`]).
     fn keep(&self, key: u32, is_line: bool, buffered: BufferedRecord) {
         if is_line {
             self.lines.push(key, &*buffered.record);

@@ -18,7 +18,7 @@ const MAX_RULE_SETS: usize = 4096;
 /// Lists of the policies of a rule set, for flows that policies in shadow mode would deny.
 #[derive(Debug)]
 pub(super) struct ShadowPolicies {
-    /// The policies whose counters include the flow: those in shadow mode; with `--observe`, all policies. At most
+    /// The policies that count the flow: those in shadow mode; with `--observe`, all policies. At most
     /// [`MAX_POLICIES`].
     pub(super) counted: Vec<PolicyKey>,
     /// The policies that a record lists: those in shadow mode first, then the others. At most [`MAX_LISTED`].

@@ -197,7 +197,7 @@ impl Gate {
         self.decide(key, via, Duration::ZERO, error)
     }
 
-    /// Allows or refuses the start of a pod whose policies are not enforced, for the reason in `error`.
+    /// Allows or refuses the start of a pod with policies that are not enforced, for the reason in `error`.
     fn decide(
         &self,
         key: &PodKey,

@@ -129,7 +129,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn bind(&mut self, relisted: bool) {
         let veths = &self.snapshot.veths;
         let mut interfaces = std::mem::take(&mut self.interfaces);
-        // The interface of each pod. First, these are the bound interfaces whose pods still have the address of the
+        // The interface of each pod. First, these are the bound interfaces of pods that still have the address of the
         // binding: they have precedence over other interfaces.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
         // The bound interfaces that lost the address of the binding to another pod, each with this other pod.

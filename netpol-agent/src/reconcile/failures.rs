@@ -130,7 +130,7 @@ fn entry_key(change: &Change) -> Option<EntryKey> {
     }
 }
 
-/// Returns the deletion of an entry whose replacement (`change`) failed; `None` if the deletion could allow more. For
+/// Returns the deletion of an entry if its replacement (`change`) failed; `None` if the deletion could allow more. For
 /// example, the addresses of a deleted prefix would match a wider prefix.
 pub(super) fn safe_deletion(change: &Change) -> Option<Change> {
     match change {

@@ -66,7 +66,7 @@ impl<D: Dataplane> Reconciler<D> {
         known
     }
 
-    /// Returns the veths whose peers are in these network namespaces. A namespace is given by its ID (nsid).
+    /// Returns the veths with a peer in these network namespaces. A namespace is given by its ID (nsid).
     pub fn interfaces_to(&self, namespaces: &BTreeSet<i32>) -> Vec<IfIndex> {
         let veths = self.snapshot.veths.iter().filter(|(_, (veth, _))| namespaces.contains(&veth.namespace));
         veths.map(|(ifindex, _)| *ifindex).collect()

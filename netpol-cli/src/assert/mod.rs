@@ -127,7 +127,7 @@ fn read(options: &AssertOptions) -> Result<(Input, Files<'_>)> {
         for path in &options.files {
             files.push((path, expectations::read(path, namespace)?));
         }
-        // The namespaces whose objects are needed.
+        // The namespaces of the needed objects.
         let namespaces = files.iter().flat_map(|(_, expectations)| expectations).flat_map(Expectation::namespaces);
         Ok(namespaces.collect::<BTreeSet<_>>().into_iter().collect())
     })?;

@@ -96,7 +96,8 @@ fn kind_of_row((group, version, name, plural, title, is_namespaced): &Row) -> Ki
     }
 }
 
-/// Returns the kinds that netpol evaluates, and those kinds of unevaluated policies whose API group the cluster has.
+/// Returns the kinds that netpol evaluates, and those kinds of unevaluated policies with an API group that the cluster
+/// has.
 pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
     let groups = within(limit.min(GROUPS_TIME), "", kube.client.list_api_groups()).await;
     let groups = groups.map_err(|error| anyhow!("cannot list the API groups: {error}"))?.groups;
@@ -117,7 +118,7 @@ pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
     Ok(EVALUATED.iter().map(kind_of_row).chain(unevaluated).collect())
 }
 
-/// Returns the kinds to list in addition. `workloads`: the kinds of the workloads whose pods must be found. Owner
+/// Returns the kinds to list in addition. `workloads`: the kinds of the workloads with pods that must be found. Owner
 /// references lead from a pod to its workload, for example through a `ReplicaSet` to a Deployment.
 pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
     let deployments = ("apps", "v1", "Deployment", "deployments", "Deployments", true);

@@ -1,4 +1,4 @@
-//! A command whose output is a closed pipe does not panic, and does not print an error about the pipe.
+//! A command with a closed pipe as its output does not panic, and does not print an error about the pipe.
 
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};

@@ -146,7 +146,7 @@ fn resume_reports_other_suspensions_that_still_apply() {
     assert_eq!(annotations(&cluster, NAMESPACE)["netpol.io/suspended-reason"], "reason of --cluster");
     cluster.netpol(&["resume", "-n", NAMESPACE]);
     assert!(annotations(&cluster, NAMESPACE)["netpol.io/suspended-reason"].is_null());
-    // A suspension whose end has passed.
+    // A suspension with an end that has passed.
     let expired = json!({"apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "shop", "annotations": {"netpol.io/suspended-until": "2030-01-01T11:00:00Z"}}});
     cluster.server.apply(expired).expect("a namespace");

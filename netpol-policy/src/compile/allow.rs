@@ -20,7 +20,7 @@ pub(super) enum AllowedPorts {
 /// Port prefixes, each with the first rule that allows it.
 pub(super) type Ports = BTreeMap<PortPrefix, RuleId>;
 
-/// A protocol, and the ports whose numbers have a common binary prefix. BPF maps store port ranges in this form.
+/// A protocol, and the port numbers with a common binary prefix. BPF maps store port ranges in this form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PortPrefix {
     /// IP protocol number.

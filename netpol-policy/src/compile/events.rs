@@ -86,7 +86,7 @@ impl Engine {
     }
 
     /// Compares the modes of policies with those `before` the event, and divides the memory limit again. Returns the
-    /// pods that a policy with a changed mode selects, and the pods whose rules change because of the memory limit.
+    /// pods that a policy with a changed mode selects, and the pods with rules that change because of the memory limit.
     fn pods_with_other_modes(&mut self, before: &BTreeMap<NamespaceName, EffectiveModes>) -> BTreeSet<PodKey> {
         let mut pods = BTreeSet::new();
         for (name, before) in before {

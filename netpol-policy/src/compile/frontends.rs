@@ -135,7 +135,7 @@ impl BackendSets {
         self.by_rule_set.get(&rule_set).iter().copied()
     }
 
-    /// Returns the backend sets with a backend whose address is in this class.
+    /// Returns the backend sets with a backend that has an address of this class.
     pub(super) fn with_backend_of(&self, peer: ClassId) -> impl Iterator<Item = ClassId> {
         self.by_backend.get(&peer).iter().copied()
     }

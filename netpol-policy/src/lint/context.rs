@@ -123,8 +123,8 @@ impl<'a> Context<'a> {
         self.groups.iter().filter(move |(name, _)| matches(name)).map(|(name, groups)| (*name, groups.as_slice()))
     }
 
-    /// Returns the groups whose labels a peer matches. This includes groups of host-network pods, although selectors of
-    /// peers do not match these pods.
+    /// Returns the groups with labels that a peer matches. This includes groups of host-network pods, although
+    /// selectors of peers do not match these pods.
     pub(super) fn peer_groups(&self, policy: &Policy, peer: &Peer) -> Vec<&Group<'a>> {
         let Peer::Pods { namespaces, pods } = peer else { return Vec::new() };
         let namespaces = self.pod_namespaces(policy, namespaces.as_ref());

@@ -32,7 +32,7 @@ pub(super) fn reason(
     Some(format!("no pod in the input has label {label}, which a controller may set"))
 }
 
-/// Returns a label key of the selector whose domain may be that of a controller. Does not return a key that a pod has.
+/// Returns a label key of the selector that may have the domain of a controller. Does not return a key that a pod has.
 /// Does not return a key that is similar to a key of a pod either, because it is probably a typo.
 fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s str> {
     pods.requirements.iter().find_map(|requirement| {

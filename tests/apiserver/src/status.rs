@@ -112,7 +112,7 @@ impl Status {
         Self::new(422, "Invalid", &message, Some(details))
     }
 
-    /// Returns the error for a page of a list whose resource version has expired: the history no longer has it. With
+    /// Returns the error for a page of a list with an expired resource version: the history no longer has it. With
     /// `token`, the client can continue with the current objects.
     pub(crate) fn expired_page(token: &str) -> Self {
         let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list \

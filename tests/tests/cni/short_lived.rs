@@ -26,7 +26,7 @@ struct ShortLived {
     numbered: bool,
 }
 
-/// One pod whose interfaces all have the same name, and one whose interfaces have different names.
+/// One pod with several interfaces of the same name, and one pod with interfaces of different names.
 const SHORT_LIVED: [ShortLived; 2] = [
     ShortLived { name: "jobs/same", address: "10.244.1.201", veth: "vethsame", numbered: false },
     ShortLived { name: "jobs/other", address: "10.244.1.202", veth: "vethother", numbered: true },

@@ -93,7 +93,7 @@ fn expect_refused(result: Result<()>, reason: &str) {
     assert!(error.contains("\"code\":11") && error.contains(reason), "{error}");
 }
 
-/// Adds a pod whose object has no address yet.
+/// Adds a pod. Its object has no address yet.
 fn add_pod_without_address(cluster: &mut Cluster, spec: PodSpec) -> Result<()> {
     cluster.schedule_pod(&spec)?;
     cluster.add_pod_without_manifest(spec)

@@ -146,7 +146,7 @@ impl Node {
         self.reconciler.engine().tables()
     }
 
-    /// Returns the endpoints whose pod is known. While an address moves from one pod to another, a pod may have two
+    /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two
     /// endpoints.
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
         let current = self.reconciler.pod_endpoints().filter(|known| !known.is_orphaned());

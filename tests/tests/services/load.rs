@@ -22,7 +22,7 @@ fn s22_s24_no_denied_backend_ever_replies_routed() -> Result<()> {
     check_replies(Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Iptables })
 }
 
-/// The number of the Service whose backends change.
+/// The number of the Service with backends that change.
 const SERVICE: u16 = service_number::MIXED;
 
 /// The hosts that may reply to `client`: the pods with `app=good`, and the local node.
@@ -69,8 +69,8 @@ fn check_replies(shape: Shape) -> Result<()> {
         Ok(())
     })?;
     ensure!(answered == 0, "{answered} connections got a reply, but the only backend is not allowed");
-    // Pod `free` may connect to any address. A reply to it shows that kube-proxy still sends connections to the new pod,
-    // so the connections of `client` had no reply because they were denied.
+    // Pod `free` may connect to any address. A reply to it shows that kube-proxy still sends connections to the new
+    // pod, so the connections of `client` had no reply because they were denied.
     shop.expect_backends("shop/free", &Shop::cluster_ips(SERVICE), &[REUSING])
 }
 

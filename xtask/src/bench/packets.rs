@@ -126,7 +126,7 @@ impl Family {
 
 #[derive(Clone, Copy)]
 pub(super) enum Host {
-    /// The pod whose packets are evaluated.
+    /// The pod at which packets are evaluated.
     Pod,
     /// A peer, to which the pod's policies allow one port.
     Peer(u32),

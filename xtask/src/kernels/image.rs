@@ -30,7 +30,7 @@ pub(super) fn build(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
         &root.join("bin/busybox"),
     )?;
     copy(&programs.object, &root.join("netpol.o"))?;
-    // The programs whose libraries are copied, too.
+    // The programs that are copied together with their libraries.
     let mut dynamic = Vec::new();
     for program in [&programs.smoke, &programs.agent] {
         let name = program.file_name().context("the program has no file name")?;

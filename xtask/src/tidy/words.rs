@@ -9,13 +9,14 @@ use super::sources;
 use crate::run;
 
 /// Words that earlier versions used, and the terms that replace them.
-const REPLACED: [(&str, &str); 20] = [
+const REPLACED: [(&str, &str); 21] = [
     ("judge", "evaluate"),
     ("judged", "evaluated"),
     ("judgement", "verdict"),
     ("nobody", "no pod, no process"),
     ("somebody", "another process, another component"),
     ("whom", "a noun"),
+    ("whose", "with, of, or a sentence of its own"),
     ("tells", "reports, logs, returns"),
     ("hears", "receives"),
     ("behind it", "its backends"),

@@ -250,7 +250,7 @@ impl<K: Family> Tables<K> {
         let mut copy = || -> io::Result<()> {
             let now = jiffies(self.hz);
             let used = endpoints.by_id();
-            // The interfaces whose flows are copied, with the endpoint IDs.
+            // The interfaces of the copied flows, with the endpoint IDs.
             let by_interface: HashMap<IfIndex, u32> =
                 new_tables.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
             if by_interface.is_empty() {
@@ -366,8 +366,8 @@ fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
     now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz)
 }
 
-/// Returns a limit in jiffies: if [`idle`] returns at least this number, programs certainly ignore the flow. [`idle`] is
-/// at most 2 × [`SLACK`] too large.
+/// Returns a limit in jiffies: if [`idle`] returns at least this number, programs certainly ignore the flow. [`idle`]
+/// is at most 2 × [`SLACK`] too large.
 fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
     (flow_timeout::of(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }

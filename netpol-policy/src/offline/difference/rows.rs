@@ -1,4 +1,4 @@
-//! Groups the changes of connections into rows. Sources whose connections to a destination change in the same way are
+//! Groups the changes of connections into rows. Sources with the same change of their connections to a destination are
 //! in one row. Rows that differ only in their destinations are combined.
 
 use std::collections::BTreeMap;

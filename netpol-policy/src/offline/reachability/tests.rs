@@ -118,7 +118,7 @@ proptest! {
         let mut reachability = Reachability::new(&[&cluster]);
         let keys: Vec<PodKey> = cluster.state().pods.keys().cloned().collect();
         let ends: Vec<_> = keys.iter().filter_map(|key| Some((key, reachability.end_of(0, key)?))).collect();
-        // At a pod whose address is unknown, verdicts can be unknown. The reference has no such verdict.
+        // At a pod with an unknown address, verdicts can be unknown. The reference has no such verdict.
         let has_known_addresses = |key: &PodKey| {
             cluster.state().pods[key].addresses.iter().all(|address| !crate::offline::is_placeholder(*address))
         };
