@@ -158,9 +158,14 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         let attached = node.attached(2);
         let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
         // Simulate programs and maps that an agent of layout version 0 has pinned. The next agent does not read these
-        // maps.
-        std::fs::rename(node.pin_path.join(&current_version), node.pin_path.join("v0"))
-            .expect("cannot rename the pin directory");
+        // maps, and the names of links may be others.
+        let old_version = node.pin_path.join("v0");
+        std::fs::rename(node.pin_path.join(&current_version), &old_version).expect("cannot rename the pin directory");
+        for link in std::fs::read_dir(old_version.join("links")).expect("cannot list the links").flatten() {
+            let mut old_name = link.path().into_os_string();
+            old_name.push("-old");
+            std::fs::rename(link.path(), old_name).expect("cannot rename a link");
+        }
         node.expect_connection(1, 2, 81, false);
         let succeeded = count_connections_while(&node, || {
             let source = format!("dir:{}", node.directory.path().display());
@@ -364,11 +369,7 @@ fn denied_packets_do_not_delay_other_work() {
     node.start(&["--metrics", "127.0.0.1:9466"]);
     node.policy("deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}");
     node.expect_connection(1, 2, 81, false);
-    node.add_pod(5);
-    node.pod_ip(5, "addr flush dev eth0 scope global");
-    // Because of this change, the agent reads the interface again, and removes the address from its cache.
-    node.ip("link set veth5 mtu 1400");
-    std::thread::sleep(Duration::from_millis(300));
+    node.add_pod_without_address(5);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let guard = StopOnDrop(&stop);
@@ -383,7 +384,7 @@ fn denied_packets_do_not_delay_other_work() {
         node.write_pod(5);
         std::thread::sleep(Duration::from_secs(1));
         assert!(!node.log().contains("pod=shop/p5"), "a pod's policies were enforced without its address");
-        node.pod_ip(5, "addr add 10.9.0.5/24 dev eth0");
+        node.add_address(5);
         node.wait_log("pod=shop/p5");
         assert!(node.page(9466, "/healthz?verbose").contains("200 OK"));
         drop(guard);

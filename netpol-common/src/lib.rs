@@ -50,7 +50,7 @@ pub use tunnels::{TUNNEL_WORDS, TunnelBit, TunnelScope};
 
 /// The version of the maps' layout and meaning. It is part of the pin path, so that an agent adopts only maps that it
 /// can read.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// IP protocol numbers. Source: <https://www.iana.org/assignments/protocol-numbers/>.
 pub mod protocol {

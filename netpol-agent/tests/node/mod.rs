@@ -65,13 +65,23 @@ impl Node {
 
     /// Creates a pod's network namespace and veth, without a manifest.
     pub(crate) fn add_pod(&mut self, number: u8) {
+        self.add_pod_without_address(number);
+        self.add_address(number);
+    }
+
+    /// Adds the IPv4 address of a pod to its interface.
+    pub(crate) fn add_address(&self, number: u8) {
+        self.pod_ip(number, &format!("addr add 10.9.0.{number}/24 dev eth0"));
+    }
+
+    /// The same as [`Self::add_pod`], but the pod's interface has no IPv4 address yet.
+    pub(crate) fn add_pod_without_address(&mut self, number: u8) {
         let pod = self.namespace(number);
         ip(&format!("netns add {pod}"));
         self.pods.push(number);
         ip(&format!("-n {pod} link set lo up"));
         self.ip(&format!("link add veth{number} type veth peer name eth0 netns {pod}"));
         self.ip(&format!("link set veth{number} master br0 up"));
-        ip(&format!("-n {pod} addr add 10.9.0.{number}/24 dev eth0"));
         ip(&format!("-n {pod} link set eth0 up"));
         for port in [80, 81] {
             inside(&pod, move || {
@@ -95,7 +105,7 @@ impl Node {
         let index = index.expect("the veth does not exist");
         self.ip(&format!("link add veth{number} index {index} type veth peer name eth0 netns {pod}"));
         self.ip(&format!("link set veth{number} master br0 up"));
-        self.pod_ip(number, &format!("addr add 10.9.0.{number}/24 dev eth0"));
+        self.add_address(number);
         self.pod_ip(number, "link set eth0 up");
         for pod in &self.pods {
             // The other pods have cached the old MAC address.

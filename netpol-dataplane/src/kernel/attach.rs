@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -49,7 +49,7 @@ impl AttachMode {
     /// links keeps using TCX. For any other interface, this function tries to create the qdisc for filters, and returns
     /// true if other programs use the hooks: see [`create_own_qdisc`].
     fn uses_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
-        let has_pinned_link = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
+        let has_pinned_link = || !pins.links_of(ifindex).is_empty();
         match self {
             Self::Auto => has_tcx() && (has_pinned_link() || !create_own_qdisc(pins, ifindex, name)),
             Self::Tcx => true,
@@ -114,12 +114,11 @@ pub(super) fn attach(
     // Detach what an earlier agent attached in the other way (TCX or filters), and the programs of another role. A
     // filter of another role at the egress hook was replaced above: all of netpol's filters have the same priority and
     // handle.
-    let others = Program::ALL.into_iter().filter(|program| !role.programs().contains(program));
     if tcx {
-        detach_tcx(pins, ifindex, others)?;
+        detach_tcx(pins, ifindex, role.programs())?;
         detach_filters(pins, ifindex)?;
     } else {
-        detach_tcx(pins, ifindex, Program::ALL)?;
+        detach_tcx(pins, ifindex, &[])?;
         if role.is_device() {
             detach_filter(name, TcAttachType::Ingress);
         }
@@ -229,7 +228,7 @@ fn detach_filter(name: &str, hook: TcAttachType) -> bool {
 
 /// Detaches all of netpol's programs, and returns what was removed. Succeeds if the interface does not exist any more.
 pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
-    let mut removed = detach_tcx(pins, ifindex, Program::ALL)?;
+    let mut removed = detach_tcx(pins, ifindex, &[])?;
     removed.extend(detach_filters(pins, ifindex)?);
     pins.set_observing(ifindex, false).map_err(|error| detach_error(ifindex, &error))?;
     Ok(removed)
@@ -254,22 +253,19 @@ fn detach_error(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachErro
     AttachError { interface: display_name(ifindex), message: message.to_string(), gone: false }
 }
 
-pub(super) fn detach_tcx(
-    pins: &Pins,
-    ifindex: IfIndex,
-    programs: impl IntoIterator<Item = Program>,
-) -> Result<Vec<String>, AttachError> {
+/// Detaches netpol's TCX links, except those of the programs in `keep`.
+pub(super) fn detach_tcx(pins: &Pins, ifindex: IfIndex, keep: &[Program]) -> Result<Vec<String>, AttachError> {
+    let keep: Vec<PathBuf> = keep.iter().map(|program| pins.link(ifindex, *program)).collect();
     let mut removed = Vec::new();
-    for program in programs {
-        let pin = pins.link(ifindex, program);
-        if pin.exists() {
-            unpin(&pin).map_err(|error| detach_error(ifindex, &error))?;
-            removed.push(format!("TCX link of {} on {}", program.name(), display_name(ifindex)));
-        }
+    for pin in pins.links_of(ifindex).into_iter().filter(|pin| !keep.contains(pin)) {
+        unpin(&pin).map_err(|error| detach_error(ifindex, &error))?;
+        removed.push(format!("TCX link {} on {}", pin.display(), display_name(ifindex)));
     }
     Ok(removed)
 }
 
+/// Detaches netpol's filters, and removes the qdisc if netpol created it. Another layout version can have other marks,
+/// so this function does not read the interface's role: it detaches at both hooks, and removes all marks.
 fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mark_dir = pins.filter_dir(ifindex);
     let mut removed = Vec::new();
@@ -277,9 +273,9 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
         return Ok(removed);
     }
     if let Some(name) = name_of(ifindex) {
-        for program in pins.role(ifindex).programs() {
-            if detach_filter(&name, program.hook()) {
-                removed.push(format!("clsact filter of {} on {name}", program.name()));
+        for (hook, hook_name) in [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")] {
+            if detach_filter(&name, hook) {
+                removed.push(format!("clsact filter at the {hook_name} hook of {name}"));
             }
         }
         if mark_dir.join("qdisc").exists() {
@@ -289,13 +285,7 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
             }
         }
     }
-    // A mark may be missing: `qdisc` exists only if netpol created the qdisc, and the other marks only for devices.
-    let _ = fs::remove_dir(mark_dir.join("qdisc"));
-    for program in [Program::Recheck, Program::RecheckL3] {
-        let _ = fs::remove_dir(mark_dir.join(program.short_name()));
-    }
-    fs::remove_dir(&mark_dir)
-        .map_err(|error| detach_error(ifindex, &format!("cannot remove {}: {error}", mark_dir.display())))?;
+    pins.remove_filter_dir(ifindex).map_err(|error| detach_error(ifindex, &error))?;
     Ok(removed)
 }
 

@@ -7,8 +7,7 @@ use std::fs;
 use netpol_common::IfIndex;
 
 use super::attach::{detach, detach_tcx, name_of};
-use super::pins::{Pins, names};
-use super::program::Program;
+use super::pins::Pins;
 use super::uninstall::{UninstallReport, remove_tree};
 use super::versions;
 use crate::AttachError;
@@ -38,12 +37,9 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
         if uses_filters {
             // This agent's filters replaced the old filters, but not old TCX links. Of the old filters, only the
             // directories that record them remain.
-            detach_tcx(&other, ifindex, Program::ALL)?;
-            let filter_dir = other.filter_dir(ifindex);
-            for name in names(&filter_dir) {
-                let _ = fs::remove_dir(filter_dir.join(name));
-            }
-            let _ = fs::remove_dir(&filter_dir);
+            detach_tcx(&other, ifindex, &[])?;
+            // If this fails, the version's whole directory is removed later, with the last interface.
+            let _ = other.remove_filter_dir(ifindex);
         } else {
             detach(&other, ifindex)?;
         }

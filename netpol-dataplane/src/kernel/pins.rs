@@ -11,8 +11,8 @@
 //!     links/12-ingress           TCX links, by ifindex
 //!     tc/12/                     an interface with clsact filters, by ifindex. Marks in this directory:
 //!       qdisc/                   netpol created the qdisc
-//!       behind/                  the device runs `netpol_recheck` (behind kube-proxy's translation)
-//!       bare/                    the device runs `netpol_recheck_l3` (its packets have no link-layer header)
+//!       recheck/                 the device runs `netpol_recheck`
+//!       recheck-l3/              the device runs `netpol_recheck_l3`: its packets have no link-layer header
 //!     observing/12/              mark: the programs of interface 12 enforce nothing (--observe)
 //!     flows/v4-12                flow tables, by family and endpoint ID
 //!     flows/v4-12-next           a table of a new size, until it replaces v4-12
@@ -133,6 +133,14 @@ impl Pins {
         self.links().join(format!("{ifindex}-{}", program.short_name()))
     }
 
+    /// Returns the paths of all pinned links of an interface. Unlike [`Self::link`], this also finds links that another
+    /// layout version pinned under other names.
+    pub(super) fn links_of(&self, ifindex: IfIndex) -> Vec<PathBuf> {
+        let prefix = format!("{ifindex}-");
+        let links = self.links();
+        names(&links).iter().filter(|name| name.starts_with(&prefix)).map(|name| links.join(name)).collect()
+    }
+
     /// Returns the role of an interface, from its marks and the names of its pinned links. See [`Self::set_role`].
     pub(super) fn role(&self, ifindex: IfIndex) -> Role {
         let is_recorded = |role: &Role| {
@@ -152,12 +160,7 @@ impl Pins {
                 make_dir(&path)?;
                 continue;
             }
-            match fs::remove_dir(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(pin_error("remove", &path, &error));
-                }
-                _ => {}
-            }
+            remove_dir(&path)?;
         }
         Ok(())
     }
@@ -179,10 +182,7 @@ impl Pins {
         if observing {
             return make_dir(&mark);
         }
-        match fs::remove_dir(&mark) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", &mark, &error)),
-            _ => Ok(()),
-        }
+        remove_dir(&mark)
     }
 
     /// Returns the path of the mark for an interface with programs that only observe.
@@ -193,6 +193,13 @@ impl Pins {
     /// Returns the directory that records an interface with clsact filters.
     pub(super) fn filter_dir(&self, ifindex: IfIndex) -> PathBuf {
         self.tc().join(ifindex.to_string())
+    }
+
+    /// Removes the directory that records an interface with clsact filters, and all marks in it.
+    pub(super) fn remove_filter_dir(&self, ifindex: IfIndex) -> Result<(), KernelError> {
+        let directory = self.filter_dir(ifindex);
+        let marks = names(&directory).into_iter().map(|name| directory.join(name));
+        marks.chain([directory.clone()]).try_for_each(|path| remove_dir(&path))
     }
 
     /// Returns the interfaces with pinned links or clsact filters.
@@ -231,6 +238,14 @@ pub(super) fn names(directory: &Path) -> Vec<String> {
 
 pub(super) fn make_dir(path: &Path) -> Result<(), KernelError> {
     fs::create_dir_all(path).map_err(|error| pin_error("create the directory", path, &error))
+}
+
+/// Removes an empty directory. A missing directory is not an error.
+fn remove_dir(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", path, &error)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a pin. A missing pin is not an error.

@@ -29,14 +29,13 @@ impl Program {
         }
     }
 
-    /// Returns the program's name in pin paths. `behind` means post-DNAT (behind kube-proxy's translation), `bare`
-    /// means without a link-layer header.
+    /// Returns the program's name in pin paths.
     pub(super) const fn short_name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
-            Self::Recheck => "behind",
-            Self::RecheckL3 => "bare",
+            Self::Recheck => "recheck",
+            Self::RecheckL3 => "recheck-l3",
         }
     }
 

@@ -13,7 +13,6 @@ use netpol_common::IfIndex;
 use super::attach::{detach, pinned_link};
 use super::foreign::has_own_name;
 use super::pins::{Pins, names, pin_error};
-use super::program::Program;
 use super::query::tcx_programs;
 use super::{KernelError, Lock, versions};
 use netpol_node::Netlink;
@@ -99,10 +98,7 @@ fn program_ids(pins: &Pins) -> BTreeSet<u32> {
         let program = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
         Some(program.id())
     });
-    let links = pins
-        .interfaces_with_links()
-        .into_iter()
-        .flat_map(|ifindex| Program::ALL.map(|program| pins.link(ifindex, program)));
+    let links = names(&pins.links()).into_iter().map(|name| pins.links().join(name));
     let linked = links.filter_map(|link| Some(pinned_link(&link).ok()??.info().ok()?.program_id()));
     let mut ids: BTreeSet<u32> = pinned.chain(linked).collect();
     if let Ok(mut netlink) = Netlink::open() {

@@ -138,9 +138,9 @@ fn check_nothing_left(lab: &mut Lab, attach: &str) -> Result<()> {
     let mut links = Vec::new();
     pins_below(lab.agent().pin_path(), &mut links)?;
     let links = links.iter().filter(|path| path.contains("/links/"));
-    let (devices, pods): (Vec<_>, Vec<_>) = links.partition(|path| path.ends_with("-behind"));
-    // TCX links (BPF links, two for each pod) are pinned, clsact filters are not. `behind` in the name of a pin means
-    // post-DNAT: this is the link of `netpol_recheck`.
+    let (devices, pods): (Vec<_>, Vec<_>) = links.partition(|path| path.ends_with("-recheck"));
+    // TCX links (BPF links, two for each pod) are pinned, clsact filters are not. The uplink has the link of
+    // `netpol_recheck`.
     let expected = if attach == "tcx" { (1, 6) } else { (0, 0) };
     ensure!(
         (devices.len(), pods.len()) == expected,
