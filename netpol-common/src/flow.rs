@@ -122,7 +122,7 @@ pub mod flow_timeout {
     pub const ICMP: u32 = 30;
     /// SCTP, which sends heartbeats, and all other protocols.
     pub const OTHER: u32 = 600;
-    /// For protocols without a handshake: after this time without an allowed packet, the responder of a revoked flow
+    /// For protocols without a handshake: this time after the last allowed packet of a revoked flow, its responder
     /// can start a new flow with the same addresses and ports. The responder's packets can then no longer be replies to
     /// packets that were allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without replies in
     /// conntrack.

@@ -154,7 +154,15 @@ impl Directory {
         if !recent && self.files.get(&path).is_some_and(|file| file.stamp == stamp) {
             return;
         }
-        let Ok(text) = fs::read_to_string(&path) else { return };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            // The file was removed after the directory was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => {
+                self.diagnostics.insert(path, format!("cannot read the file: {error}"));
+                return;
+            }
+        };
         if let Some(file) = self.files.get_mut(&path).filter(|file| file.text == text) {
             file.stamp = stamp;
             return;

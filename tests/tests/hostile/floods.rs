@@ -45,17 +45,16 @@ fn start() -> Result<Lab> {
     Lab::start_with(cluster, &policies, AgentOptions::default())
 }
 
-/// Sends datagrams of new flows from a pod as fast as it can, until `stop` is set. Returns their number.
+/// Sends datagrams to 60,000 ports in turn from a pod, as fast as it can, until `stop` is set. Returns their number.
 fn flood(pod: &Netns, to: IpAddr, stop: &AtomicBool) -> Result<u64> {
     pod.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         let mut sent = 0;
+        let mut ports = (1024..61_024).cycle();
         while !stop.load(Ordering::Relaxed) {
-            for _ in 0..64 {
-                let port = u16::try_from(1024 + sent % 60_000).context("a port")?;
+            for port in ports.by_ref().take(64) {
                 // Datagrams that do not fit into the socket's buffer are not sent.
-                let _ = socket.send_to(b"flood", SocketAddr::new(to, port));
-                sent += 1;
+                sent += u64::from(socket.send_to(b"flood", SocketAddr::new(to, port)).is_ok());
             }
         }
         Ok(sent)

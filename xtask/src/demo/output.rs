@@ -211,7 +211,7 @@ impl Printer {
         }
         if drops.points.len() > MAX_DROP_POINTS {
             let rest: usize = drops.points.values().skip(MAX_DROP_POINTS).map(Vec::len).sum();
-            println!("  {rest:>4}  at {} more interfaces", drops.points.len() - MAX_DROP_POINTS);
+            println!("  {rest:>4}  for other pods, directions, reasons or policies");
         }
         if !drops.unreported.is_empty() {
             let line = format!(

@@ -18,11 +18,14 @@ const FRAME_UNIT: u32 = 32;
 /// Register of the frame pointer.
 const FRAME_POINTER: u8 = 10;
 
-/// From linux/bpf.h: the mask of the instruction class in an opcode, and three classes.
+/// From linux/bpf.h: the mask of the instruction class in an opcode, and six classes.
 const CLASS: u8 = 0x07;
+const LD: u8 = 0x00;
 const LDX: u8 = 0x01;
 const ST: u8 = 0x02;
 const STX: u8 = 0x03;
+const ALU: u8 = 0x04;
+const ALU64: u8 = 0x07;
 /// Two complete opcodes: `BPF_ALU64 | BPF_MOV | BPF_X` and `BPF_ALU64 | BPF_ADD | BPF_K`.
 const MOVE: u8 = 0xbf;
 const ADD: u8 = 0x07;
@@ -87,7 +90,7 @@ fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<B
     let mut depths: BTreeMap<Position, u32> = BTreeMap::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let code = section.data().with_context(|| format!("reading section {:?}", section.name()))?;
-        let mut pointers = BTreeSet::new();
+        let mut pointers = BTreeMap::new();
         for (at, instruction) in (0..).step_by(8).zip(code.chunks_exact(8)) {
             let position = (section.index().0, at);
             let Some((function, _)) = functions.range((position.0, 0)..=position).next_back() else { continue };
@@ -102,23 +105,36 @@ fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<B
 }
 
 /// Returns how many bytes below the frame pointer an instruction reads, writes or computes an address. `pointers`: the
-/// registers to which earlier instructions have copied the frame pointer.
-fn depth_used(instruction: &[u8], pointers: &mut BTreeSet<u8>) -> u32 {
+/// registers with an address on the stack, and its offset from the frame pointer. The instructions are read in the order
+/// of the code; jumps are not followed.
+fn depth_used(instruction: &[u8], pointers: &mut BTreeMap<u8, i32>) -> u32 {
     let (code, registers) = (instruction[0], instruction[1]);
     let (destination, source) = (registers & 0x0f, registers >> 4);
     let offset = i32::from(i16::from_le_bytes([instruction[2], instruction[3]]));
     let constant = i32::from_le_bytes([instruction[4], instruction[5], instruction[6], instruction[7]]);
     let below = |offset: i32| offset.min(0).unsigned_abs();
-    match code {
-        MOVE if source == FRAME_POINTER => {
-            pointers.insert(destination);
-            0
-        }
-        ADD if pointers.remove(&destination) => below(constant),
-        _ if code & CLASS == LDX && source == FRAME_POINTER => below(offset),
-        _ if matches!(code & CLASS, ST | STX) && destination == FRAME_POINTER => below(offset),
-        _ => 0,
+    let address = |pointers: &BTreeMap<u8, i32>, register: u8| {
+        if register == FRAME_POINTER { Some(0) } else { pointers.get(&register).copied() }
+    };
+    let (from, to) = (address(pointers, source), address(pointers, destination));
+    let used = match code & CLASS {
+        LDX => from.map(|base| base + offset),
+        ST | STX => to.map(|base| base + offset),
+        _ => None,
+    };
+    let result = match code {
+        MOVE => from,
+        ADD => to.map(|base| base + constant),
+        _ => None,
+    };
+    match result {
+        Some(address) => drop(pointers.insert(destination, address)),
+        // The instruction writes another value to the register.
+        None if matches!(code & CLASS, LD | LDX | ALU | ALU64) => drop(pointers.remove(&destination)),
+        None => {}
     }
+    let computed = if code == ADD { result } else { None };
+    below(used.or(computed).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -127,16 +143,20 @@ mod tests {
 
     #[test]
     fn stores_loads_and_addresses_on_the_stack_are_measured() {
-        let mut pointers = BTreeSet::new();
+        let mut pointers = BTreeMap::new();
         let mut depth_of = |bytes: [u8; 8]| depth_used(&bytes, &mut pointers);
         // *(u64 *)(r10 - 48) = r2, and r2 = *(u64 *)(r10 - 24).
         assert_eq!(depth_of([0x7b, 0x2a, 0xd0, 0xff, 0, 0, 0, 0]), 48);
         assert_eq!(depth_of([0x79, 0xa2, 0xe8, 0xff, 0, 0, 0, 0]), 24);
-        // r2 = r10 (the frame pointer) and r2 += -64. Then r3 += -64, which does not count: r3 is no address on the
-        // stack.
+        // r2 = r10 (the frame pointer), r2 += -64 and *(u64 *)(r2 - 8) = r1. Then r3 += -64, which does not count: r3 is
+        // no address on the stack.
         assert_eq!(depth_of([0xbf, 0xa2, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(depth_of([0x07, 0x02, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
+        assert_eq!(depth_of([0x7b, 0x12, 0xf8, 0xff, 0, 0, 0, 0]), 72);
         assert_eq!(depth_of([0x07, 0x03, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 0);
+        // r2 = *(u64 *)(r1 + 0), and r2 += -96: r2 is no address on the stack any more.
+        assert_eq!(depth_of([0x79, 0x12, 0, 0, 0, 0, 0, 0]), 0);
+        assert_eq!(depth_of([0x07, 0x02, 0, 0, 0xa0, 0xff, 0xff, 0xff]), 0);
     }
 
     #[test]
