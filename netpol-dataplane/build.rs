@@ -17,7 +17,7 @@ fn main() {
     }
 }
 
-/// Returns the path to which `cargo xtask ebpf` writes the object.
+/// Returns the path of the object: `NETPOL_BPF_OBJECT`, or the path to which `cargo xtask ebpf` writes it.
 fn object_path() -> PathBuf {
     if let Some(path) = env::var_os("NETPOL_BPF_OBJECT") {
         return path.into();

@@ -41,7 +41,7 @@ pub enum Condition {
 /// Why a text is not a valid condition.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "`{text}` is not a valid condition: {why}; write policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete=policy/NAMESPACE/NAME or sync"
+    "`{text}` is not a valid condition: {why}; write policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete=policy/NAMESPACE/NAME, delete=pod/NAMESPACE/NAME or sync"
 )]
 pub struct ConditionError {
     text: String,

@@ -29,7 +29,7 @@ pub struct FlowQuery {
     pub port: Option<PortFilter>,
     /// Only records that list this policy (`namespace/name`) or one of its rules.
     pub policy: Option<String>,
-    /// Only flows with a pod of this namespace at one of the ends.
+    /// Only flows from or to a pod of this namespace. This includes spoofed packets that such a pod sent.
     pub namespace: Option<String>,
     /// Whether records have the labels of pods.
     pub labels: bool,

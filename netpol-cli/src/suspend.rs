@@ -206,7 +206,11 @@ fn print_resumed(
     match before.annotations.get(target.until_annotation) {
         None => writeln!(out, "enforcement of {title} was not suspended")?,
         Some(until) if !is_active(before, target.until_annotation, now) => {
-            writeln!(out, "enforcement of {title} was not suspended: removed the end {}", Safe(until))?;
+            writeln!(
+                out,
+                "enforcement of {title} was not suspended: removed an annotation with the time {}",
+                Safe(until)
+            )?;
         }
         // The suspension of the cluster is still in effect, so the policies of this namespace are not enforced yet.
         Some(until) if !target.is_cluster() && remaining.applies() => {

@@ -44,7 +44,7 @@ pub struct FlowEvent {
     pub protocol: u8,
     /// Source port in network byte order. For ICMP: type and code.
     pub source_port: [u8; 2],
-    /// Destination port in network byte order.
+    /// Destination port in network byte order. For ICMP: identifier of an echo message.
     pub destination_port: [u8; 2],
     /// Source address. An IPv4 address is in the first four bytes.
     pub source: [u8; 16],

@@ -208,7 +208,7 @@ enum Recorded {
     No,
     /// A new flow was recorded.
     New,
-    /// The packet repeats the start of a flow that was already recorded.
+    /// The packet belongs to a flow that was already recorded, and starts no new one.
     Known,
 }
 

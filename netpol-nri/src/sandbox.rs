@@ -16,7 +16,7 @@ pub struct Sandbox {
     pub name: String,
     /// UID of the pod in the API. For a static pod, the UID that the kubelet assigned.
     pub uid: String,
-    /// Path of the network namespace. `None` on the host's network, or if the runtime does not report namespaces.
+    /// Path of the network namespace. `None` on the host's network, or if the runtime does not report this path.
     pub network_namespace: Option<PathBuf>,
     /// Whether the pod is on the host's network: namespaces are reported, but no network namespace.
     pub host_network: bool,

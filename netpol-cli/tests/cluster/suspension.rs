@@ -151,7 +151,7 @@ fn resume_reports_other_suspensions_that_still_apply() {
         "metadata": {"name": "shop", "annotations": {"netpol.io/suspended-until": "2030-01-01T11:00:00Z"}}});
     cluster.server.apply(expired).expect("a namespace");
     let run = cluster.netpol(&["resume", "-n", "shop"]);
-    let expected = "enforcement of namespace shop was not suspended: removed the end 2030-01-01T11:00:00Z\nby jane";
+    let expected = "enforcement of namespace shop was not suspended: removed an annotation with the time 2030-01-01T11:00:00Z\nby jane";
     assert!(run.out.starts_with(expected), "{}", run.out);
 }
 

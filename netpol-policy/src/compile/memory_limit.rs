@@ -171,6 +171,9 @@ impl MemoryLimit {
         let (old_prefixes, old_ports) = before.as_ref().map(sum).unwrap_or_default();
         let sums = self.sums.entry(key.namespace.clone()).or_default();
         *sums = (sums.0 + prefixes - old_prefixes, sums.1 + ports - old_ports);
+        if *sums == (0, 0) {
+            self.sums.remove(&key.namespace);
+        }
         self.changed.insert(key.namespace.clone());
     }
 

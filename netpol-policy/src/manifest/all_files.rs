@@ -33,12 +33,17 @@ fn add_duplicates<'p, T, K: Ord>(
     objects: &'p [Located<T>],
     identify: impl Fn(&T) -> (K, String),
 ) {
-    let mut last: BTreeMap<K, &Located<T>> = BTreeMap::new();
+    let mut definitions: BTreeMap<K, Vec<&Located<T>>> = BTreeMap::new();
     for located in objects {
-        let (key, title) = identify(&located.object);
-        if let Some(other) = last.insert(key, located) {
-            let message = format!("is also defined in {}:{}; this definition is used", other.file, other.line);
-            add(files, RuleId::DUPLICATE_OBJECT, located, &title, &message);
+        definitions.entry(identify(&located.object).0).or_default().push(located);
+    }
+    for definitions in definitions.values() {
+        for (index, pair) in definitions.windows(2).enumerate() {
+            let [other, located] = pair else { continue };
+            let is_last = index + 2 == definitions.len();
+            let used = if is_last { "this definition" } else { "the last definition" };
+            let message = format!("is also defined in {}:{}; {used} is used", other.file, other.line);
+            add(files, RuleId::DUPLICATE_OBJECT, located, &identify(&located.object).1, &message);
         }
     }
 }

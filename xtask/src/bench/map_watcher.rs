@@ -91,10 +91,19 @@ pub(super) struct SentChange {
     pub(super) version: u64,
 }
 
+/// Changes that are not in the maps yet.
+#[derive(Default)]
+struct Pending {
+    /// The changes that the next poll checks.
+    next: Vec<(SentChange, Expectation)>,
+    /// Number of changes that the running poll checks.
+    in_poll: usize,
+}
+
 /// Changes that are not in the maps yet, and changes that were found in the maps, with the time.
 #[derive(Default)]
 pub(super) struct MapWatcher {
-    pending: Mutex<Vec<(SentChange, Expectation)>>,
+    pending: Mutex<Pending>,
     found: Mutex<Vec<(SentChange, Instant)>>,
     stopped: AtomicBool,
 }
@@ -102,16 +111,17 @@ pub(super) struct MapWatcher {
 impl MapWatcher {
     /// Adds a pending change. The change has arrived when the maps are in the state of `expectation`.
     pub(super) fn expect(&self, change: SentChange, expectation: Expectation) {
-        locked(&self.pending).push((change, expectation));
+        locked(&self.pending).next.push((change, expectation));
     }
 
     pub(super) fn add_found(&self, change: SentChange, at: Instant) {
         locked(&self.found).push((change, at));
     }
 
-    /// Returns how many changes are not in the maps yet, without those that a poll checks at this moment.
+    /// Returns how many changes are not in the maps yet.
     pub(super) fn pending_count(&self) -> usize {
-        locked(&self.pending).len()
+        let pending = locked(&self.pending);
+        pending.next.len() + pending.in_poll
     }
 
     pub(super) fn stop(&self) {
@@ -133,9 +143,9 @@ impl MapWatcher {
         let mut intervals = Vec::new();
         let mut last = Instant::now();
         while !self.is_stopped() {
-            let mut pending = std::mem::take(&mut *locked(&self.pending));
+            let changes = locked(&self.pending).begin_poll();
             let mut remaining = Vec::new();
-            for (change, mut expectation) in pending.drain(..) {
+            for (change, mut expectation) in changes {
                 if expectation.is_reached(&maps)? {
                     self.add_found(change, Instant::now());
                 } else {
@@ -144,12 +154,24 @@ impl MapWatcher {
             }
             if !remaining.is_empty() {
                 intervals.push(last.elapsed());
-                locked(&self.pending).append(&mut remaining);
             }
+            locked(&self.pending).end_poll(remaining);
             last = Instant::now();
             std::thread::sleep(INTERVAL);
         }
         Ok(intervals)
+    }
+}
+
+impl Pending {
+    fn begin_poll(&mut self) -> Vec<(SentChange, Expectation)> {
+        self.in_poll = self.next.len();
+        std::mem::take(&mut self.next)
+    }
+
+    fn end_poll(&mut self, mut remaining: Vec<(SentChange, Expectation)>) {
+        self.in_poll = 0;
+        self.next.append(&mut remaining);
     }
 }
 

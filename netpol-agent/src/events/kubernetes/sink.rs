@@ -114,7 +114,7 @@ pub struct Sink {
     checked_at: Option<Instant>,
     /// When notices were last sent. Each time, the agents that report about policies are selected again.
     selected_at: Option<Instant>,
-    /// The diagnostics of all policies when notices were last sent to the thread.
+    /// The reported policies with errors, and their diagnostics, when notices were last sent to the thread.
     diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
     suspensions: Suspensions,
 }

@@ -181,7 +181,7 @@ fn handle_result(
     }
 }
 
-/// Waits after failures, with growing pauses, and logs the first failure.
+/// The pause after failures, which grows with each failure. A failure is logged if its cause differs from the last one.
 #[derive(Debug, Default)]
 struct Backoff {
     until: Option<Instant>,

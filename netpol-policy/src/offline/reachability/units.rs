@@ -49,8 +49,8 @@ impl fmt::Display for UnitKey {
     }
 }
 
-/// Returns all units of a cluster with their pods. Omits pods that policies cannot select (host-network and finished
-/// pods).
+/// Returns all units of a cluster with their pods. Omits pods without an address, and pods that policies cannot select
+/// (host-network and finished pods).
 pub fn units(cluster: &OfflineCluster) -> BTreeMap<UnitKey, Vec<PodKey>> {
     let mut units: BTreeMap<UnitKey, Vec<PodKey>> = BTreeMap::new();
     let pods = cluster.state().pods.values();
