@@ -37,7 +37,7 @@ fn summary(policies: &[Unevaluated]) -> String {
 }
 
 /// Returns text such as `CiliumNetworkPolicy shop/a (policies.yaml:1), …`.
-fn names(policies: &[Unevaluated]) -> String {
+pub(crate) fn names(policies: &[Unevaluated]) -> String {
     let listed = policies.iter().take(MAX_LISTED);
     let name = |policy: &Unevaluated| match &*policy.file {
         "" => format!("{} {}", policy.kind, policy.name),

@@ -119,7 +119,7 @@ fn print(out: &mut impl Write, condition: &Condition, results: &[NodeResult<'_>]
             if failed.len() > NODES_SHOWN {
                 let others = failed.len() - NODES_SHOWN;
                 message!(
-                    "error: the same on {} (of {} nodes): see -o json",
+                    "error: not met on {} (of {} nodes): see -o json",
                     counted(others, "more node"),
                     results.len()
                 );
@@ -160,7 +160,7 @@ fn success_line(condition: &Condition, results: &[NodeResult<'_>]) -> String {
         (_, count) => format!(", {}", counted(count, "pod")),
     };
     let generation = match results {
-        [(_, result)] => format!("generation {}", result.generation.unwrap_or_default()),
+        [(_, result)] => result.generation.map(|generation| format!("generation {generation}")).unwrap_or_default(),
         _ => String::new(),
     };
     let details = format!("{generation}{pods}");
@@ -191,7 +191,7 @@ fn reasons(result: &ConditionResult) -> String {
     let mut reasons: Vec<String> = result.reason.iter().cloned().collect();
     reasons.extend(result.pending.iter().take(SHOWN).map(|pending| format!("pod {}: {}", pending.pod, pending.reason)));
     if result.pending.len() > SHOWN {
-        reasons.push(format!("and {} more pods", result.pending.len() - SHOWN));
+        reasons.push(format!("and {}", counted(result.pending.len() - SHOWN, "more pod")));
     }
     if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) }
 }

@@ -97,6 +97,32 @@ fn diff_lists_services_whose_backends_change() {
 }
 
 #[test]
+fn diff_as_markdown_names_new_workloads_and_policies_that_are_not_evaluated() {
+    let added = "---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: added, labels: {app: added}}\n\
+                 spec: {containers: [{name: c, image: x}]}\n";
+    let cilium =
+        "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {namespace: ops, name: other}\nspec: {}\n";
+    let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/app.yaml", &format!("{APP}{added}{cilium}"))]);
+    let flow = record(
+        &json!({"namespace": "ops", "pod": "absent", "address": "10.42.0.9"}),
+        &json!({"address": "10.20.0.7"}),
+        "TCP",
+        Some(1),
+    );
+    fs::write(manifests.path().join("flows.ndjson"), flow).expect("records");
+    let flows = manifests.path().join("flows.ndjson");
+    let arguments = ["-o", "md", "--pod-cidr", "10.42.0.0/16", "--flows", flows.to_str().expect("text")];
+    let run = diff(&manifests, &arguments);
+    for expected in [
+        "\n\nnew workloads: shop/added\n",
+        "\n* not evaluated: 1 flow, such as: ops/absent not found in the manifests\n",
+        "\n\nnot evaluated: CiliumNetworkPolicy ops/other (new/app.yaml:",
+    ] {
+        assert!(run.out.contains(expected), "{}", run.out);
+    }
+}
+
+#[test]
 fn diff_of_equal_versions_has_no_change() {
     let with_comment = format!("# The same.\n{APP}");
     let manifests = Manifests::of(&[("old/app.yaml", APP), ("new/b/app.yaml", &with_comment)]);

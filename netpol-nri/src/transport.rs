@@ -12,7 +12,7 @@ use crate::Error;
 use crate::mux::{self, Frame, PLUGIN_CONNECTION, RUNTIME_CONNECTION};
 use crate::ttrpc::{self, Message};
 
-/// How long a received message may stay incomplete, and how long it may take to write a message.
+/// How long the next bytes of an incomplete message may take to arrive, and how long it may take to write a message.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of bytes of one read.
 const READ_SIZE: usize = 16 << 10;
@@ -69,7 +69,7 @@ impl Transport {
         }
     }
 
-    /// Reads more bytes. If a part of a message was received already, the rest must arrive within [`STALL_TIMEOUT`].
+    /// Reads more bytes. If a part of a message was received already, more bytes must arrive within [`STALL_TIMEOUT`].
     async fn read(&mut self) -> Result<usize, Error> {
         let is_complete = self.frames.is_empty() && self.plugin.is_empty() && self.runtime.is_empty();
         self.frames.reserve(READ_SIZE);

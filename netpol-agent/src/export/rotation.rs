@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::FileTarget;
 
@@ -73,11 +73,7 @@ impl RotatedFile {
 
     /// Opens or creates the file. Removes the files with too high numbers: an earlier agent may have kept more files.
     fn open(&self) -> io::Result<OpenFile> {
-        for number in self.target.files.. {
-            if fs::remove_file(self.path(number)).is_err() {
-                break;
-            }
-        }
+        self.remove_surplus_files()?;
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o640);
         // A FIFO must not block, and a symbolic link must not lead to another file of the node.
@@ -89,6 +85,26 @@ impl RotatedFile {
         }
         let size = remove_incomplete_line(&mut file, metadata.len())?;
         Ok(OpenFile { file, size, identity: identity(&metadata) })
+    }
+
+    /// Removes each file `PATH.N` with `N` of at least the maximum number of files. There may be gaps in the numbers.
+    fn remove_surplus_files(&self) -> io::Result<()> {
+        let (Some(name), Some(directory)) = (self.target.path.file_name(), self.target.path.parent()) else {
+            return Ok(());
+        };
+        let prefix = format!("{}.", name.to_string_lossy());
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        for entry in fs::read_dir(directory)? {
+            let file = entry?.file_name();
+            let number = file.to_str().and_then(|file| file.strip_prefix(&prefix)?.parse::<u32>().ok());
+            // `01` and `+1` are numbers, too, but not names of these files.
+            if let Some(number) = number.filter(|number| *number >= self.target.files.max(1))
+                && self.path(number).file_name() == Some(&file)
+            {
+                fs::remove_file(self.path(number))?;
+            }
+        }
+        Ok(())
     }
 
     /// Renames `PATH.1` to `PATH.2` and so on, then the current file to `PATH.1`, and creates a new file. Renaming
@@ -188,13 +204,17 @@ mod tests {
     #[test]
     fn a_later_agent_continues_the_file_without_its_incomplete_line() {
         let folder = tempfile::tempdir().expect("no folder");
-        for (name, text) in [("flows", "a\n{\"ty"), ("flows.1", "old\n"), ("flows.2", "older\n"), ("flows.3", "x\n")] {
+        // The earlier agent ended during a rotation, so `flows.3` is missing. `flows.old` and `flows.05` are not files of
+        // the agent.
+        let existing = [("flows", "a\n{\"ty"), ("flows.1", "old\n"), ("flows.2", "older\n"), ("flows.4", "x\n")];
+        for (name, text) in [&existing[..], &[("flows.old", "y\n"), ("flows.05", "z\n")]].concat() {
             fs::write(folder.path().join(name), text).expect("cannot write");
         }
         // This agent keeps fewer files than the earlier one.
         let mut file = RotatedFile::new(target(folder.path(), 100, 2));
         file.write(b"b\n").expect("cannot write");
-        check(folder.path(), &[("flows", "a\nb\n"), ("flows.1", "old\n")]);
+        let kept = [("flows", "a\nb\n"), ("flows.05", "z\n"), ("flows.1", "old\n"), ("flows.old", "y\n")];
+        check(folder.path(), &kept);
     }
 
     #[test]

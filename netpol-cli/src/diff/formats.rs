@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use netpol_policy::explain::Verdict;
+use netpol_policy::manifest::Unevaluated;
 use netpol_policy::offline::PortSet;
 use netpol_policy::offline::difference::{Difference, Presence, Row};
 use netpol_policy::text::{Safe, wrap};
@@ -13,6 +14,7 @@ use super::names::Names;
 use super::services;
 use crate::color::ColorMode;
 use crate::table::counted;
+use crate::unevaluated;
 
 /// The maximum number of flows that are listed for each kind of change.
 const FLOWS_SHOWN: usize = 20;
@@ -69,14 +71,21 @@ pub(super) fn table(
         }
         print_lines(out, wrap(services::cause(service), width, 4))?;
     }
-    for (presence, text) in [(Presence::Added, "new workloads"), (Presence::Removed, "removed workloads")] {
-        let found = names.with_presence(presence);
-        if !found.is_empty() {
-            writeln!(out)?;
-            print_lines(out, wrap(format!("{text}: {}", found.join(", ")), width, 0))?;
-        }
+    for text in workload_changes(names) {
+        writeln!(out)?;
+        print_lines(out, wrap(text, width, 0))?;
     }
     Ok(())
+}
+
+/// Returns a text for the new workloads, and one for the removed workloads, if there are any.
+fn workload_changes(names: &Names<'_>) -> impl Iterator<Item = String> {
+    let kinds = [(Presence::Added, "new workloads"), (Presence::Removed, "removed workloads")];
+    let found = kinds.map(|(presence, text)| (names.with_presence(presence), text));
+    found
+        .into_iter()
+        .filter(|(found, _)| !found.is_empty())
+        .map(|(found, text)| format!("{text}: {}", found.join(", ")))
 }
 
 /// Prints a change with its kind in color.
@@ -106,11 +115,16 @@ pub(super) fn flows_table(out: &mut impl Write, flows: &Flows, width: usize) -> 
             writeln!(out, "  {kind}: {} more: see -o json", changes.len() - FLOWS_SHOWN)?;
         }
     }
-    if let Some(skipped) = flows.skipped.first() {
-        let count = counted(flows.skipped.len(), "flow");
-        print_lines(out, wrap(format!("not evaluated: {count}, such as: {}", skipped.reason), width, 2))?;
+    if let Some(text) = skipped_text(flows) {
+        print_lines(out, wrap(text, width, 2))?;
     }
     Ok(())
+}
+
+/// Returns the number of recorded flows that were not evaluated, with an example, if there are any.
+fn skipped_text(flows: &Flows) -> Option<String> {
+    let first = flows.skipped.first()?;
+    Some(format!("not evaluated: {}, such as: {}", counted(flows.skipped.len(), "flow"), first.reason))
 }
 
 /// Returns the recorded flows that change: the kind of change, a verdict that selects the color of the kind, and the
@@ -160,7 +174,18 @@ pub(super) fn markdown(
             writeln!(out, "| {kind} | {from} | {to} | {port} | {cause} |")?;
         }
     }
+    for text in workload_changes(names) {
+        writeln!(out, "\n{}", cell(&text))?;
+    }
     Ok(())
+}
+
+/// Prints the policies that netpol does not evaluate.
+pub(super) fn unevaluated_markdown(out: &mut impl Write, policies: &[Unevaluated]) -> io::Result<()> {
+    if policies.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nnot evaluated: {}", cell(&unevaluated::names(policies)))
 }
 
 /// Prints the recorded flows that change as a Markdown list.
@@ -173,6 +198,9 @@ pub(super) fn flows_markdown(out: &mut impl Write, flows: &Flows) -> io::Result<
         if changes.len() > FLOWS_SHOWN {
             writeln!(out, "* {kind}: {} more", changes.len() - FLOWS_SHOWN)?;
         }
+    }
+    if let Some(text) = skipped_text(flows) {
+        writeln!(out, "* {}", cell(&text))?;
     }
     Ok(())
 }

@@ -126,6 +126,7 @@ fn print(
             if let Some(flows) = flows {
                 formats::flows_markdown(out, flows)?;
             }
+            formats::unevaluated_markdown(out, &new.parsed.unevaluated)?;
         }
         DiffOutput::Json => {
             let output = JsonOutput {

@@ -36,8 +36,8 @@ pub(super) struct Node {
     pub(super) lines: Vec<String>,
     /// The names of all workloads or addresses.
     pub(super) members: Vec<String>,
-    /// Whether no policy isolates the pods for ingress.
-    pub(super) is_not_isolated: bool,
+    /// Whether all connections to the pods are allowed.
+    pub(super) accepts_all: bool,
 }
 
 /// Connections from one node to another, at ports that are not in badges.
@@ -117,8 +117,8 @@ impl Graph {
                 lines.push(format!("and {} more", class.names.len() - NAMES_SHOWN));
             }
             lines.append(&mut badges[*old]);
-            let is_not_isolated = !class.is_outside && class.common[0] == PortSet::all();
-            nodes.push(Node { lines, members: class.names.clone(), is_not_isolated });
+            let accepts_all = !class.is_outside && class.common[0] == PortSet::all();
+            nodes.push(Node { lines, members: class.names.clone(), accepts_all });
         }
         let edges = edges(pairs, &groups);
         Self { nodes, groups, edges, has_unknown }

@@ -23,11 +23,11 @@ const LEGEND_HEIGHT: f64 = 76.0;
 const LEGEND: [&str; 3] = [
     "in (out): ports that the policies allow from all sources (to all destinations)",
     "arrow: other allowed ports (point at it for the full list); dashed arrow: unknown",
-    "dashed box: no policy isolates the pods for ingress",
+    "dashed box: all connections to the pods are allowed",
 ];
 
 const STYLE: &str = "text{font:12px ui-monospace,monospace;fill:#1f2328}.ns{font-weight:bold}.group{fill:#f6f8fa;stroke:#8c959f}\
-.node{fill:#fff;stroke:#0969da;stroke-width:1.5}.not-isolated{stroke:#9a6700;stroke-dasharray:4 3}.edge{fill:none;stroke:#57606a;\
+.node{fill:#fff;stroke:#0969da;stroke-width:1.5}.accepts-all{stroke:#9a6700;stroke-dasharray:4 3}.edge{fill:none;stroke:#57606a;\
 stroke-width:1.2;stroke-opacity:.6}.edge:hover{stroke:#cf222e;stroke-width:3;stroke-opacity:1}.unknown{stroke-dasharray:5 4}.label{font-size:10px;paint-order:stroke;stroke:#fff;stroke-width:3px}";
 
 /// A rectangle: left, top, width and height.
@@ -77,7 +77,7 @@ pub(super) fn print(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
 
 /// Prints the box of a node (workloads or addresses).
 fn print_node(out: &mut impl Write, node: &Node, Rect(x, y, w, h): Rect) -> io::Result<()> {
-    let class = if node.is_not_isolated { "node not-isolated" } else { "node" };
+    let class = if node.accepts_all { "node accepts-all" } else { "node" };
     let members = xml(&node.members.join(", "));
     writeln!(out, "<g><title>{members}</title>")?;
     writeln!(out, "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{w:.1}\" height=\"{h:.1}\" rx=\"4\"/>")?;

@@ -14,7 +14,7 @@ pub(super) fn dot(out: &mut impl Write, graph: &Graph) -> io::Result<()> {
         writeln!(out, "  subgraph cluster_{number} {{\n    label=\"{}\";", escaped(name))?;
         for index in nodes {
             let lines: Vec<String> = graph.nodes[*index].lines.iter().map(|line| escaped(line)).collect();
-            let style = if graph.nodes[*index].is_not_isolated { ", style=dashed" } else { "" };
+            let style = if graph.nodes[*index].accepts_all { ", style=dashed" } else { "" };
             writeln!(out, "    n{index} [label=\"{}\"{style}];", lines.join("\\n"))?;
         }
         writeln!(out, "  }}")?;

@@ -74,9 +74,9 @@ impl ForeignPrograms {
     /// Adds other software's clsact filters of an interface.
     fn add_filters(&self, netlink: &mut Netlink, ifindex: IfIndex, foreign: &mut Vec<ForeignProgram>) {
         let filters = netlink.bpf_filters(ifindex).unwrap_or_default();
-        let own_priority = filters.iter().filter(|filter| has_own_name(filter)).map(|filter| filter.priority).min();
-        for filter in filters.into_iter().filter(|filter| !has_own_name(filter) && !self.own.contains(&filter.program))
-        {
+        let is_own = |filter: &BpfFilter| has_own_name(filter) || self.own.contains(&filter.program);
+        let own_priority = filters.iter().filter(|filter| is_own(filter)).map(|filter| filter.priority).min();
+        for filter in filters.into_iter().filter(|filter| !is_own(filter)) {
             let before = own_priority.is_some_and(|own_priority| filter.priority < own_priority);
             foreign.push(ForeignProgram {
                 name: filter.name.unwrap_or_else(|| name_by_id(filter.program)),

@@ -137,6 +137,7 @@ impl Installation {
     pub fn install(&self) -> Result<Installed, InstallError> {
         let entry = self.settings.entry()?;
         let mut binary_written = false;
+        let mut changing = self.config_dir.clone();
         for _ in 0..ATTEMPTS {
             let ChosenFile { file, text, metadata, skipped } = choose(&self.config_dir)?;
             // `choose` has parsed the same text, so this does not fail.
@@ -150,13 +151,14 @@ impl Installation {
             let entry_written = new.is_some();
             if let Some(new) = new {
                 if !is_unchanged(&file, &text) {
+                    changing = file;
                     continue;
                 }
                 files::replace(&file, new.as_bytes(), &metadata).map_err(io_error("replace", &file))?;
             }
             return Ok(Installed { file, entry_written, binary_written, skipped });
         }
-        Err(InstallError::Changing(self.config_dir.clone()))
+        Err(InstallError::Changing(changing))
     }
 
     /// Copies the executable if the installed one differs. Returns whether it was copied.
