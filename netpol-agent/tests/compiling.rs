@@ -1,8 +1,8 @@
 //! Tests the reconciler while the engine is compiling, with a data plane in memory. A compile job runs when the test
 //! calls `compile`, and its writes are executed when the test calls `execute`.
 //!
-//! The policies of a new pod may not be compiled within a few milliseconds. Then the pod is *overdue*, and its endpoint
-//! is *shut*: all traffic is dropped.
+//! If the policies of a new pod are not compiled within a few milliseconds, the pod is *overdue*. The endpoint of an
+//! overdue pod is *shut*: all traffic is dropped.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

@@ -151,7 +151,7 @@ fn graphs_have_only_the_groups_that_the_filters_accept() {
         (&["--to", "s/d"], 5),
         (&["--to", "s/d", "--only-allowed"], 3),
     ] {
-        // In both formats, the line of a node starts with `g`, followed by the number of the group.
+        // In both formats, the line of a group starts with four spaces and `g`, followed by the group's number.
         for (format, start) in [("dot", "    g"), ("mermaid", "    g")] {
             let run = netpol(&[&["matrix", "-f", "-", "-o", format], arguments].concat(), FIVE_PODS);
             let found = run.out.lines().filter(|line| line.starts_with(start)).count();
@@ -160,8 +160,8 @@ fn graphs_have_only_the_groups_that_the_filters_accept() {
     }
 }
 
-/// With `-p`, the CSV output lists sets of ports. The JSON output has verdicts at the port, which `netpol` compares
-/// with the verdicts of the compiled tables.
+/// With `-p`, the CSV output lists sets of ports. The JSON output has verdicts at the port. `netpol` compares
+/// these verdicts with those of the compiled tables.
 #[test]
 fn the_csv_list_and_the_json_verdicts_of_a_port_agree() {
     let manifests = app();

@@ -327,8 +327,8 @@ fn the_exit_code_of_assert_depends_on_the_results() {
     }
 }
 
-/// Services: with a selector (`web`), headless, without a backend (`other`), and with the backend of an
-/// `EndpointSlice`, an address outside of the cluster (`mirror`).
+/// Services: `web` has a selector, `headless` has no cluster IP, and `other` has no backend. The backend of `mirror` is
+/// an address outside of the cluster, from an `EndpointSlice`.
 const SERVICES: &str = "---
 {apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}}
 ---

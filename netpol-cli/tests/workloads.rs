@@ -19,9 +19,8 @@ fn app() -> Manifests {
     Manifests::of(&[("app.yaml", APP)])
 }
 
-/// Runs `netpol explain` in the namespace `shop`. The exit code is 0 if the connection is allowed, 1 if it is denied
-/// (or one of several connections), 3 if an object was not found or no connection is possible, and 4 if the verdict is
-/// unknown.
+/// Runs `netpol explain` in the namespace `shop`. The exit code is 0 if all connections are allowed, 1 if only some or
+/// none are allowed, 3 if an object was not found or no connection is possible, and 4 if the verdict is unknown.
 fn explain(manifests: &Manifests, from: &str, to: &str, port: &str, more: &[&str]) -> RunOutput {
     manifests.run("explain", &[&["-n", "shop", "--from", from, "--to", to, "--port", port], more].concat())
 }
@@ -158,8 +157,8 @@ fn s41_policies_that_are_not_evaluated_are_named_and_never_allow() {
         input["unevaluated"][0]["file"] = json!("FILE");
         assert_eq!(input["unevaluated"], named, "{command}");
     }
-    // The Cilium policy cannot change verdicts on pods that it does not select. A connection also stays denied if the
-    // NetworkPolicies of the other end deny it.
+    // The Cilium policy cannot change verdicts on pods that it does not select. A connection from a pod
+    // that it selects stays denied if the NetworkPolicies of the destination deny the connection.
     assert_eq!(explain(&manifests, "deploy/web", "svc/db", "5432", &[]).code, 0);
     assert_eq!(explain(&manifests, "cj/backup", "shop/db-0", "80", &[]).code, 1);
     // One connection is denied, and the other one is unknown. So it is unknown whether any connection is allowed.
@@ -268,7 +267,7 @@ fn a_connection_to_a_headless_service_is_evaluated_for_each_endpoint() {
     }
     let run = explain(&manifests, "svc/peers", "deploy/web", "80", &[]);
     assert!(run.code == 3 && run.err.contains("cannot be a source of connections"), "{} {}", run.out, run.err);
-    // An endpoint of the Service that is not a pod is a destination, too.
+    // An address in an EndpointSlice of the Service is a destination, too, if no pod has this address.
     let slice = "
 ---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: peers-1, namespace: shop, labels: {kubernetes.io/service-name: peers}},

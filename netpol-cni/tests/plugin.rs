@@ -241,7 +241,7 @@ fn with_when_agent_away_allow_a_pod_starts_without_an_agent() {
 }
 
 #[test]
-fn a_refused_request_is_repeated_with_each_value_of_when_agent_away() {
+fn with_any_value_of_when_agent_away_a_refused_request_is_repeated() {
     for value in ["wait", "deny", "allow"] {
         let agent = Agent::start(&[REFUSED, REFUSED, ENFORCED]);
         agent.add(&format!(r#""whenAgentAway":"{value}","#)).assert_passes();

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 /// IDs of the old tables are lower than this, IDs of the new tables higher.
 const NEW_IDS: u32 = 100;
 
-/// Returns the port set that a rule set allows to an address: the result of all lookups before the port.
+/// Returns the port set that a rule set allows to an address: the result of all lookups before that of the port.
 fn verdict(tables: &Snapshot, rule_set: RuleSetId, address: IpAddr) -> Option<PortSetId> {
     let covering = tables.prefixes.iter().filter(|(net, _)| net.contains(&address));
     let longest = covering.max_by_key(|(net, _)| net.prefix_len()).map(|(_, class)| *class);

@@ -207,8 +207,8 @@ fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
     assert_eq!(connect(&memory, ACK, 1001, 81), Reason::Flow);
     assert_eq!(summary(&memory), [(EventKind::Shadow, Ingress, Reason::NoRule, 81)]);
     assert_eq!(shadow_denied(&memory, Ingress), 2);
-    // Flows of the other direction, and flows that the policies in shadow mode allow, have no such event. Events of
-    // allowed flows are disabled.
+    // Egress flows, and flows that the policies in shadow mode allow, have no event of shadow mode. From here on,
+    // events of allowed flows are disabled, so these flows have no event at all.
     memory.settings.set(Settings::default());
     assert_eq!(send(&memory, CLIENT, 53).0, Reason::NotIsolated);
     memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
@@ -288,7 +288,7 @@ fn with_observe_a_denied_flow_is_reported_once_and_is_denied_when_policies_are_e
     assert_eq!((event.flags, event.reason), (event_flags::OBSERVED, Reason::NoRule as u8));
     // After a change of policies, replies and the initiator's next packet have the reason `revoked`, but pass. The
     // initiator's packet records the flow again.
-    // Here, only the endpoint's version changes.
+    // This call simulates the change: it increments the endpoint's version.
     change_endpoint(&mut memory, |_| {});
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert_eq!((reply(&memory, ACK), request(&memory, ACK)), (Reason::Flow, Reason::Flow));

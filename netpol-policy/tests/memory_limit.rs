@@ -278,8 +278,7 @@ fn policies_added_one_by_one_stay_within_the_limit() {
     };
     for index in 0..30 {
         engine.apply_all(objects(&policy_for_peer(index, 80 + 3 * index)).into_iter().map(Event::Apply));
-        // The first three policies fit into the limit, but not 26 or more. The number between them that still fits does
-        // not matter.
+        // Three policies fit into the limit, and 26 policies do not. Whether 4 to 25 policies fit does not matter.
         if !(3..25).contains(&index) {
             check(&engine, index < 3);
         }
@@ -417,7 +416,7 @@ fn s42_policies_in_shadow_mode_get_only_memory_that_enforced_ones_do_not_need() 
     let after = engine.endpoint(&PodKey::new("a", "web")).expect("a pod of this node");
     assert!(after.ingress == before && !after.incomplete);
 
-    // The memory is used as soon as there is enough.
+    // A smaller version of the policy fits into the memory, so this version is evaluated.
     let small_enough = shadow(&policy("a", "large", "web", separate_blocks(10)));
     engine.apply_all(objects(&small_enough).into_iter().map(Event::Apply));
     assert!(is_evaluated(&engine, "a", "web") && engine.unevaluated_shadow().is_empty());

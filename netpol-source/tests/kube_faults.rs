@@ -88,7 +88,7 @@ async fn after_an_expired_version_the_source_lists_again_and_sends_only_the_diff
     cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Error(410));
     let batch = cluster.next_batch().await;
     assert_eq!((keys(&batch), batch.after_resync), (vec!["+Pod shop/new".to_owned(), "-Pod shop/db".to_owned()], true));
-    // If nothing has changed, the second list causes no batch.
+    // The pods are listed once more. Nothing has changed since the last list, so this list causes no batch.
     let gone = Fault::new(Effect::status(410)).verb(Verb::Watch).resource(Resource::Pods).times(1);
     cluster.server.inject(gone);
     cluster.server.disconnect();
@@ -199,7 +199,7 @@ async fn a_page_that_fails_or_expires_restarts_the_list() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_read_again_after_a_401() -> Result<()> {
+async fn after_a_401_the_token_file_is_read_again() -> Result<()> {
     let mut cluster = cluster().await;
     cluster.server.rotate_token()?;
     cluster.server.expire_old_tokens();

@@ -112,7 +112,7 @@ async fn expect_no_more_streaming_lists(cluster: &mut Cluster) -> Result<()> {
 #[tokio::test]
 async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> Result<()> {
     for bookmarks in [true, false] {
-        // Without bookmarks, the first bookmark is due only after the end of this test.
+        // If `bookmarks` is false, the server would send the first bookmark only after the end of this test.
         let bookmark_every = if bookmarks { Duration::from_millis(100) } else { Duration::from_mins(1) };
         let options = Options { streaming_lists: StreamingLists::Ignored, bookmark_every, ..Options::default() };
         let server = server(options, |server| {

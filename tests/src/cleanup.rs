@@ -80,7 +80,7 @@ impl Drop for PathGuard {
     }
 }
 
-/// Registers a process that an interrupt kills, because it must not outlive this one.
+/// Registers a process that must not outlive the test process: an interrupt kills it.
 pub(crate) fn register_process(pid: u32) {
     prepare();
     registry().processes.insert(pid.cast_signed());
@@ -142,7 +142,7 @@ extern "C" fn wake_cleaner(_signal: i32) {
 }
 
 /// Installs the signal handler, and starts the cleaner thread. This thread cleans up, because a signal handler may call
-/// only few functions: it writes to a pipe, and the thread reads from this pipe.
+/// only few functions. The handler only writes to a pipe, and the thread reads from this pipe.
 fn catch_interrupts() -> Result<()> {
     let (reader, writer) = nix::unistd::pipe().context("creating a pipe")?;
     WAKE_PIPE.set(writer).map_err(|_| anyhow::anyhow!("the interrupt handler is already installed"))?;

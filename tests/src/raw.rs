@@ -130,7 +130,7 @@ impl TestPacket {
         Self { description: description.to_owned(), frames, marker }
     }
 
-    /// Creates IP packets with VLAN tags, like [`Self::new`].
+    /// Like [`Self::new`], but the frames have VLAN tags.
     pub fn tagged(
         cluster: &Cluster,
         from: &str,

@@ -377,7 +377,7 @@ fn the_agent_allocates_less_than_ten_megabytes_in_a_cluster_like_the_demo() -> R
     Ok(())
 }
 
-/// Runs `netpol record` for a namespace until its policies contain a text. Returns the policies.
+/// Runs `netpol record` for a namespace until the recorded policies contain `text`. Returns these policies.
 fn wait_for_recorded_policies(lab: &mut Lab, namespace: &str, text: &str) -> Result<String> {
     let (start, socket) = (Instant::now(), lab.agent().socket());
     loop {
@@ -420,7 +420,8 @@ fn recorded_policies_allow_the_recorded_application_and_nothing_else() -> Result
     let policies = wait_for_recorded_policies(&mut lab, "shop", &last_flow)?;
     ensure!(policies.contains("Without any observed flow, so all traffic is denied: Pod shop/idle"), "{policies}");
     lab.set_policies(&[policies])?;
-    // DNS was used only with UDP, but is recorded for TCP, too. Pod `ops/other` has the labels of `shop/web`.
+    // DNS was used only with UDP, but is recorded for TCP, too. Pod `ops/other` also has the label `app=web`,
+    // but is in another namespace than `shop/web`.
     lab.expect(&format!(
         "{application}
          shop/web    -> kube-system/dns 53/TCP

@@ -50,8 +50,9 @@ fn start(rules: &str, size_options: &[&str]) -> Result<Lab> {
     Lab::start_with(pods(), &[server_policy(rules)], options)
 }
 
-/// Checks that hosts without a rule cannot connect, with the reason `tables-incomplete`; that pods without a policy are
-/// not affected; and that the log and the metrics name the full map.
+/// Checks that packets of `denied_hosts` are dropped, and that each of these hosts causes a deny event with the reason
+/// `tables-incomplete`. Also checks that pods without a policy are not affected, and that the log and the metrics name
+/// the full map.
 fn check_stays_denied(lab: &mut Lab, denied_hosts: &[&str], map: &str) -> Result<()> {
     for host in denied_hosts {
         lab.expect(&format!("{host} -x shop/server 80/TCP\n{host} -x shop/server 53/UDP"))?;
@@ -91,7 +92,7 @@ fn check_recovers(lab: &mut Lab, rules: &str, table: &str, denied_host: &str) ->
     }
 }
 
-/// Returns the source that deny events of a host have: the name of a pod, or the address of another host.
+/// Returns the source that deny events of a host have: the name of a pod, or the address of an external host.
 fn reported_as(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
 }
@@ -137,7 +138,8 @@ fn ports_that_do_not_fit_allow_nothing() -> Result<()> {
 }
 
 /// Returns a cluster with two tenants, and policies for all pods except `a/hog`. The tests add policies for `a/hog`
-/// that need much memory: see [`many_blocks`]. They must not affect the other pods: `a/plain`, and the tenant `b`.
+/// that need much memory: see [`many_blocks`]. The added policies must not affect the other pods: `a/plain`, and the
+/// tenant `b`.
 fn tenants() -> (ClusterBuilder, Vec<String>) {
     let cluster = Cluster::builder()
         .pods(&[("a/hog", "app=hog"), ("a/plain", "app=plain"), ("b/server", "app=server"), ("b/client", "app=client")])
@@ -283,8 +285,8 @@ fn open_flows_continue_and_denied_flows_stay_denied_while_the_flow_table_is_full
     lab.expect("shop/stranger -x shop/server 80/TCP\nshop/server -x shop/a 80/TCP\nshop/a -> shop/server 80/TCP")
 }
 
-/// Returns a policy that allows no ingress to a pod. So packets to the pod pass only as replies: if the flow table has
-/// their flow.
+/// Returns a policy that allows no ingress to a pod. So a packet to the pod passes only as a reply, and only while the
+/// flow table has an entry of its flow.
 fn no_ingress(app: &str) -> String {
     policy(
         &format!("shop/no-ingress-{app}"),

@@ -14,15 +14,15 @@ const VETHS: usize = 3;
 /// How long the kernel may take to report a change. For example, it reports a change of the carrier with a delay.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A change of the interfaces of a pod (its number) or of the node. An operation that is impossible, such as renaming a
-/// missing veth, changes nothing.
+/// A change of the interfaces of a pod or of the node. The value of a variant is the number of the pod. An operation
+/// that is impossible, such as renaming a missing veth, changes nothing.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     /// Adds a veth with its peer in the namespace of a pod.
     AddVeth(usize),
     /// Adds a veth with its peer in the node's namespace, as some CNI plugins do first.
     AddPair(usize),
-    /// Moves the peer that `AddPair` added to the namespace of a pod.
+    /// Moves the peer to the namespace of a pod. `AddPair` added this peer in the node's namespace.
     MovePeer(usize),
     Delete(usize),
     Up(usize),
@@ -31,10 +31,10 @@ enum Operation {
     RenameBack(usize),
     JoinBridge(usize),
     LeaveBridge(usize),
-    /// Adds an address to the end in the node's namespace.
+    /// Adds an address to the veth's end in the node's namespace.
     AddAddress(usize),
     DeleteAddress(usize),
-    /// Adds an address to the end in the pod's namespace.
+    /// Adds an address to the veth's end in the pod's namespace.
     AddPodAddress(usize),
     /// Adds a VXLAN device to the node.
     AddTunnel,

@@ -73,8 +73,8 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
         lab.cluster.try_all(std::slice::from_ref(&probe))?;
     }
     std::thread::sleep(std::time::Duration::from_millis(300));
-    // The agent measures from the moment when it finds the interface. It finds the interface in the first half of the
-    // time since the pod exists.
+    // The agent measures from the moment when it finds the interface. The agent finds it soon after the pod was added,
+    // so the measured time is at least half of the time since the pod was added.
     let shortest = exists.elapsed().as_secs_f64() / 2.0;
     lab.cluster.write_manifest("shop/late")?;
     let words = [" enforced ", "pod=shop/late", "unprotected_ms="];

@@ -157,7 +157,7 @@ pub(crate) struct BenchArgs {
     /// Number of Services, with all pods as their backends; default 5,000 for memory and none otherwise
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
     pub(crate) services: Option<u32>,
-    /// Seconds of changes for convergence, of each rate for churn, and of each round for net
+    /// Duration in seconds: of the changes (convergence), of each rate (churn), or of each round (net)
     #[arg(long, value_name = "S", default_value_t = 25)]
     pub(crate) seconds: u32,
     /// Output format.

@@ -34,7 +34,8 @@ pub(crate) fn run(args: &KrewArgs) -> Result<()> {
     Ok(())
 }
 
-/// Packs the plugin's files in a folder. The same files always result in the same bytes of the archive.
+/// Packs the plugin's files, which are in the folder `root`, into `archive`. The same files always result in the same
+/// bytes of the archive.
 fn pack(root: &Path, archive: &Path) -> Result<()> {
     let mut command = run::command("tar", ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"]);
     command.args(["--mode=a+rX,go-w", "--format=ustar", "-I", "gzip -n", "-cf"]).arg(archive);

@@ -139,8 +139,8 @@ fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     assert!(endpoint.has(endpoint_flags::INCOMPLETE));
     assert_eq!((endpoint.ingress.isolated(), endpoint.ingress.any), (true, PortSetId::NONE));
     assert!(!endpoint.egress.isolated(), "the direction that is not isolated stays open");
-    // This rule set allows nothing. Without the prefix of the `except`, the addresses of the `except` would match the
-    // block.
+    // The pod has a rule set that allows nothing. With the rule set of its policy, the addresses of the `except` would
+    // match the block, because the prefix of the `except` is missing.
     let quarantine_rule_set = endpoint.ingress.rule_set;
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
@@ -270,7 +270,7 @@ fn a_device_without_a_program_is_waited_for() {
 }
 
 #[test]
-fn the_error_of_a_failed_attach_is_cleared_even_without_room_for_an_endpoint() {
+fn the_error_of_a_failed_attach_is_cleared_even_without_a_free_endpoint_id() {
     let mut rejecting = Memory::default();
     (rejecting.rejects_attach, rejecting.no_free_ids) = (true, true);
     let mut reconciler = start(rejecting, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);

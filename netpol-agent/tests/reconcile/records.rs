@@ -166,7 +166,7 @@ fn a_revoked_flow_has_the_change_that_revoked_it() {
     let mut reconciler = reconciler_with(&[]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);
-    // A batch of changes. Its generation is its number.
+    // Returns a batch of changes. `generation`: the number of the batch.
     let batch = |generation, manifests: &[&str]| Batch {
         generation: Generation(generation),
         events: match &objects(manifests)[..] {
@@ -218,7 +218,7 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_counted_by_workload() {
 }
 
 #[test]
-fn flows_without_a_record_that_policies_in_shadow_mode_would_deny_are_in_the_report() {
+fn flows_that_policies_in_shadow_mode_would_deny_are_in_the_report_even_without_a_record() {
     let shadow = DENY_ALL.replace("namespace: shop}", "namespace: shop, annotations: {netpol.io/mode: shadow}}");
     let reconciler = reconciler_with(&[&shadow]);
     let buffer = FlowBuffer::new(10);
@@ -308,7 +308,7 @@ fn events_beyond_the_limit_are_counted_and_cost_little() {
 }
 
 #[test]
-fn verdicts_are_compared_with_the_reference_evaluator_if_both_had_the_same_objects() {
+fn verdicts_are_compared_with_the_reference_evaluator_if_the_tables_had_the_same_objects() {
     let mut reconciler = reconciler_with(&[ALLOW_FAR]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);

@@ -128,7 +128,7 @@ fn each_parameter_selects_records() {
 }
 
 #[test]
-fn a_spoofed_packet_is_found_by_its_sender() {
+fn a_query_for_the_sender_selects_its_spoofed_packets() {
     let mut spoofed = denied_dns_request();
     spoofed.from = FlowEnd { address: Some([192, 0, 2, 1].into()), ..FlowEnd::default() };
     // The pod that sent the packet, with an address that is not its own.

@@ -70,7 +70,7 @@ impl Agent {
         self
     }
 
-    /// Waits for this time before each line of `/v1/flows`.
+    /// Sets the time that the agent waits before each line of `/v1/flows`.
     pub(crate) fn paced(mut self, pause: Duration) -> Self {
         self.pause = pause;
         self

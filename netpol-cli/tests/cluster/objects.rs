@@ -213,8 +213,8 @@ fn why_needs_only_rights_in_the_namespace_of_the_pod() {
     shadow["reason"] = "NetworkPolicyShadowDenied".into();
     shadow["note"] =
         "egress to 1.1.1.1, ICMP would be denied by NetworkPolicy shop/db if enforced: no rule allows it".into();
-    // `why` prints rows of a matrix. The matrix has a note about this host-network pod, which must not be counted as a
-    // connection.
+    // `why` prints rows of a matrix. The matrix has a note about this host-network pod. `why` must not count the note
+    // as a connection.
     let on_host = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "on-host"},
         "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "x"}]},

@@ -72,8 +72,8 @@ fn no_command_panics_if_its_output_is_closed() {
         let mut command: Command = cluster.command(arguments);
         check(command.stdout(closed_pipe()), arguments);
     }
-    // These commands also print to standard error, which is closed, too: nodes without a response, diagnostics, and
-    // wrong usage.
+    // These commands also print to standard error: nodes without a response, diagnostics, and wrong usage. Here,
+    // standard error is closed, too.
     for arguments in [
         &["flows", "-A"][..],
         &["status"],

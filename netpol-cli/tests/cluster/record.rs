@@ -148,7 +148,7 @@ fn a_node_without_a_response_makes_the_result_partial() {
 }
 
 #[test]
-fn a_file_of_flows_is_enough_if_its_records_or_manifests_have_the_labels_of_pods() {
+fn a_file_of_flows_is_enough_if_the_records_or_the_manifests_have_the_labels_of_pods() {
     let with_labels = lines(&[record(web_to_db("12:00:00", "n1"))]);
     let without_labels = lines(&[record(FlowRecord {
         verdict: FlowVerdict::Allowed,

@@ -235,8 +235,7 @@ fn plugins_are_called_in_order_of_their_indexes() {
     node.server.wait_for_plugin("other", SOON).unwrap();
     assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
     assert_eq!(first.recorder.events()[2], "run shop/refused");
-    // `first` receives the start after two other events, and then that the refused sandbox was stopped and removed.
-    // Both plugins refuse the start. If the plugin with index 99 were called first, `first` would not receive the
-    // start.
+    // `first` receives two other events, then the start, the stop and the removal of the refused sandbox. Both plugins
+    // refuse the start. If the plugin with index 99 were called first, `first` would not receive the start.
     assert_eq!(first.recorder.events().len(), 5);
 }

@@ -1,5 +1,5 @@
-//! Tests the plugin with a fake container runtime that violates the NRI protocol (ttrpc messages, which are sent in
-//! frames), and with failing connections.
+//! Tests the plugin with a fake container runtime that violates the NRI protocol, and with failing connections. NRI
+//! sends ttrpc messages in frames.
 
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
@@ -18,8 +18,8 @@ const PLUGIN: &str = "nri.pkg.api.v1alpha1.Plugin";
 const INVALID_ARGUMENT: i32 = 3;
 const UNIMPLEMENTED: i32 = 12;
 
-/// Connects the plugin to a runtime that sends only what the test sends. Returns the runtime's end (a
-/// [`Plugin`]: the plugin as the runtime sees it) and the plugin's end (a [`Connection`]).
+/// Connects the plugin to a runtime that sends only what the test sends. With the returned [`Plugin`], the test sends
+/// requests to the plugin, as the runtime does. The returned [`Connection`] runs the plugin.
 fn accept(registration: RegistrationResponse, options: Options, recorder: Recorder) -> (Plugin, Connection) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nri.sock");
@@ -153,7 +153,8 @@ fn invalid_requests_are_answered_with_an_error() {
         for payload in [&[0x12, 0x7f][..], &[0x0a, 3, 0x12, 1, 0xff], &[0x0b]] {
             let answer = plugin.call_service::<Empty>(PLUGIN, method, payload.to_vec(), SOON);
             let is_invalid = matches!(answer, Err(CallError::Status { code: INVALID_ARGUMENT, .. }));
-            // `Configure` may accept a payload: the plugin skips its first field, because it does not use this field.
+            // `Configure` may accept the second payload. It has only the field with the number 1. The plugin does not
+            // use this field of `ConfigureRequest`, so it does not check the field's content.
             assert!(is_invalid || method == "Configure", "{method} {payload:?} {answer:?}");
         }
     }
@@ -259,7 +260,7 @@ fn a_connection_that_is_closed_within_a_frame_ends_without_an_error() {
 }
 
 const REQUESTS: usize = 100;
-/// The number of calls of the handler at the same time, to which the plugin limits itself.
+/// The plugin runs at most this number of calls of its handler at the same time.
 const MAX_CALLS: usize = 64;
 
 #[test]
@@ -322,8 +323,8 @@ fn a_request_with_almost_no_time_left_is_refused_at_once() {
 
 #[test]
 fn a_runtime_without_timeouts_gets_an_answer() {
-    // A request without a timeout has the value 0 in the field for the timeout or, as here, no such field. Then the
-    // plugin answers within 2 s, NRI's default timeout.
+    // A request without a timeout has the value 0 in the field for the timeout or, as here, no such field. In both
+    // cases, the plugin answers within 2 s, NRI's default timeout.
     let (plugin, connection) = connected();
     let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0dRunPodSandbox\x1a\x09\x0a\x07\x12\x05stuck";
     let length = u32::try_from(request.len()).unwrap();

@@ -100,7 +100,7 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
 }
 
 #[test]
-fn a_pod_with_the_labels_of_existing_pods_takes_writes_only_for_its_address_and_endpoint() {
+fn a_pod_with_the_labels_of_existing_pods_needs_writes_only_for_its_address_and_endpoint() {
     let mut engine = engine(
         &[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web_policy(80)].concat(),
     );
@@ -121,7 +121,7 @@ fn a_changed_policy_adds_new_ports_before_it_removes_old_ones() {
     );
     let before = rule_set(&engine, "web");
     assert_eq!(apply(&mut engine, &web_policy(81)), ["+port 81", "-port 80", "reevaluate 1"]);
-    assert_eq!(rule_set(&engine, "web"), before, "all pods of the rule set have the policy, so it changes in place");
+    assert_eq!(rule_set(&engine, "web"), before, "changed in place, because all pods of the rule set have the policy");
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn adding_or_deleting_a_policy_writes_only_the_entries_that_it_changes() {
     assert_eq!(
         delete(&mut engine, &block(200)).len(),
         101 + 4,
-        "101 ports, two changes of the `ALLOW` entry (ports for any peer, deleted), the prefix, and a re-evaluation"
+        "101 ports, the `ALLOW` entry (first set to the ports for any peer, then deleted), the prefix, and a re-evaluation"
     );
     // The rule applies to any peer: the port set for any peer and the port sets of the 100 blocks get the port.
     assert_eq!(apply(&mut engine, &open(200)).len(), 101);
@@ -204,7 +204,7 @@ fn a_rule_set_of_a_deleted_pod_never_allows_more() {
     let next = rule_set(&engine, "web");
     assert_ne!(next, shared);
     apply(&mut engine, &web_policy(82));
-    assert_eq!(rule_set(&engine, "web"), next, "the deleted pod never had this rule set, so it changes in place");
+    assert_eq!(rule_set(&engine, "web"), next, "changed in place, because the deleted pod never had this rule set");
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn only_flows_of_rule_sets_that_allow_less_are_reevaluated() {
 }
 
 #[test]
-fn an_event_that_changes_nothing_takes_no_write() {
+fn an_event_that_changes_nothing_writes_nothing() {
     let namespace = "---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}\n";
     let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-1}}\n";
     let yaml = [pod("web", 1, "web", "10.0.0.1", ""), web_policy(80), namespace.into(), node.into()].concat();

@@ -72,7 +72,7 @@ fn lint(policies: &[String]) -> Vec<String> {
     warnings(&format!("{CLUSTER}{}", policies.join("\n---\n")))
 }
 
-/// Returns the warnings about these manifests, in the same form.
+/// Returns the warnings about these manifests, each in the form that [`lint`] describes.
 fn warnings(text: &str) -> Vec<String> {
     let findings = report(text).findings.into_iter().filter(|finding| finding.severity == Severity::Warning);
     let texts = findings.map(|finding| {
@@ -135,7 +135,7 @@ fn the_port_of_the_dns_service_is_reported_if_the_dns_pods_have_another_port() {
     assert_eq!(found.len(), 2, "a finding about the port, and one about DNS: {found:?}");
     let expected = "shop/p spec.egress[0].ports: 53/TCP is the port of Service kube-system/kube-dns. Policies match the port of \
                     its backends, 5353/TCP, so this rule does not allow it.";
-    // The finding is about one of the two ports.
+    // The finding about the port names only 53/TCP or only 53/UDP.
     let expected_udp = expected.replace("TCP", "UDP");
     assert!(found.iter().any(|text| text.starts_with(expected) || text.starts_with(&expected_udp)), "{found:?}");
 }

@@ -335,7 +335,7 @@ spec:
 fn many_invalid_documents_are_summarized() {
     let parsed = parse(&"---\nkind: [\n".repeat(100_000), "f");
     assert_eq!((parsed.objects.len(), parsed.invalid_documents), (0, 100_000));
-    // Ten errors are listed. The last one is a summary of the others.
+    // The first ten errors are listed. One more error is the summary of all others.
     assert_eq!(parsed.errors.len(), 11, "{:?}", parsed.errors);
     let last = parsed.errors.last().expect("a summary");
     assert!(last.message.starts_with("99990 more errors like this one in the file: document 11 "), "{last}");

@@ -1,6 +1,6 @@
-//! Compares verdicts on unknown addresses with the verdicts at each possible address, and with those of the compiled
-//! tables. A pod with an unknown address has a placeholder (an address that no real pod has) as its address. Other
-//! tests check the assumed pods of workloads.
+//! Tests verdicts on pods with unknown addresses. Such a pod has a placeholder (an address that no real pod has) as its
+//! address. A verdict on the placeholder is compared with the verdict on each possible address of the pod, and with the
+//! verdict of the compiled tables. The tests of item 39 check the pods that are assumed for workloads.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -91,7 +91,8 @@ proptest! {
         let cluster = OfflineCluster::new(&parsed(objects(unknown.clone())), &[range]);
         let placeholder = cluster.state().pods[&unknown.key].addresses[0];
         prop_assert!(is_placeholder(placeholder));
-        // `state` allows what every possible address allows, `at_most` what at least one possible address allows.
+        // `state` allows a packet only if it is allowed at every possible address. `at_most` allows a packet if it is
+        // allowed at one possible address or more.
         let at_most = cluster.at_most().unwrap_or(cluster.state());
         let tables = [cluster.state(), at_most].map(|state| (state, engine(state)));
         let possible = POSSIBLE_ADDRESSES.iter().map(|text| text.parse::<IpAddr>().expect("an address"));
@@ -162,7 +163,7 @@ fn s39_the_pods_of_all_stateful_sets_are_limited() {
 }
 
 #[test]
-fn s40_a_peer_that_matches_a_placeholder_is_described_as_the_block_of_the_input() {
+fn s40_a_peer_that_matches_a_placeholder_is_described_as_the_block_in_the_manifest() {
     let text = "
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {template: {metadata: {labels: {app: web}}}}}
 ---
@@ -222,7 +223,7 @@ fn s39_the_pods_of_workloads_are_added_once() {
         ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];
     assert_eq!(small, expected);
     assert_eq!(names.len() - small.len(), 1000);
-    // Without its Deployment, the ReplicaSet has the running pod.
+    // The Deployment of the ReplicaSet `running` is not in the input, so the pod `running-x` belongs to the ReplicaSet.
     let replica_set = WorkloadKey::new(WorkloadKind::ReplicaSet, "shop", "running");
     assert_eq!(cluster.workloads().pods(&replica_set), [PodKey::new("shop", "running-x")]);
     let key = WorkloadKey::new(WorkloadKind::StatefulSet, "shop", "db");

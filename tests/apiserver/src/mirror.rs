@@ -185,8 +185,8 @@ impl Directory {
         }
     }
 
-    /// Applies the difference to the server. If two files contain the same object, the object of the file that sorts
-    /// last is applied.
+    /// Applies each new or changed object of the files to the server, and deletes applied objects that no file contains
+    /// any more. If two files contain the same object, the object of the file that sorts last is applied.
     fn apply_changes(&mut self) {
         let objects = self.files.values().flat_map(|file| &file.objects);
         let wanted: BTreeMap<_, _> = objects.map(|(key, value)| (key, value)).collect();

@@ -147,8 +147,8 @@ impl Store {
         collection.history.push(change);
     }
 
-    /// Returns the objects at a version, ordered by key. Returns only keys that start with `prefix`, from the key
-    /// `start` on.
+    /// Returns the objects as they were at a resource version, ordered by key. Returns only objects with a key that
+    /// starts with `prefix` and is not before `start`.
     pub(crate) fn at(
         &self,
         resource: Resource,

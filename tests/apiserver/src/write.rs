@@ -23,7 +23,7 @@ pub(crate) struct WriteResponse {
 enum PatchType {
     /// A JSON merge patch or a strategic merge patch.
     Merge,
-    /// Server-side apply, which also creates an object.
+    /// Server-side apply. It creates the object if the object does not exist.
     Apply,
 }
 

@@ -97,7 +97,7 @@ struct Shared {
     /// Held during each event and each synchronization: containerd has one lock for both.
     state: Mutex<State>,
     /// Notified when a plugin is ready: registered, configured and synchronized.
-    connected: Condvar,
+    plugin_ready: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -132,7 +132,7 @@ impl NriServer {
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket)?;
         let state = Mutex::new(State::default());
-        let shared = Arc::new(Shared { options, state, connected: Condvar::new() });
+        let shared = Arc::new(Shared { options, state, plugin_ready: Condvar::new() });
         let stop = Arc::new(AtomicBool::new(false));
         let (server_shared, stop_requested) = (shared.clone(), stop.clone());
         let thread = thread::Builder::new().name("nri-server".to_owned()).spawn(move || {
@@ -154,7 +154,7 @@ impl NriServer {
     pub fn wait_for_plugin(&self, name: &str, limit: Duration) -> Result<(), Timeout> {
         let is_missing = |state: &mut State| !state.plugins.iter().any(|plugin| plugin.is(name));
         let state = lock(&self.shared.state);
-        let waited = self.shared.connected.wait_timeout_while(state, limit, is_missing);
+        let waited = self.shared.plugin_ready.wait_timeout_while(state, limit, is_missing);
         let (state, result) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
         if !result.timed_out() {
             return Ok(());
@@ -250,7 +250,7 @@ impl NriServer {
 impl Drop for NriServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // The thread waits for a connection in `Plugin::accept`; this one wakes it.
+        // The thread waits in `Plugin::accept`. A new connection ends the wait.
         let _ = UnixStream::connect(&self.socket);
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was already printed.
@@ -282,7 +282,7 @@ impl Shared {
             Ok(()) => {
                 state.plugins.push(connected);
                 state.plugins.sort_by(|one, other| one.index.cmp(&other.index));
-                self.connected.notify_all();
+                self.plugin_ready.notify_all();
             }
             Err(failure) => {
                 state.failure = Some(format!("Synchronize: {failure}"));

@@ -69,8 +69,9 @@ impl Families {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// Returns the MAC address of the pod's end of a veth. It depends only on the pod's node and number. So tests can
-    /// send raw frames without neighbor discovery, and a reused IP address has the same MAC address again.
+    /// Returns the MAC address of the pod's end of a veth. It depends only on the pod's node and number (the last part
+    /// of its IP addresses). So tests can send raw frames without neighbor discovery, and a reused IP address has the
+    /// same MAC address again.
     pub const fn of_pod(node: u8, number: u8) -> Self {
         Self([2, 0x77, node, number, 0, 1])
     }

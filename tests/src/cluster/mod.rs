@@ -108,7 +108,8 @@ impl Cluster {
         self.specs.values()
     }
 
-    /// Returns the names of the hosts at the ends of connections in a [`crate::Matrix`]: pods, then external hosts.
+    /// Returns the names of the hosts at the ends of connections in a [`crate::Matrix`]: pods, then the external
+    /// host and its extra addresses.
     pub fn ends(&self) -> Vec<String> {
         let outside = self.hosts.values().filter(|host| host.is_outside()).map(|host| host.name().to_owned());
         self.specs.keys().cloned().chain(outside).collect()
@@ -206,7 +207,7 @@ impl Cluster {
     /// Removes a pod: first its manifest, and then its servers, network namespace and veth.
     ///
     /// # Errors
-    /// Returns an error if the pod does not exist, or its manifest or link cannot be removed.
+    /// Returns an error if the pod does not exist, or its manifest or veth cannot be removed.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))?;
         self.remove_pod_keep_manifest(name)
@@ -225,7 +226,7 @@ impl Cluster {
     /// Removes a pod, but keeps its manifest.
     ///
     /// # Errors
-    /// Returns an error if the pod does not exist, or its link cannot be removed.
+    /// Returns an error if the pod does not exist, or its veth cannot be removed.
     pub fn remove_pod_keep_manifest(&mut self, name: &str) -> Result<()> {
         self.unwire_pods(&[name.to_owned()])
     }

@@ -94,7 +94,8 @@ impl PodSpec {
         self
     }
 
-    /// Adds an address to `status.podIPs`, before the pod's own addresses.
+    /// Sets an additional address in `status.podIPs`, before the pod's own addresses. The default, an empty text, is no
+    /// address.
     #[must_use]
     pub const fn extra_pod_ip(mut self, address: &'static str) -> Self {
         self.extra_pod_ip = address;

@@ -55,8 +55,8 @@ impl StartGate {
         Ok(())
     }
 
-    /// Does the same as [`Self::add`] for a pod that the cluster's plugin did not connect (for example,
-    /// [`crate::PodSlots`] did). The pod must be on the first node.
+    /// Does the same as [`Self::add`] for a pod that is connected without the cluster's plugin, for example by
+    /// [`crate::PodSlots`]. The pod must be on the first node.
     ///
     /// # Errors
     /// Same as [`Self::add`].

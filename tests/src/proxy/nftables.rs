@@ -91,12 +91,12 @@ pub(super) fn rules_with_counts(node: &Netns) -> Result<String> {
     Ok(list("ip")? + &list("ip6")?)
 }
 
-/// Returns the backend in a line of this list; `None` if the line has no backend.
+/// Returns the backend in a line of [`rules_with_counts`]; `None` if the line has no backend.
 pub(super) fn backend(line: &str) -> Option<&str> {
     line.split_once("dnat to ")?.1.split(' ').next()
 }
 
-/// Returns the packet count in a line of this list.
+/// Returns the packet count in a line of [`rules_with_counts`].
 pub(super) fn count(line: &str) -> Option<u64> {
     line.split_once("counter packets ")?.1.split(' ').next()?.parse().ok()
 }

@@ -88,7 +88,7 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
     }
     ensure!(!output.stdout.contains("far-"), "status prints pods of other nodes:\n{}", output.stdout);
 
-    // All pods of other nodes are deleted.
+    // All pods of other nodes are deleted, except `remote`.
     for pod in lab.api_server().all(Resource::Pods) {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if name.starts_with("far-") {

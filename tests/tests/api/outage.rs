@@ -47,8 +47,8 @@ fn pods_with_labels(labels: [(&str, &str); 2]) -> ClusterBuilder {
     labels.iter().fold(pods_without_load(), |cluster, (name, labels)| cluster.pods(&[(name, labels)]))
 }
 
-/// Deletes, adds and changes a policy, and changes the labels of pods and of a namespace. The changed policy matches
-/// the new labels of `client`, of `other` and of the namespace.
+/// Deletes one policy, adds another and changes a third. Changes the labels of pods and of a namespace. The changed
+/// policy matches the new labels of `client`, of `other` and of the namespace.
 fn change_all_objects(lab: &mut Lab) -> Result<()> {
     for (name, labels) in LABELS[1] {
         lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
@@ -56,8 +56,8 @@ fn change_all_objects(lab: &mut Lab) -> Result<()> {
     change_objects(lab, SIDES[1])
 }
 
-/// Makes the same changes, except those of [`LABELS`]. With the old `side`, `client` stays allowed and `never` stays
-/// denied even while only some of the changes are applied.
+/// Makes the changes of [`change_all_objects`], except those of [`LABELS`]. `side`: the policy's peer, from [`SIDES`].
+/// With the old peer, `client` stays allowed and `never` stays denied even while only some of the changes are applied.
 fn change_objects(lab: &mut Lab, side: &str) -> Result<()> {
     lab.cluster.delete("second")?;
     lab.cluster.apply(

@@ -68,8 +68,8 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
         let Some((_, rest)) = line.split_once(" enforced pod=") else { continue };
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
-        // The time until the pod's policies were enforced: `unprotected_ms`, or, if all traffic of the pod was dropped in
-        // this time, the age of the interface, `interface_age_ms`. The latter is the first of the two in its line.
+        // The time until the pod's policies were enforced: `interface_age_ms` if all traffic of the pod was dropped
+        // until then, otherwise `unprotected_ms`. A line with both has `interface_age_ms` first.
         let parse_time = |word: &str| {
             ["unprotected_ms=", "interface_age_ms="]
                 .into_iter()

@@ -14,7 +14,7 @@ use netpol_tests::{Cluster, Families, Lab, Netns, PodSpec, ProbeResult, Topology
 /// Timeout for a datagram on a machine that also runs other tests.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// Starts a cluster with one pod, which a policy isolates in both directions and without any rule.
+/// Starts a cluster with one pod. A policy without rules isolates the pod in both directions.
 fn start(topology: Topology) -> Result<Lab> {
     let pods = Cluster::builder().topology(topology).families(Families::Dual).pods(&[("shop/client", "")]);
     Lab::start(pods, &[deny_all("shop")])

@@ -26,7 +26,8 @@ struct ShortLived {
     numbered: bool,
 }
 
-/// One pod with several interfaces of the same name, and one pod with interfaces of different names.
+/// The first pod gets interfaces with the same name, one after the other. The second pod gets interfaces with different
+/// names.
 const SHORT_LIVED: [ShortLived; 2] = [
     ShortLived { name: "jobs/same", address: "10.244.1.201", veth: "vethsame", numbered: false },
     ShortLived { name: "jobs/other", address: "10.244.1.202", veth: "vethother", numbered: true },

@@ -38,7 +38,8 @@ fn cluster(topology: Topology) -> Result<Cluster> {
         "shop/server-from-job",
         "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]}",
     );
-    // `shop/other` may send and receive everything, so only the policies of a new pod can drop packets between the two.
+    // `shop/other` may send and receive everything, so only the policies of a new pod can drop packets between this pod
+    // and `shop/other`.
     let allow_all = policy(
         "shop/other",
         "{podSelector: {matchLabels: {app: other}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}",

@@ -65,8 +65,8 @@ impl Conversation {
         Ok(found)
     }
 
-    /// Returns whether a packet in the direction opposite to the probe initiated the flow. Then a SYN in the probe's
-    /// direction would be a simultaneous open, which is not tested here.
+    /// Returns whether a packet in the direction opposite to the probe initiated the flow. If so, a SYN in the
+    /// probe's direction would be a simultaneous open, which is not tested here.
     fn remote_initiated(&self) -> bool {
         self.state == FlowState::Initiated(self.probe.direction.opposite())
     }
@@ -82,9 +82,10 @@ impl Conversation {
         let starts_connection = kind == PacketKind::Initial && has_handshake;
         match self.state {
             FlowState::Initiated(initiator) if !starts_connection => {
-                // The flow is allowed or revoked. If it is revoked and has no handshake (UDP), a packet from the
-                // replying side is evaluated by the policies of its own direction (item 25 of docs/semantics.md). If
-                // they have no rule for the packet, the reason is `Revoked`, too.
+                // The flow is allowed or revoked. A revoked flow with a handshake stops in both directions. In a
+                // revoked flow without a handshake, a packet from the replying side is evaluated by the policies of the
+                // packet's direction (item 25 of docs/semantics.md). If these policies have no rule for the packet, the
+                // reason is `Revoked`, too.
                 let reason = if expected(cluster_state, tables, &self.first_packet(initiator)).0.allows() {
                     Reason::Flow
                 } else if direction == initiator || has_handshake || as_first == Reason::NoRule {

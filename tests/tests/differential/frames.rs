@@ -40,14 +40,14 @@ impl PacketKind {
     }
 }
 
-/// Returns the probe with the ICMP of its address family: `ICMPv6` in place of ICMP if its addresses are IPv6.
+/// Returns the probe with `ICMPv6` in place of ICMP, if its remote address is an IPv6 address.
 pub(crate) fn of_family(probe: Probe) -> Probe {
     let icmp_v6 = probe.protocol == protocol::ICMP && probe.remote.is_ipv6();
     Probe { protocol: if icmp_v6 { protocol::ICMPV6 } else { probe.protocol }, ..probe }
 }
 
-/// Builds a frame of a conversation between a pod and the probe's remote address. `source` is the port of the side that
-/// sends the probe, or the echo identifier.
+/// Builds a frame of a conversation between a pod and the probe's remote address. `source` is the source port of the
+/// probe. If the probe is an echo request, `source` is its identifier.
 pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: PacketKind) -> Vec<u8> {
     let ip = match kind.direction(probe) {
         Direction::Ingress => Ip::new(probe.remote, pod),
@@ -135,8 +135,8 @@ impl Runner {
         }
     }
 
-    /// Removes the flows of single probes, which have this port, from an endpoint's flow tables. Otherwise these
-    /// thousands of flows would evict those of conversations.
+    /// Removes the flows with this port from an endpoint's flow tables. Only single probes use this port. If their
+    /// thousands of flows remained, they would evict the flows of conversations.
     pub(crate) fn remove_flows(&self, endpoint: &Endpoint, port: u16) -> Result<()> {
         self.remove_flows_of::<[u8; 4]>("v4", endpoint, port)?;
         self.remove_flows_of::<[u8; 16]>("v6", endpoint, port)

@@ -39,8 +39,8 @@ use sampler::Sample;
 
 /// The number of events after which a [`Node`] has used up its source ports. Each event is a round.
 const LAST_ROUND: u16 = 1900;
-/// The first source ports of probes, of samples, of probes in shadow mode, and of conversations. The number of the
-/// round is added, so that no packet matches a flow of an earlier round.
+/// The first source ports of probes, of samples, of probes in shadow mode, and of conversations. In
+/// each round, a different number is added, so that no packet matches a flow of an earlier round.
 const PROBE_PORTS: u16 = 20_000;
 const SAMPLE_PORTS: u16 = 22_000;
 const SHADOW_PORTS: u16 = 24_000;
@@ -255,9 +255,9 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
         }
         let (was, is) =
             (reference::evaluate(&old, &probe.at(pod)).reason, reference::evaluate(&new, &probe.at(pod)).reason);
-        // If the probe goes to a Service, and one of its backends is a pod of this node with the same rules, the packet
-        // may pass here, because it is rechecked post-DNAT: see `expected`. Each write can change which pods have the
-        // same rules, so any backend on this node counts.
+        // A packet to a Service is rechecked post-DNAT, and may pass here, if a backend of the Service is a pod of this
+        // node with the same rules as the sending pod: see `expected`. Each write can change which pods have the same
+        // rules, so any backend on this node counts.
         let is_local_backend =
             [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {

@@ -60,7 +60,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Loads the programs, with separate maps.
+    /// Loads the programs, with maps that no other node uses.
     pub(crate) fn start() -> Result<Self> {
         let path = program::object();
         let object = std::fs::read(&path)
@@ -132,8 +132,8 @@ impl Node {
         self.check_maps()
     }
 
-    /// Returns the event as a list of events, ordered so that no mixed state is visible between them. `None` if there
-    /// is no such list.
+    /// Returns the event as a list of events, ordered so that no verdict depends on a mixed state, in which only some
+    /// events of the list are applied. `None` if there is no such order.
     pub(crate) fn in_safe_order(&self, event: &Event) -> Option<Vec<Event>> {
         self.reconciler.engine().in_safe_order(vec![event.clone()])
     }

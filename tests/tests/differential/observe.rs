@@ -26,8 +26,9 @@ fn an_observing_agent_and_an_enforcing_agent_replace_each_other() {
     check_replacement().unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-/// Loads the programs as agents that enforce and agents that only observe do, in turn. The pod's policies deny the
-/// flow: programs that enforce must drop its packets, and programs that observe must let them pass.
+/// Loads the programs four times, alternately as an agent that enforces policies and as one that only observes. The
+/// pod's policies deny a flow. Programs that enforce must drop the flow's packets, and programs that observe must let
+/// them pass.
 fn check_replacement() -> Result<()> {
     let pins = PathGuard::new(Path::new(BPFFS).join(unique("observe")));
     Mounts::ensure(pins.path())?;

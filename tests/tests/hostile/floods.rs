@@ -11,8 +11,8 @@ use netpol_common::{EVENT_BURST, EVENT_RATE};
 use netpol_tests::{AgentOptions, Cluster, Denied, Lab, Netns, deny_all, policy};
 use serde_json::Value;
 
-/// Number of denied packets that the victim sends, and number of those that it receives. Each packet belongs to its own
-/// flow. At 40 packets a second, the victim's budget allows an event for each packet.
+/// Number of denied packets from the victim, and of denied packets to the victim. Each packet belongs to its own flow.
+/// At 40 packets a second, the victim's budget allows an event for each packet.
 const DENIALS: u16 = 200;
 /// Time between two of these packets.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -106,7 +106,7 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     let (start_time, cpu_before) = (Instant::now(), cpu_time(pid)?);
     let sent = std::thread::scope(|scope| -> Result<u64> {
         let flood = scope.spawn(|| flood(netns("bad/flood"), server, &stop));
-        // Denied packets of the victim, and of another pod at the victim.
+        // Denied packets from the victim, and denied packets from another pod to the victim.
         let egress = scope.spawn(|| send_slowly(netns("shop/victim"), server));
         let ingress = scope.spawn(|| send_slowly(netns("shop/client"), victim));
         let threads = [egress.join(), ingress.join()];

@@ -12,7 +12,7 @@ use netpol_tests::{Cluster, Lab};
 
 use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
-/// Builds the packet, or its fragments, that carries a payload of this IP protocol number.
+/// Builds a packet with a payload of this IP protocol number. Returns the packet, or its fragments.
 type Wrap = fn(&Ip, u8, &[u8]) -> Vec<Vec<u8>>;
 /// Builds a transport header and its payload. The payload ends with the marker, by which the receiver identifies the
 /// packet.
@@ -267,8 +267,9 @@ const ICMPV6: &[(u8, Form<Build>)] = &[
 const TAGS: &[(&[u16], bool)] =
     &[(&[0], true), (&[7], true), (&[7, 8], true), (&[7, 8, 9], true), (&[7, 8, 9, 10], false)];
 
-/// Neighbor and listener discovery messages stay on the link, regardless of policies (docs/semantics.md, item 32). With
-/// any other hop limit, these are ordinary ICMP messages, which receivers do not process as discovery.
+/// Returns whether an ICMPv6 packet is neighbor or listener discovery, which requires a hop limit of 255 or 1. Such
+/// packets must not reach the other pod, regardless of policies (docs/semantics.md, item 32). With any other hop limit,
+/// they are ordinary ICMP messages, which receivers do not process as discovery.
 fn is_link_scope(transport: &str, ip_form: &str) -> bool {
     match transport {
         "a router advertisement" | "a neighbor solicitation" | "a redirect" => ip_form == "255 hops left",
@@ -277,7 +278,7 @@ fn is_link_scope(transport: &str, ip_form: &str) -> bool {
     }
 }
 
-/// Returns the packets from one pod to another in every form, and whether each can be parsed.
+/// Returns the packets from one pod to another in every form, and whether each must arrive if policies allow it.
 fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut rows = Vec::new();

@@ -33,17 +33,17 @@ fn s17_rules_without_ports_allow_every_protocol_and_other_rules_only_their_ports
             from_client("shop/other", "other", ", ports: [{port: 80}, {protocol: UDP, port: 53}]"),
         ],
     )?;
-    // Each packet contains `mark`, by which it is identified when it arrives.
+    // Each packet contains `marker`, by which it is identified when it arrives.
     for (to, all_allowed) in [("shop/server", true), ("shop/other", false)] {
         let mut packets = TestPackets::new(&lab.cluster, "shop/client", to);
         for (source, destination) in address_pairs(&lab.cluster, "shop/client", to) {
             let ip = Ip::new(source, destination);
             let echo = if source.is_ipv4() { 8 } else { 128 };
-            packets.add_row("GRE", all_allowed, |mark| vec![ip.carrying(protocol::GRE, mark)]);
-            packets.add_row("echo", all_allowed, |mark| vec![ip.icmp(echo, 0, [0, 7, 0, 1], mark)]);
-            packets.add_row("SCTP", all_allowed, |mark| vec![ip.sctp_init(9, 9, mark)]);
-            packets.add_row("UDP to 53", true, |mark| vec![ip.udp(7777, 53, mark)]);
-            packets.add_row("UDP to 54", all_allowed, |mark| vec![ip.udp(7777, 54, mark)]);
+            packets.add_row("GRE", all_allowed, |marker| vec![ip.carrying(protocol::GRE, marker)]);
+            packets.add_row("echo", all_allowed, |marker| vec![ip.icmp(echo, 0, [0, 7, 0, 1], marker)]);
+            packets.add_row("SCTP", all_allowed, |marker| vec![ip.sctp_init(9, 9, marker)]);
+            packets.add_row("UDP to 53", true, |marker| vec![ip.udp(7777, 53, marker)]);
+            packets.add_row("UDP to 54", all_allowed, |marker| vec![ip.udp(7777, 54, marker)]);
         }
         packets.check()?;
     }
@@ -76,19 +76,21 @@ fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
             IpAddr::V4(_) => ((3, 4), (3, 3), 0),
             IpAddr::V6(_) => ((2, 0), (1, 4), 129),
         };
-        // The second 32-bit word of the ICMP header. In IPv4, its second half is the MTU; in IPv6, the whole word is.
+        // The second 32-bit word of the ICMP header. In IPv4, the MTU is its second half; in IPv6, the MTU is the whole
+        // word.
         let mtu = 1300u32.to_be_bytes();
-        packets.add_row("too big, about the open flow", true, |mark| {
-            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port, ACK, mark))]
+        packets.add_row("too big, about the open flow", true, |marker| {
+            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port, ACK, marker))]
         });
-        packets.add_row("too big, about a port without a flow", false, |mark| {
-            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port ^ 1, ACK, mark))]
+        packets.add_row("too big, about a port without a flow", false, |marker| {
+            vec![error.icmp(too_big.0, too_big.1, mtu, &quoted.tcp(80, port ^ 1, ACK, marker))]
         });
-        packets.add_row("port unreachable, about a datagram that the pod did not send", false, |mark| {
-            vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &quoted.udp(5353, 53, mark))]
+        packets.add_row("port unreachable, about a datagram that the pod did not send", false, |marker| {
+            vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &quoted.udp(5353, 53, marker))]
         });
-        packets
-            .add_row("an echo reply without a request", false, |mark| vec![error.icmp(reply, 0, [0, 1, 0, 1], mark)]);
+        packets.add_row("an echo reply without a request", false, |marker| {
+            vec![error.icmp(reply, 0, [0, 1, 0, 1], marker)]
+        });
         packets.check().with_context(|| format!("to {server}"))?;
     }
     Ok(())

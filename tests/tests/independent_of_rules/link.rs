@@ -97,8 +97,8 @@ fn s32_a_changed_link_local_address_is_detected_before_the_next_scan() -> Result
     };
     check_messages_from(new, false)?;
     client.netns().ip(&format!("address delete {old} dev eth0\naddress add {new}/64 dev eth0 nodad"))?;
-    // The two changes cause two notifications, and the agent reads a namespace at most once per second. This is still
-    // much sooner than the periodic scan every 10 s.
+    // The two changes cause two notifications, and the agent reads a namespace at most once per second. So it may read
+    // the new address up to a second later. The periodic scan has an interval of 10 s.
     std::thread::sleep(Duration::from_secs(2));
     check_messages_from(new, true)?;
     // The agent does not accept the node's own link-local address as the pod's address.

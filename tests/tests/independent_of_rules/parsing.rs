@@ -1,7 +1,7 @@
 //! Tests of packets that take the slow path: fragments, options, extension headers, VLAN tags and malformed packets.
 //!
-//! sNN in the name of a test is an item of docs/semantics.md. The second argument of `add_row`: whether the packet (the
-//! last one of several packets) must arrive. It contains the bytes `marker`, by which the receiver finds it.
+//! sNN in the name of a test is an item of docs/semantics.md. The second argument of `add_row` is whether the packet
+//! with the bytes `marker` must arrive. The receiver finds the packet by these bytes.
 
 use anyhow::{Context, Result, ensure};
 use netpol_tests::flow::echo_datagram;

@@ -1,7 +1,7 @@
 //! Tests of flows: what initiates a flow, which replies it allows, and what ends it.
 //!
-//! sNN in the name of a test is an item of docs/semantics.md. In the tests, `a` is the addresses of one IP family. The
-//! rules of the pod, `RULES`, allow `a.client` at 80/TCP and 53/UDP, and `a.trusted` at all ports.
+//! sNN in the name of a test is an item of docs/semantics.md. In the tests, `a` contains the addresses of one IP
+//! family. The rules of the pod, `RULES`, allow `a.client` at 80/TCP and 53/UDP, and `a.trusted` at all ports.
 
 use std::time::Duration;
 
@@ -92,8 +92,8 @@ fn a_policy_change_applies_to_open_flows() {
     }
 }
 
-/// TCP and SCTP have packets that show that they start a flow. For these protocols, no other packet may start a new
-/// flow in place of a revoked flow, whichever side sends it, even if the other direction is not isolated.
+/// In TCP and SCTP, a SYN or an INIT marks the start of a flow. No other packet may start a new flow in place of a
+/// revoked flow. This applies to packets from both sides, even if the other direction is not isolated.
 #[test]
 fn a_revoked_flow_stays_revoked_on_both_sides() {
     for (initiating, a) in [Ingress, Egress].into_iter().flat_map(|initiating| FAMILIES.map(|a| (initiating, a))) {
@@ -124,8 +124,8 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             "a SYN would start a new connection, and is denied",
         );
         programs.expect(initiating, &initiator.sctp_init(1000, 80, b""), Reason::NoRule, "an INIT is denied, too");
-        // In total, this is much longer than the timeout of SCTP flows. But the packets arrive in shorter intervals,
-        // and each restarts the timeout.
+        // The four waits together are much longer than the timeout of SCTP flows. But each wait is shorter, and each
+        // packet restarts the timeout.
         for _ in 0..4 {
             programs.memory.wait(500);
             // The packet does not come from a pod of this node.
@@ -164,7 +164,7 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
             Ingress => (ip(a.trusted, a.pod), ip(a.pod, a.trusted)),
             Egress => (ip(a.pod, a.trusted), ip(a.trusted, a.pod)),
         };
-        // The flags of the forged packets of each flow, in order.
+        // Each item is for one flow: the flags of its forged packets, in order.
         let forged = [&[RST][..], &[FIN], &[SYN], &[FIN, RST], &[RST, SYN]];
         for a in &FAMILIES {
             let (initiator, other) = flows(a);
@@ -245,8 +245,9 @@ fn s25_a_revoked_egress_flow_does_not_close_ingress() {
     check_that_a_revoked_flow_does_not_close_the_other_direction(Egress);
 }
 
-/// Isolation is per direction. Protocols such as UDP have no packet that shows that it starts a flow. With these
-/// protocols, a side can send if its own policies allow it, even if the other side's flow was revoked.
+/// Isolation is per direction. Protocols such as UDP have no packet that marks the start of a flow. With these
+/// protocols, a revoked flow blocks only packets from its initiator. Packets from the other side are evaluated by the
+/// policies of their own direction.
 fn check_that_a_revoked_flow_does_not_close_the_other_direction(initiating: Direction) {
     let mut programs = KernelAndMemory::isolated(&[initiating]);
     // For each protocol, a packet from the initiator and one from the other side.

@@ -2,7 +2,8 @@
 //! and protocols at which nodes decapsulate packets).
 //!
 //! [`KernelAndMemory`] runs each packet through the loaded programs and through the same code in memory. A packet
-//! carries the source endpoint ID, which is the ID of the endpoint that sent the packet, or 0.
+//! carries the source endpoint ID: the ID of the endpoint that sent the packet. The ID is 0 if no pod of this node sent
+//! the packet.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -77,8 +78,8 @@ impl KernelAndMemory {
         self.kernel.set_tunnels(word.index, *bits).unwrap();
     }
 
-    /// Runs a packet that leaves the node, with this source endpoint ID. Without the recheck mark, only the source
-    /// address is checked. `None`: the source address is valid.
+    /// Runs a packet that leaves the node, with this source endpoint ID. The packet has no recheck mark, so only
+    /// its source address is checked. `None`: the source address is valid.
     fn send_off_node(&mut self, packet: &[u8], source_endpoint: u32) -> Option<Reason> {
         let frame = wire(packet);
         let ifindex = if source_endpoint == POD { INTERFACE } else { 0 };
@@ -186,8 +187,8 @@ fn s31_replies_through_a_service_may_come_from_any_backend() {
             Reason::Flow,
             "another backend: the pod itself"
         );
-        // A packet from a Service address that belongs to no flow starts no flow, even if it is allowed. So the pod's
-        // next packet belongs to no flow either.
+        // If a packet from a Service address belongs to no flow, it starts no flow, even if the packet is allowed. So
+        // the pod's next packet belongs to no flow either.
         let reason = programs.receive_from(&to_pod.tcp(80, 1001, ACK, b""), CLIENT.into());
         if programs.endpoint.ingress.isolated() {
             assert_eq!(reason, Reason::NoRule);

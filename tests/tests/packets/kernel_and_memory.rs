@@ -267,15 +267,15 @@ impl KernelAndMemory {
         reason
     }
 
-    /// Returns the direction of the first packet and the timeout of a TCP flow of the pod with its trusted peer,
-    /// in the kernel and in memory. Ports are the pod's and the peer's.
+    /// Returns two values of a TCP flow between the pod and the trusted peer: the direction of its first packet, and
+    /// its timeout. Both are returned from the kernel and from memory. `ports`: the pod's port and the peer's port.
     pub(crate) fn tcp_flow(&self, a: &Addresses, ports: (u16, u16)) -> ((u8, u32), (u8, u32)) {
         let summary = |entry: FlowEntry| (entry.initiator, flow_timeout::of(protocol::TCP, entry.state));
         let (kernel, memory) = self.tcp_entry(a, ports);
         (summary(kernel), summary(memory))
     }
 
-    /// Returns the entry of the same flow, in the kernel and in memory.
+    /// Returns the whole entry of a flow as in [`Self::tcp_flow`], from the kernel and from memory.
     pub(crate) fn tcp_entry(&self, a: &Addresses, (pod_port, remote_port): (u16, u16)) -> (FlowEntry, FlowEntry) {
         match (a.pod.parse().unwrap(), a.trusted.parse().unwrap()) {
             (IpAddr::V4(pod), IpAddr::V4(trusted)) => {

@@ -1,5 +1,5 @@
-//! Tests of connections to Services, which are evaluated pre-DNAT by their backends, and post-DNAT by their
-//! destination. A packet with the recheck bit is evaluated again post-DNAT.
+//! Tests of connections to Services. Pre-DNAT, a packet is evaluated by the backends of the Service. A packet with the
+//! recheck bit is evaluated again post-DNAT, by the destination that it has then.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 

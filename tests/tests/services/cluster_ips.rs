@@ -39,7 +39,7 @@ fn some_backends_allowed(shop: &Shop) -> Result<()> {
     })
 }
 
-/// A pod reaches itself through a Service without a rule, but not the other backend of the same Service.
+/// Without a rule, a pod can connect to itself through a Service, but not to the other backend of the same Service.
 fn hairpin(shop: &Shop) -> Result<()> {
     let at = Shop::cluster_ips(service_number::CLIENT);
     shop.expect_backends("shop/client", &at, &["shop/client"])?;

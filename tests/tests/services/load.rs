@@ -59,7 +59,8 @@ fn check_replies(shape: Shape) -> Result<()> {
     shop.lab.cluster.add_pod(PodSpec::new(DELETED).labels("app=good").number(LAST_PART))?;
     let answered = under_load(&shop, || change_backends(&shop, &[DELETED], true))?;
     ensure!(answered > 0, "no connection got a reply from {DELETED}");
-    // kube-proxy's rules and the manifests still contain the deleted pod's addresses, which another pod reuses.
+    // kube-proxy's rules and the Service's manifest still contain the deleted pod's addresses. Another pod reuses these
+    // addresses.
     shop.lab.cluster.remove_pod(DELETED)?;
     shop.lab.cluster.add_pod_without_manifest(PodSpec::new(REUSING).labels("app=bad").number(LAST_PART))?;
     let answered = under_load(&shop, || {

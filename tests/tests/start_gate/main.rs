@@ -62,7 +62,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     let before = received(lab.cluster.host("shop/other"))?;
     let mut delays = Vec::new();
     for first in (0..STARTS).step_by(slots.count()) {
-        // Also the interface group of the veths of this round.
+        // The number of the round, which is also the interface group of its veths.
         let round = u32::try_from(first / slots.count())? + 1;
         let names: Vec<_> = (0..slots.count()).map(|slot| format!("jobs/pod-{}", first + slot)).collect();
         // As in a cluster, the Pod objects exist before the sandboxes. These objects never have an address, so the
@@ -171,8 +171,8 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let runtime = NriServer::start(&socket, Options::default())?;
-    // The agent has only the capabilities of `deploy/`. It must read the addresses without `setns`, which is not
-    // allowed.
+    // The agent has only the capabilities of `deploy/`. They do not allow `setns`, so the agent must read the addresses
+    // without `setns`.
     let confined = agent::with_deployed_capabilities(&directory.path().join("confined"))?;
     let options = options(directory.path(), &["--start-gate", "nri"])?.binary(&confined);
     let mut lab = Lab::start_with(pods(), &policies(), options)?;

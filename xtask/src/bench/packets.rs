@@ -47,8 +47,8 @@ pub(super) const PEERS: ClassId = ClassId(1);
 /// The port set that the rule set allows to the peers.
 pub(super) const PORTS: PortSetId = PortSetId(1);
 const ALLOWED_PORT: u16 = 8080;
-/// The interface at which the packets to the pod arrived on the node.
-const OTHER_INTERFACE: u32 = 4000;
+/// The interface through which the packets to the pod reached the node (`ingress_ifindex`).
+const INCOMING_INTERFACE: u32 = 4000;
 
 /// One line of the table.
 #[derive(Debug, Serialize)]
@@ -128,9 +128,9 @@ impl Family {
 pub(super) enum Host {
     /// The pod at which packets are evaluated.
     Pod,
-    /// A peer, to which the pod's policies allow one port.
+    /// A host that the pod's policies allow to reach one port of the pod.
     Peer(u32),
-    /// A host that no peer of a policy matches.
+    /// A host that matches no rule of the pod's policies.
     Unknown,
 }
 
@@ -148,7 +148,8 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     };
 
     for programs in [&mut programs, &mut counting] {
-        ensure!(programs.run(Direction::Ingress, &syn, OTHER_INTERFACE, 1)?.passed, "the flow to measure was denied");
+        let ran = programs.run(Direction::Ingress, &syn, INCOMING_INTERFACE, 1)?;
+        ensure!(ran.passed, "the flow to measure was denied");
     }
     let [without_totals, with_totals] = established(&mut programs, &mut counting, &ack)?;
     add_line("established, TCP", TARGET_ESTABLISHED, without_totals);
@@ -218,7 +219,7 @@ fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, 
     let mut full = Vec::new();
     for _ in 0..ROUNDS {
         empty.push(nanoseconds(programs.run_empty(frame, REPEAT)?));
-        let ran = programs.run(Direction::Ingress, frame, OTHER_INTERFACE, REPEAT)?;
+        let ran = programs.run(Direction::Ingress, frame, INCOMING_INTERFACE, REPEAT)?;
         ensure!(ran.passed == passes, "the frame to measure should {}", if passes { "pass" } else { "be denied" });
         full.push(nanoseconds(ran.time));
     }
@@ -232,7 +233,7 @@ fn established(programs: &mut Programs, counting: &mut Programs, frame: &[u8]) -
     for _ in 0..ROUNDS {
         empty.push(nanoseconds(programs.run_empty(frame, REPEAT)?));
         for (programs, times) in [(&mut *programs, &mut without_totals), (&mut *counting, &mut with_totals)] {
-            let ran = programs.run(Direction::Ingress, frame, OTHER_INTERFACE, REPEAT)?;
+            let ran = programs.run(Direction::Ingress, frame, INCOMING_INTERFACE, REPEAT)?;
             ensure!(ran.passed, "the frame to measure should pass");
             times.push(nanoseconds(ran.time));
         }
@@ -261,7 +262,7 @@ pub(super) fn new_flows(programs: &mut Programs, family: Family, peer: Host) -> 
     for port in 10_000..10_000 + NEW_FLOWS {
         let frame = wire(&Ip::new(source, pod).udp(port, ALLOWED_PORT, b"12345678"));
         sums[0] += programs.run_empty(&frame, 1)?;
-        let ran = programs.run(Direction::Ingress, &frame, OTHER_INTERFACE, 1)?;
+        let ran = programs.run(Direction::Ingress, &frame, INCOMING_INTERFACE, 1)?;
         ensure!(ran.passed, "a new flow was denied");
         sums[1] += ran.time;
     }

@@ -105,7 +105,8 @@ const fn key<A>(address: A, port: u16) -> FrontendKey<A> {
     FrontendKey { address, port: port.to_be_bytes(), protocol: protocol::TCP, scope: frontend_scope::ADDRESS }
 }
 
-/// Returns the median above the empty program, the spread, and the empty program's median, in nanoseconds.
+/// Measures a frame. Returns the result of [`difference`], in nanoseconds: the median, less that of the empty program;
+/// the spread; the median of the empty program.
 fn compare(
     programs: &mut Programs,
     frame: &[u8],

@@ -76,7 +76,7 @@ struct Run {
 
 impl Mode {
     /// All modes, each with the number of starts to measure. `OffDeny` has fewer starts, because each of them takes
-    /// longer: it also drops the allowed packets of new pods, and so the pod waits for a reply until the timeout.
+    /// longer: the agent also drops the allowed packets of a new pod, so the pod waits for a reply until the timeout.
     const ALL: [(Self, usize); 4] = [(Self::Nri, 1_000), (Self::Cni, 1_000), (Self::Off, 1_000), (Self::OffDeny, 100)];
 
     fn name(self) -> &'static str {
@@ -149,10 +149,10 @@ fn peers() -> [String; 2] {
     [local_name(0, 0), local_name(0, 1)]
 }
 
-/// Creates the node, the cluster's objects and the policies of the new pods. The agent is not running yet.
+/// Creates the node, the cluster's objects and the policies of the new pods. After that, no agent is running.
 fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Testbed> {
-    // With `--start-gate=cni`, the agent installs `netpol-cni` in the last two directories. No container runtime reads
-    // them: `StartGate` runs `netpol-cni` directly.
+    // With `--start-gate=cni`, the agent installs `netpol-cni` in the directories `net.d` and `bin`. No container
+    // runtime reads them: `StartGate` runs `netpol-cni` directly.
     let paths = [("--nri-socket", "nri.sock"), ("--cni-config", "net.d"), ("--cni-bin", "bin")]
         .map(|(option, name)| format!("{option}={}", directory.join(name).display()));
     for name in ["net.d", "bin"] {

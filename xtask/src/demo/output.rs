@@ -119,12 +119,12 @@ impl Printer {
         }
     }
 
-    /// Prints two tables of connections between all ends (hosts): measured on the left, expected on the right.
-    pub(super) fn tables(&self, ends: &[String], ports: &[Port], measured: &Matrix, expected: &Matrix) {
+    /// Prints two tables of connections between all hosts: measured on the left, expected on the right.
+    pub(super) fn tables(&self, hosts: &[String], ports: &[Port], measured: &Matrix, expected: &Matrix) {
         let letter = |index: usize| char::from(b'A' + u8::try_from(index).unwrap_or_default());
-        let header: Vec<_> = (0..ends.len()).map(|index| format!("{:<4}", letter(index))).collect();
+        let header: Vec<_> = (0..hosts.len()).map(|index| format!("{:<4}", letter(index))).collect();
         let header = header.concat();
-        let table_width = ends.len() * 4;
+        let table_width = hosts.len() * 4;
         println!("\n  {:NAME_WIDTH$}{:<table_width$} expected", "", "measured");
         println!(
             "  {:NAME_WIDTH$}{} {}",
@@ -133,15 +133,15 @@ impl Printer {
             self.paint(Style::Bold, header.trim_end())
         );
         let mut group = "";
-        for (index, from) in ends.iter().enumerate() {
+        for (index, from) in hosts.iter().enumerate() {
             let (namespace, name) = from.split_once('/').unwrap_or(("outside", from));
             let name = ALIASES.iter().find(|(address, _)| *address == name).map_or(name, |(_, alias)| alias);
             if namespace != group {
                 println!("{}", self.paint(Style::Dim, namespace));
             }
             group = namespace;
-            let left: String = ends.iter().map(|to| self.cell(from, to, ports, measured, expected) + " ").collect();
-            let right: String = ends.iter().map(|to| self.cell(from, to, ports, expected, expected) + " ").collect();
+            let left: String = hosts.iter().map(|to| self.cell(from, to, ports, measured, expected) + " ").collect();
+            let right: String = hosts.iter().map(|to| self.cell(from, to, ports, expected, expected) + " ").collect();
             println!(
                 "{} {name:<NAME_WIDTH$}{left} {}",
                 self.paint(Style::Bold, &letter(index).to_string()),
@@ -234,8 +234,8 @@ impl Printer {
         }
     }
 
-    /// Prints the result of the whole demo. `wrong`: the number of connections that are not as expected or have no deny
-    /// event.
+    /// Prints the result of the whole demo. `wrong`: the number of connections that are not as expected, or that were
+    /// dropped without a deny event.
     pub(super) fn verdict(&self, succeeded: bool, wrong: usize, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
         if succeeded {

@@ -16,8 +16,8 @@ pub(super) struct Scene {
 /// Short names for addresses that are too long for the tables.
 pub(super) const ALIASES: [(&str, &str); 1] = [("203.0.113.66", "partner")];
 
-/// Builds three namespaces with three pods each, and an external host. The host has a default address and that of the
-/// partner; the tables show them as two hosts.
+/// Builds three namespaces with three pods each, and an external host. The external host has a second address with
+/// the alias `partner`. The tables show the two addresses as two hosts.
 pub(super) fn cluster() -> ClusterBuilder {
     Cluster::builder()
         .namespace("shop", "team=shop")

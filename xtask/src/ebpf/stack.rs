@@ -38,10 +38,9 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
     for (position, depth) in depths(&file, &functions)? {
         graph.frames.insert(position, depth);
     }
-    for (caller, callee) in calls(&file)? {
-        // The function that contains the call: of the functions in the same section, the last that starts before the
-        // call.
-        if let Some((caller, _)) = functions.range((caller.0, 0)..=caller).next_back() {
+    for (call, callee) in calls(&file)? {
+        // The caller is the function that contains the call: the last function before it in the same section.
+        if let Some((caller, _)) = functions.range((call.0, 0)..=call).next_back() {
             graph.calls.entry(*caller).or_default().insert(callee);
         }
     }
@@ -71,9 +70,9 @@ struct Graph {
 }
 
 impl Graph {
-    /// Returns the call chain from this function that uses the most stack, and the number of bytes that it uses.
-    /// `path`: the callers of this function. They are not followed again, so that this function returns
-    /// even for a program that recurses, which the verifier would reject.
+    /// Of the call chains that start at `from`, returns the one that uses the most stack, with its number of bytes.
+    /// `path`: the functions that lead to `from`. The search does not enter them again, so it ends even for a program
+    /// that recurses, which the verifier would reject.
     fn deepest(&self, from: Position, path: &mut Vec<Position>) -> (u32, Vec<Position>) {
         let frame = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(FRAME_UNIT);
         path.push(from);
@@ -104,8 +103,8 @@ fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<B
     Ok(depths)
 }
 
-/// Returns how many bytes below the frame pointer an instruction reads, writes or computes an address. `pointers`: the
-/// registers with an address on the stack, and its offset from the frame pointer. The instructions are read in the order
+/// Returns how many bytes below the frame pointer an instruction uses: it reads or writes there, or computes an address
+/// there. `pointers`: the registers with an address on the stack, and its offset from the frame pointer. The instructions are read in the order
 /// of the code; jumps are not followed.
 fn depth_used(instruction: &[u8], pointers: &mut BTreeMap<u8, i32>) -> u32 {
     let (code, registers) = (instruction[0], instruction[1]);

@@ -108,7 +108,7 @@ fn layers(library: &str) -> BTreeMap<&str, usize> {
     layers
 }
 
-/// Returns all dependencies of a crate and the crate itself, without development dependencies.
+/// Returns the names of a crate and of all its dependencies, without development dependencies.
 fn dependencies(package: &str) -> Result<Vec<String>> {
     let words = ["tree", "--package", package, "--edges", "normal", "--prefix", "none", "--format", "{p}"];
     let tree = run::output("listing dependencies", &mut run::cargo(words))?;

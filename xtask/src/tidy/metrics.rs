@@ -71,7 +71,7 @@ fn rows(text: &str) -> impl Iterator<Item = Row<'_>> {
 
 /// Returns the labels of a row: `map` for `samples.each("map", …)`, and `namespace` for a tuple `("namespace", …)`.
 /// Searches the row, the functions of the same file that the row names, and the functions that these functions name.
-/// Also returns the first strings of tuples that are not labels.
+/// Also returns the first strings of other tuples, although these strings are not labels.
 fn labels(text: &str, name: &str) -> BTreeSet<String> {
     let Some((_, rest)) = text.split_once(&format!("\"{name}\"")) else { return BTreeSet::new() };
     let row = &rest[..end_of_call(rest)];
@@ -104,7 +104,8 @@ fn labels_in(code: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Returns the position of the parenthesis that closes the one opened before the text. Strings may contain parentheses.
+/// Returns the position of a call's closing parenthesis. The text starts after the call's opening parenthesis. Strings
+/// may contain parentheses.
 fn end_of_call(text: &str) -> usize {
     let (mut depth, mut in_string) = (1, false);
     for (at, letter) in text.char_indices() {

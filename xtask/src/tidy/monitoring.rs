@@ -16,7 +16,7 @@ struct Query {
     /// The panel, the variable or the alert that has the query.
     location: String,
     text: String,
-    /// The labels with values that are shown with the result, for example in the legend.
+    /// Names of labels. The values of these labels are shown with the result, for example in the legend.
     shown: Vec<String>,
 }
 

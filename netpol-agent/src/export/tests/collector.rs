@@ -46,7 +46,8 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    /// Starts a collector on its own thread. It gives each answer to one request, in this order.
+    /// Starts a collector on its own thread. The first answer is for the first request, the second answer for the
+    /// second request, and so on.
     pub(super) fn start(answers: Vec<Answer>) -> Self {
         let (request_sender, requests) = channel();
         let (running, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -53,7 +53,7 @@ fn backends_of(cluster_state: &ClusterState, address: &str, port: u16) -> Vec<St
 }
 
 #[test]
-fn frontends_are_at_service_addresses_and_on_every_other_node() {
+fn frontends_are_at_service_addresses_and_on_all_nodes_except_the_local_node() {
     let mut cluster_state = cluster_state(&[WEB]);
     let node_port = |address| Some(Frontend { address, port: 30080, protocol: 6 });
     for (address, port, expected) in [

@@ -42,7 +42,8 @@ const CLUSTER: &str = "
   spec: {podSelector: {}, policyTypes: [Egress]}}
 ";
 
-/// Returns the explanation of a packet from or to `pod`. `remote`: the address of the other end.
+/// Returns the explanation of a packet from or to `pod`. `remote` is the destination for egress, and the source for
+/// ingress.
 fn explained(
     pod: (&str, &str),
     direction: Direction,
@@ -72,7 +73,7 @@ const WEB: (&str, &str) = ("shop", "web");
 const SQL: (u8, u16) = (protocol::TCP, 5432);
 
 #[test]
-fn both_ends_are_explained_whichever_end_reports_the_packet() {
+fn egress_and_ingress_are_explained_whichever_pod_reports_the_packet() {
     let at_sender = explained(WEB, Direction::Egress, "10.1.0.2", SQL, Mode::Enforce);
     let at_receiver = explained(("shop", "db"), Direction::Ingress, "10.1.0.1", SQL, Mode::Enforce);
     for FlowExplanation { egress, ingress, blocks, .. } in [at_sender, at_receiver] {

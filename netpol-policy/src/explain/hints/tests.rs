@@ -14,8 +14,8 @@ use crate::reference::{self, End, Packet, evaluate};
 use crate::testing::{event, probes};
 
 /// Two namespaces. Pod `shop/web` has the named ports `http` 8080/TCP and `dns` 53/UDP. Service `shop/web` maps port 80
-/// to port 8080 of this pod. The only backend of Service `shop/host` is an address that no pod has, such as that of a
-/// pod on the host network.
+/// to port 8080 of this pod. The only backend of Service `shop/host` is 192.0.2.2, which is not the address of a pod.
+/// Processes on the host network are such backends.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
 ---
@@ -245,8 +245,7 @@ fn hints_of(explanation: &Explanation) -> Vec<&str> {
     sides(explanation).into_iter().flat_map(|side| &side.hints).map(String::as_str).collect()
 }
 
-/// Puts the YAML of a change into a policy, as it is printed for the user. Parses the policy, and returns its only
-/// rule.
+/// Puts the YAML that a user sees for a change into a policy. Parses the policy, and returns its only rule.
 fn parse_yaml(change: &PolicyChange) -> Rule {
     let (direction, policy_type) = match change.direction {
         Direction::Ingress => ("ingress", "Ingress"),

@@ -120,10 +120,11 @@ fn hints_explain_that_policies_match_backends_and_not_the_service() {
 }
 
 /// Pod `shop/web` runs on n1. Both nodes have the Service's nodePort 30080. n2 has the hostPort 15432 of `shop/db-0`.
-/// At n1, the local node, a connection is evaluated by its backend. At n2, all backends must be allowed.
+/// A connection to n1, the local node, is evaluated for each backend. A connection to n2 is allowed only if all
+/// backends are allowed.
 #[test]
 fn all_backends_must_be_allowed_at_the_node_port_of_another_node() {
-    // Egress rules that allow only some backends of `shop/db`, or all.
+    // Egress rules that allow only one of the two backends of `shop/db`.
     let some_backends = "[{to: [{podSelector: {matchLabels: {tier: a}}}]}]";
     let nodes = "
 {apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}

@@ -44,7 +44,7 @@ fn a_name_that_is_not_a_string_is_reported() {
 }
 
 #[test]
-fn a_null_field_of_a_workloads_selector_is_missing() {
+fn a_null_field_of_a_workloads_selector_counts_as_missing() {
     let text = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {selector: {matchLabels: {app: web}, \
                 matchExpressions: null}, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c}]}}}}";
     assert_eq!(messages(&parse(text, "f")), [""; 0]);

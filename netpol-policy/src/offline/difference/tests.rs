@@ -1,5 +1,5 @@
-//! Tests of [`Difference`], which has the connections that change between two clusters. The first test compares these
-//! changes with the verdicts of the reference evaluator on both clusters, which are random.
+//! Tests of [`Difference`], which has the connections that change between two clusters. In the first test, the clusters
+//! are random. The test compares the changes with the verdicts of the reference evaluator on both clusters.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +21,8 @@ fn cluster(policies: &[Policy], pods: &[Pod]) -> OfflineCluster {
     crate::offline::reachability::tests::cluster(policies, pods)
 }
 
-/// Returns the row of each pair of a source and a destination. The name of each of them is that of a pod or workload,
-/// or the text of a set of addresses.
+/// Returns the row of each pair (source, destination). A source or destination is named by its pod or workload, or by
+/// the text of its set of addresses.
 fn by_pair(difference: &Difference) -> BTreeMap<(String, String), &Row> {
     let names = |index: &usize| match &difference.ends[*index].members {
         Members::Units(_, units) => units.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -71,7 +71,8 @@ proptest! {
         });
         let is_comparable_in_both = |key: &&PodKey| is_comparable(key, &old) && is_comparable(key, &new);
         let keys: Vec<&PodKey> = old.state().pods.keys().filter(is_comparable_in_both).collect();
-        // One address of each set of addresses that no pod has. Placeholders stand for unknown addresses of pods.
+        // For each set of addresses: its first address that is neither the address of a pod nor a placeholder.
+        // Placeholders stand for unknown addresses of pods.
         let outside: Vec<_> = difference.ends.iter().filter_map(|end| match &end.members {
             Members::Addresses(addresses) => {
                 let pods = old.state().pods.values().chain(new.state().pods.values());

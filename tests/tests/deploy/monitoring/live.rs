@@ -105,8 +105,8 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
         let values = server.query(&format!("count by ({label}) ({metric}{{{label}!=\"\"}})"))?;
         ensure!(!values.is_empty(), "label_values({metric}, {label}) is empty");
     }
-    // The configuration adds the labels `namespace` and `pod` of the agent's pod. They must not replace the labels with
-    // the same names in the agent's metrics, which are those of the pod that was denied.
+    // The configuration adds the labels `namespace` and `pod` of the agent's pod. The agent's metrics have labels with
+    // the same names, for the pod that was denied. The added labels must not replace them.
     let denied =
         server.query("netpol_packets_total{namespace=\"shop\", pod=\"client\", verdict=\"deny\", node=\"node-1\"}")?;
     ensure!(!denied.is_empty(), "denied packets are not counted for the pod");

@@ -8,7 +8,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Returns packets that were denied from `pod` to a peer. `peer` has the last 16 bits of the peer's address.
+/// Returns packets that were denied from `pod` to a peer. `peer` is the last 16 bits of the peer's address.
 fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
     let [high, low] = peer.to_be_bytes();
     Denied {
@@ -84,7 +84,7 @@ impl Fixture {
 fn the_first_packet_is_reported_within_a_second_and_later_ones_at_growing_intervals() {
     let mut fixture = Fixture::new();
     let mut reported = Vec::new();
-    // Two packets are denied in each second. So half of a count is a number of seconds.
+    // Two packets are denied in each second. So half of a count is the number of seconds since the start.
     for _ in 0..3600 {
         fixture.deny("web", 1, 2);
         reported.extend(fixture.wait(SECOND).into_iter().map(|(at, series)| (at, series.update, series.count)));
@@ -162,7 +162,7 @@ fn would_be_denials_do_not_delay_events_about_denials() {
 }
 
 #[test]
-fn a_retry_of_a_failed_write_includes_the_packets_since_then() {
+fn a_retry_of_a_failed_write_includes_the_packets_since_the_first_attempt() {
     let mut fixture = Fixture::new();
     fixture.deny("web", 1, 1);
     fixture.now += SECOND;

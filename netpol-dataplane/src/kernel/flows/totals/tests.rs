@@ -183,7 +183,7 @@ fn flows_from_before_the_agent_are_not_recorded_again() {
         for _ in 0..3 {
             assert!(test.read(8, &[(tcp(1), closed), (tcp(2), open)]).is_empty());
         }
-        // The end of a flow that was open has a record, with all packets.
+        // A flow that was open at the first reading has a record when it ends, with all packets.
         let ended = test.read(2, &[(tcp(1), closed)]);
         assert_eq!(summary(&ended), [(2, Some(FlowEndReason::Evicted), 100, 200)]);
         let elapsed = ended[0].started.elapsed().expect("the flow starts in the future");
