@@ -1,4 +1,4 @@
-//! Tests the export of flow records on a full disk, which needs root.
+//! Tests the export of flow records to a full disk. The test needs root.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

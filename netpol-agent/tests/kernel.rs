@@ -158,7 +158,7 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         let attached = node.attached(2);
         let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
         // Simulate programs and maps that an agent of layout version 0 has pinned. The next agent does not read these
-        // maps, and the names of links may be others.
+        // maps. Links of the old version may have other names.
         let old_version = node.pin_path.join("v0");
         std::fs::rename(node.pin_path.join(&current_version), &old_version).expect("cannot rename the pin directory");
         for link in std::fs::read_dir(old_version.join("links")).expect("cannot list the links").flatten() {
@@ -229,7 +229,7 @@ fn maps_are_resized_with_open_connections() {
 }
 
 #[test]
-fn connections_that_open_while_maps_are_resized_work() {
+fn connections_can_be_opened_while_maps_are_resized() {
     let mut node = shop();
     node.start(&[]);
     node.expect_connection(1, 2, 80, true);

@@ -22,7 +22,7 @@ use proptest::prelude::*;
 type LocalPods = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
 
 /// For each pod and each probe (a test packet): whether the probe is allowed, and whether it would be allowed if
-/// policies in shadow mode were enforced.
+/// policies in shadow mode were enforced. If no policy in shadow mode isolates the pod, the second value is `true`.
 type Verdicts = BTreeMap<PodKey, Vec<[bool; 2]>>;
 
 /// A data plane in memory that records all verdicts after every write.
@@ -247,7 +247,7 @@ proptest! {
                     // which the packet goes, the packet may be allowed pre-DNAT and evaluated again post-DNAT.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &packet, |_| true));
-                    // Index 0: the verdict. Index 1: the verdict if policies in shadow mode were enforced.
+                    // Index 0 and index 1: see `Verdicts`.
                     let is_valid = |verdict_index: usize| {
                         either.iter().any(|verdict| verdict[verdict_index] == found[verdict_index])
                             || (found[verdict_index] && !packet.post_dnat && is_rechecked())

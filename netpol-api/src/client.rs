@@ -154,8 +154,8 @@ async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(
         Ok((status, body.to_bytes()))
     };
     tokio::pin!(response, connection);
-    // The response arrives only while the connection is polled, so both futures are polled. The connection may end
-    // first, after the response was received.
+    // The response arrives only while the connection is polled, so both futures are polled. `connection` may complete
+    // before `response`. In this case, `response` needs no more data from the socket.
     tokio::select! {
         result = &mut response => result,
         ended = &mut connection => match ended {

@@ -38,7 +38,7 @@ pub struct FlowQuery {
 /// A filter for one end of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndFilter {
-    /// A pod. As a source, also matches packets that this pod sent from an address that is not its own.
+    /// A pod. As the parameter `from`, also matches packets that this pod sent, but with another source address.
     Pod {
         /// Its namespace.
         namespace: String,
@@ -210,7 +210,7 @@ impl FlowQuery {
     }
 }
 
-/// Returns whether the evaluation at one end of a flow lists this policy, or a rule of this policy.
+/// Returns whether the egress or ingress evaluation of a flow lists this policy, or a rule of this policy.
 fn names_policy(side: &FlowSide, policy: &str) -> bool {
     side.policies.iter().any(|name| name == policy)
         || [&side.rule, &side.nearest].into_iter().flatten().any(|rule| rule.policy == policy)

@@ -20,7 +20,7 @@ pub enum Record {
     Multicast(Box<MulticastRecord>),
     /// The number of a pod's packets or flows that have no record, because the pod had too many events (rate limit).
     RateLimited(RateLimitedRecord),
-    /// The number of records that the client which reads this stream did not receive, because it read too slowly.
+    /// The number of records that this client did not receive, because the client read too slowly.
     Lost(LostRecord),
 }
 
@@ -124,7 +124,7 @@ pub struct FlowRecord {
     /// evaluated, see `unexplained`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<FlowSide>,
-    /// Why the agent could not explain the flow. The record then has only the evaluation at the pod of this record,
+    /// Why the agent could not explain the flow. If set, the record has only the evaluation at the pod of this record,
     /// without rules and without a fix. Causes: the agent had no time for an explanation, policies have changed since
     /// the packet was evaluated, the pod was deleted, or the reference evaluator has another verdict, which is a bug.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,7 +140,7 @@ pub struct FlowRecord {
     pub hints: Vec<String>,
     /// For a denied packet: the number of packets of this flow that were not recorded since the previous record of the
     /// flow. For an allowed flow: the number of flows between the same addresses and to the same port that were not
-    /// recorded since the previous record.
+    /// recorded since the previous record of such a flow.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
@@ -292,12 +292,12 @@ pub struct FlowEnd {
     /// The Services that have this address and port, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
-    /// With the reason `backend-denied`, this end is a backend. These are the Services through which the packet may
-    /// have been sent to it.
+    /// Set if this end is a backend and the reason is `backend-denied`: the Services that have this backend. The packet
+    /// may have been sent to one of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via_services: Vec<String>,
-    /// Set if the address belongs to no pod and no node: the `ipBlock` peers that contain the address, in the policies
-    /// of the flow's pod. An example is `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
+    /// Set if the address belongs to no pod and no node: those `ipBlock` peers in the policies of the record's pod that
+    /// contain the address. An example is `10.0.0.0/8 (shop/web spec.egress[0].to[1])`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<String>,
 }

@@ -47,8 +47,8 @@ pub struct PodStatus {
     pub reason: Option<String>,
     /// The policies that isolate the pod.
     pub policies: Directions,
-    /// The policies that would isolate the pod if policies in shadow mode were enforced. A direction is empty if no
-    /// policy in shadow mode applies to it.
+    /// The policies (enforced and in shadow mode) that would isolate the pod if all of them were enforced. A direction
+    /// in which no policy in shadow mode would isolate the pod is empty.
     pub shadow_policies: Directions,
 }
 
@@ -95,8 +95,8 @@ pub struct PolicyStatus {
     /// time, the policy is not enforced, even if its mode is `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_until: Option<String>,
-    /// False if a policy in shadow mode (or a suspended policy) is not evaluated for some of `pods` now. Then flows of
-    /// these pods that the policy would deny are not counted. Always true for an enforced policy.
+    /// False if this policy is in shadow mode or suspended, and is not evaluated for some of `pods` now. Then flows
+    /// of these pods that the policy would deny are not counted. Always true for an enforced policy.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
     /// Why `evaluated` is false.
@@ -108,8 +108,8 @@ pub struct PolicyStatus {
     pub pods: Vec<String>,
     /// Its rules, first those for ingress.
     pub rules: Vec<RuleStatus>,
-    /// The number of flows that were denied because no policy allowed them. Only flows of pods of this node that this
-    /// policy isolates are counted.
+    /// The number of flows that were denied because no policy allowed them. A flow is counted if its pod is on this
+    /// node, and this policy isolates the pod.
     pub denied_flows: u64,
     /// The time of the last of these flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,7 +150,8 @@ pub struct GenerationStatus {
     /// When the batch was fully enforced; `None` if it is not fully enforced yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<String>,
-    /// The first changed objects, such as `NetworkPolicy shop/web`. Empty for the first batch, which has all objects.
+    /// The changed objects, such as `NetworkPolicy shop/web`. If there are many, only some are listed. Empty for the
+    /// first batch, which has all objects.
     pub objects: Vec<String>,
     /// The number of changed objects.
     pub object_count: usize,

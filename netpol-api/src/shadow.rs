@@ -24,8 +24,8 @@ pub struct ShadowReport {
     /// The number of would-be denials that are not in `items`, because a pod had too many events (rate limit), or
     /// because there were too many different denials.
     pub other_flows: u64,
-    /// The would-be denials. If several policies in shadow mode would isolate the pod, its flow is in only one item,
-    /// which has all these policies.
+    /// The would-be denials. Each flow is counted in only one item. If several policies in shadow mode would deny the
+    /// flow, [`ShadowDenial::policies`] of this item lists these policies.
     pub items: Vec<ShadowDenial>,
 }
 
@@ -46,8 +46,8 @@ pub struct ShadowPolicy {
     /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// The number of would-be denials that are not in [`ShadowReport::items`], at pods of the policy's namespace. This
-    /// policy may be the cause of some of them.
+    /// Like [`ShadowReport::other_flows`], but only the would-be denials at pods of the policy's namespace. This policy
+    /// may be the cause of some of them.
     #[serde(default)]
     pub other_flows: u64,
 }
@@ -100,7 +100,7 @@ pub struct WorkloadEnd {
     /// The address, if no pod and no node has it. For traffic to a Service: the address before translation (DNAT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<std::net::IpAddr>,
-    /// The Services that have this address and port, as `namespace/name`.
+    /// If this end is the destination: the Services that have its address and port, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
 }

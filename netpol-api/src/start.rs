@@ -91,7 +91,7 @@ pub struct GateStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecentStart {
-    /// When the wait ended, in UTC (RFC 3339).
+    /// When the delay of the start ended, in UTC (RFC 3339).
     pub time: String,
     /// The pod, `namespace/name`.
     pub pod: String,

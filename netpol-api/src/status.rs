@@ -26,7 +26,7 @@ pub struct Status {
     pub last_change_time: Option<String>,
     /// Pods of this node on which policies are not enforced yet, or not correctly.
     pub pending: Vec<Pending>,
-    /// All interfaces with an endpoint.
+    /// All endpoints of this node.
     pub endpoints: Vec<Endpoint>,
     /// Policies that are only partly enforced, because the memory for policies is used up.
     #[serde(default)]

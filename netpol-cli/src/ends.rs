@@ -15,7 +15,7 @@ use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::End;
 
 /// One end of a connection, as it is written in an argument. `Pod`, `Service` and `Workload` have the namespace and the
-/// name. If the namespace is `None`, it is the namespace of `-n`.
+/// name. `None` stands for the namespace of `-n`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndArgument {
     Pod(Option<String>, String),

@@ -219,8 +219,8 @@ impl Ends<'_> {
     /// Returns why the verdict on the connection is unknown: a message for each kind of objects that the user cannot
     /// list and that may change the verdict.
     pub(crate) fn unknown_because(self, input: &Input) -> Vec<String> {
-        // An address can belong to a pod or a Service of any namespace, or to a node. So can the address of a backend
-        // that is in an EndpointSlice, but belongs to no pod in the input.
+        // If an end is an address, this address can belong to a pod or a Service of any namespace, or to a node. The
+        // same is true for the address of an unknown backend: an EndpointSlice has it, but no pod in the input has it.
         let has_address = [self.from, self.to].iter().any(|end| end.namespace(self.namespace).is_none())
             || self.has_unknown_backend(input);
         let is_to_service = matches!(self.to, EndArgument::Service(..));

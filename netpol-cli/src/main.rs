@@ -62,9 +62,9 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// Some nodes did not respond; the output has only the nodes that did.
     Partial = 5,
-    /// A bug in netpol (`EX_SOFTWARE` of sysexits.h): the verdicts of netpol's two implementations differ (the compiled
-    /// tables, and the reference evaluator, which evaluates the objects directly). Or the policies that `netpol record`
-    /// creates deny a recorded flow.
+    /// A bug in netpol (`EX_SOFTWARE` of sysexits.h): the compiled tables have another verdict than the reference
+    /// evaluator, which evaluates the objects directly. Or the policies that `netpol record` creates deny a recorded
+    /// flow.
     Bug = 70,
 }
 

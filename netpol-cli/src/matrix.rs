@@ -30,7 +30,7 @@ use crate::output::print_json;
 use crate::table;
 use crate::unevaluated;
 
-/// The maximum number of excluded pods with names that are printed, for each reason.
+/// For each reason, the maximum number of excluded pods of which the names are printed.
 const PODS_SHOWN: usize = 10;
 
 /// The output of `-o json`.

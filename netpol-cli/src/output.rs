@@ -27,8 +27,8 @@ pub(crate) struct NodeItem<'a, T> {
     pub(crate) item: &'a T,
 }
 
-/// A node on which a policy in shadow mode (evaluated and reported, but not enforced) is not evaluated, with the
-/// reason.
+/// A node that cannot evaluate a policy in shadow mode, with the reason. Shadow mode means that a policy is evaluated
+/// and reported, but not enforced.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotEvaluated {

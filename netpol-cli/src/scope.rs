@@ -16,7 +16,7 @@ pub(crate) struct Scope {
     pub(crate) namespace: Option<String>,
     /// The namespace of names that the user writes without a namespace, such as `pod/web`.
     pub(crate) default_namespace: String,
-    /// Pods that this selector does not match are not shown.
+    /// Only pods that this selector matches are shown; `None`: pods with any labels.
     pub(crate) labels: Option<Selector>,
 }
 

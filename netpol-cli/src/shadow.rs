@@ -53,7 +53,7 @@ struct JsonOutput<'a> {
     failures: &'a [Failure],
 }
 
-/// What the report of a node contains, and since when.
+/// What the report of a node contains, and since when. [`ShadowReport`] describes the fields.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Coverage<'a> {
@@ -81,7 +81,7 @@ struct ShadowedPolicy {
     since: Option<String>,
     /// Whether the policy is evaluated on all nodes. If not, flows that it would deny are missing.
     evaluated: bool,
-    /// The nodes on which the policy is not evaluated for all pods.
+    /// The nodes on which the policy is not evaluated for at least one of its pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_evaluated_on: Vec<NotEvaluated>,
     flows: u64,

@@ -97,7 +97,7 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
     let SuspendOptions { suspension, duration, reason } = options;
     let (cluster, agent_namespace) = (Cluster::open(&suspension.api).await?, suspension.agent_namespace.as_str());
     let target = Target::new(&suspension.scope, agent_namespace);
-    // Agents read the annotation that suspends the cluster only from their own Namespace.
+    // The annotation that suspends the cluster has an effect only in the Namespace of the agents.
     let has_agents = if target.is_cluster() { cluster.has_agents(agent_namespace).await } else { Ok(true) };
     let before = read(&cluster, &target).await?;
     match has_agents {

@@ -77,42 +77,42 @@ pub(crate) struct Heading {
     pub(crate) name: String,
 }
 
-/// Prints one table. `ends` are the headings of the rows, and also of the columns. `cells` has the cells of the first
-/// row, then those of the second row, and so on. `width`: the width of the terminal; `None`: no limit.
+/// Prints one table. `headings`: those of the rows, and also of the columns. `cells` has the cells of the first row,
+/// then those of the second row, and so on. `width`: the width of the terminal; `None`: no limit.
 pub(crate) fn print(
     out: &mut impl Write,
     title: &str,
-    ends: &[Heading],
+    headings: &[Heading],
     cells: &[Cell],
     color: ColorMode,
     width: Option<usize>,
 ) -> io::Result<()> {
-    if ends.is_empty() {
+    if headings.is_empty() {
         return writeln!(out, "{title}: no connection to show\n");
     }
-    let digits = ends.len().to_string().len();
-    let longest = ends.iter().map(|end| end.name.chars().count()).max().unwrap_or(0);
+    let digits = headings.len().to_string().len();
+    let longest = headings.iter().map(|heading| heading.name.chars().count()).max().unwrap_or(0);
     // On a narrow terminal, the columns of verdicts get at least half of the width.
     let name_width = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
     // The number of characters before the verdicts.
     let margin = 2 + digits + 1 + name_width;
-    let per_block = width.map_or(ends.len(), |width| (width.saturating_sub(margin + 2) / (digits + 1)).max(1));
-    for first in (0..ends.len()).step_by(per_block) {
-        let block = first..ends.len().min(first + per_block);
+    let per_block = width.map_or(headings.len(), |width| (width.saturating_sub(margin + 2) / (digits + 1)).max(1));
+    for first in (0..headings.len()).step_by(per_block) {
+        let block = first..headings.len().min(first + per_block);
         let mut header = format!("{title:<margin$}");
         for to in block.clone() {
-            let gap = if starts_group(ends, to, block.start) { "  " } else { " " };
+            let gap = if starts_group(headings, to, block.start) { "  " } else { " " };
             let _ = write!(header, "{gap}{:>digits$}", to + 1);
         }
         writeln!(out, "{}", header.trim_end())?;
-        for (from, end) in ends.iter().enumerate() {
-            if starts_group(ends, from, 0) {
-                writeln!(out, "{}", Safe(&end.group))?;
+        for (from, heading) in headings.iter().enumerate() {
+            if starts_group(headings, from, 0) {
+                writeln!(out, "{}", Safe(&heading.group))?;
             }
-            let mut line = format!("  {:>digits$} {:<name_width$}", from + 1, shorten(&end.name, name_width));
+            let mut line = format!("  {:>digits$} {:<name_width$}", from + 1, shorten(&heading.name, name_width));
             for to in block.clone() {
-                let gap = if starts_group(ends, to, block.start) { "  " } else { " " };
-                let (character, verdict) = symbol(cells[from * ends.len() + to]);
+                let gap = if starts_group(headings, to, block.start) { "  " } else { " " };
+                let (character, verdict) = symbol(cells[from * headings.len() + to]);
                 let padding = " ".repeat(digits - 1);
                 let _ = write!(line, "{gap}{padding}{}", color.verdict(verdict, character));
             }
@@ -146,8 +146,8 @@ fn symbol(cell: Cell) -> (&'static str, Verdict) {
 }
 
 /// Returns whether `index` is the first row or column of its group in a block. `first`: the first index of the block.
-fn starts_group(ends: &[Heading], index: usize, first: usize) -> bool {
-    index == first || ends[index].group != ends[index - 1].group
+fn starts_group(headings: &[Heading], index: usize, first: usize) -> bool {
+    index == first || headings[index].group != headings[index - 1].group
 }
 
 /// Returns text such as `1 warning` or `2 warnings`.
@@ -202,11 +202,11 @@ mod tests {
 
     #[test]
     fn columns_are_split_into_blocks_on_a_narrow_terminal() {
-        let ends: Vec<Heading> =
+        let headings: Vec<Heading> =
             (0..30).map(|i| Heading { group: "shop".to_owned(), name: format!("pod-{i}") }).collect();
-        let cells = vec![Cell::NotShown; ends.len() * ends.len()];
+        let cells = vec![Cell::NotShown; headings.len() * headings.len()];
         let mut out = Vec::new();
-        print(&mut out, "80/TCP", &ends, &cells, ColorMode::NEVER, Some(60)).expect("writing to memory");
+        print(&mut out, "80/TCP", &headings, &cells, ColorMode::NEVER, Some(60)).expect("writing to memory");
         let text = String::from_utf8(out).expect("text");
         assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
         assert_eq!(text.matches("80/TCP").count(), 2);

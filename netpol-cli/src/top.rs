@@ -124,9 +124,8 @@ struct CountedFlow {
     pair: Pair,
     direction: FlowDirection,
     verdict: FlowVerdict,
-    /// Number of flows: 1 for a denied flow. Otherwise, the flow of the record, and the similar flows that were not
-    /// recorded since the previous record, because of the rate limit.
-    flows: u64,
+    /// The number of flows that the record stands for, see [`FlowRecord::flow_count`].
+    flow_count: u64,
 }
 
 /// The source and the destination workload of flows, and the destination port.
@@ -185,7 +184,7 @@ impl Window {
             },
             direction: flow.direction,
             verdict: flow.verdict,
-            flows: flow.flow_count(),
+            flow_count: flow.flow_count(),
         });
     }
 
@@ -205,7 +204,7 @@ impl Window {
         let mut counts: BTreeMap<&Pair, [[u64; 3]; 2]> = BTreeMap::new();
         for flow in &self.flows {
             let pair_counts = counts.entry(&flow.pair).or_default();
-            pair_counts[flow.direction as usize][flow.verdict as usize] += flow.flows;
+            pair_counts[flow.direction as usize][flow.verdict as usize] += flow.flow_count;
         }
         let mut pairs: Vec<PairCounts> = counts
             .into_iter()

@@ -18,8 +18,8 @@ use crate::args::PortArgument;
 pub(crate) struct Evaluator<'c> {
     cluster: &'c OfflineCluster,
     tables: Tables,
-    /// The tables of [`OfflineCluster::at_most`]: each `ipBlock` that may contain an unknown address contains it.
-    /// `None` if these tables would be the same as `tables`.
+    /// The tables of [`OfflineCluster::at_most`], the state in which unknown addresses match all `ipBlock`s that
+    /// contain a possible pod address. `None` if these tables would be the same as `tables`.
     at_most: Option<Tables>,
 }
 
@@ -28,8 +28,8 @@ struct Tables {
     engine: Engine,
 }
 
-/// The verdicts of the two sides of a connection, in all common address families. A side is the policies of one end:
-/// egress of the source, and ingress of the destination.
+/// The verdicts of the two sides of a connection, in all address families that both ends have. The policies of the
+/// source for egress are one side. The policies of the destination for ingress are the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sides {
     /// The verdict of the source's policies; `Allow` if the source is not a pod.
@@ -41,8 +41,8 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
-    /// Combines the verdicts of IPv4 and IPv6. Each family has a verdict for egress and one for ingress, or is `None`
-    /// if the ends do not have it in common. Returns `None` if there are no verdicts.
+    /// Combines the verdicts of IPv4 and IPv6. Each family has a verdict for egress and one for ingress. A family that
+    /// not both ends have is `None`. If both families are `None`, returns `None`.
     pub(crate) fn of(families: [Option<[Verdict; 2]>; 2]) -> Option<Self> {
         // The maximum is the stricter verdict: `Allow` is the lowest one and `Deny` is the highest.
         let verdict = |[egress, ingress]: [Verdict; 2]| egress.max(ingress);

@@ -91,8 +91,8 @@ async fn request(options: &WaitOptions, fleet: &mut Fleet, time: Duration) -> Ve
     answers.into_iter().map(|answer| answer.content).collect()
 }
 
-/// Returns the results for a condition. A node on which the condition will never hold reports `Never`, for example
-/// because the pod is on another node. These results are ignored if other nodes report other results.
+/// Returns the results for a condition. The result `Never` means that the condition will never hold on a node, for
+/// example because the pod is on another node. `Never` is ignored if at least one node reports another result.
 fn results_of_condition(responses: &[WaitResponse], index: usize) -> Vec<NodeResult<'_>> {
     let results = responses.iter().filter_map(|response| Some((response.node.as_str(), response.results.get(index)?)));
     let (never, mut results): (Vec<_>, Vec<_>) = results.partition(|(_, result)| result.result == WaitOutcome::Never);

@@ -181,8 +181,8 @@ fn find(cluster: &OfflineCluster, end: &EndArgument, input: &Input) -> Result<(S
     if !pods.is_empty() {
         return Ok((title, pods));
     }
-    // The cause can be that the user cannot list a kind in the namespace of `end`. Entries without a namespace are
-    // about other namespaces or about kinds without namespaces, so they cannot be the cause.
+    // The cause can be that the user cannot list a kind in the namespace of `end`. Items of `input.missing` without a
+    // namespace are about other namespaces or about kinds without namespaces, so they cannot be the cause.
     let missing: Vec<String> =
         input.missing.iter().filter(|missing| missing.namespace.is_some()).map(ToString::to_string).collect();
     let because = if missing.is_empty() { String::new() } else { format!("; {}", missing.join("; ")) };

@@ -51,7 +51,7 @@ fn example<'p>(page: &'p str, heading: &str) -> &'p str {
 }
 
 #[test]
-fn every_rule_has_a_page_with_an_example_with_its_finding_and_an_example_without_findings() {
+fn every_rule_has_a_page_with_a_bad_example_for_its_finding_and_a_good_one_without_findings() {
     let readme = fs::read_to_string(docs().join("README.md")).expect("the list of rules");
     for rule in RULES {
         let (id, name, severity) = (rule.id, rule.name, rule.severity.name());

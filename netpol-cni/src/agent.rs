@@ -137,8 +137,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("agent.sock");
         let _listener = UnixListener::bind(&socket).unwrap();
-        // The kernel queues up to `net.core.somaxconn` connections that no process accepts. These clients get no
-        // response. If the queue is full, further clients block in `connect`.
+        // The kernel queues up to `net.core.somaxconn` connections that no process accepts. Clients with a queued
+        // connection get no response. If the queue is full, further clients block in `connect`.
         let clients: Vec<_> = (0..200)
             .map(|_| {
                 let socket = socket.clone();

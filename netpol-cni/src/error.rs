@@ -38,7 +38,7 @@ impl CniError {
     }
 
     /// Returns the error as JSON for stdout. `cniVersion` is the version of the configuration `input`. If this version
-    /// cannot be read, it is the latest one.
+    /// cannot be read, `cniVersion` is the latest one that the plugin supports.
     pub fn to_json(&self, input: &str) -> String {
         let version = version_of(input).unwrap_or_else(|| LATEST_CNI_VERSION.to_owned());
         json!({"cniVersion": version, "code": self.code as u32, "msg": self.message}).to_string()

@@ -25,7 +25,7 @@ const TIME_FOR_REASON: Duration = Duration::from_millis(500);
 /// Returns as soon as the pod may start. `log` writes a line to the log.
 ///
 /// # Errors
-/// If the pod may not start now. The runtime retries the start.
+/// If the pod must not start yet. The runtime retries the start.
 pub(crate) fn hold(
     settings: &Settings,
     mut start: PodStart,

@@ -32,7 +32,7 @@ struct Configuration<'a> {
 /// Runs a command and returns what it prints on stdout.
 ///
 /// # Errors
-/// If the call is invalid, or the pod may not start now.
+/// If the call is invalid, or the pod must not start yet.
 pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)) -> Result<String, CniError> {
     match environment.command.as_str() {
         "ADD" => {

@@ -88,7 +88,8 @@ impl Settings {
         Ok(())
     }
 
-    /// Returns the JSON object of the plugin for `plugins`, the list of plugins in a CNI configuration, on one line.
+    /// Returns the JSON object of the plugin, on one line. It is for `plugins`, the list of plugins in a CNI
+    /// configuration.
     ///
     /// # Errors
     /// If the path of the socket is not UTF-8, or a field is out of range.

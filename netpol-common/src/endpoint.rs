@@ -36,8 +36,9 @@ pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
 /// packet). A packet with this mark is evaluated again post-DNAT.
 pub const RECHECK: u32 = 0x8000;
 
-/// An endpoint: the value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface uses this slot
-/// already, the endpoint is in the second half of the array, and `ENDPOINTS_OVERFLOW` contains its index.
+/// An endpoint: the value of `ENDPOINTS`, an array. The endpoint is in the slot with the index `ifindex & mask`. If
+/// another interface uses this slot already, the endpoint is in the second half of the array, and `ENDPOINTS_OVERFLOW`
+/// contains the index of its slot.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
@@ -113,8 +114,8 @@ pub mod endpoint_flags {
     /// and neighbor discovery). If a packet from the pod arrives at another pod of this node, its source address is
     /// checked there, too.
     pub const ANTI_SPOOFING: u32 = 1 << 0;
-    /// All traffic is dropped. Either no known pod has this interface and unknown pods are denied, or the interface is
-    /// in conflict with another one.
+    /// All traffic is dropped. Causes: no known pod has this interface, and the agent runs with
+    /// `--unknown-pods deny`; or the interface is in conflict with another interface.
     pub const UNKNOWN: u32 = 1 << 1;
     /// Some entries of this endpoint are missing: they did not fit into a map, or the pod's policies are still being
     /// compiled. A packet that no entry allows is dropped with the reason `tables-incomplete`.

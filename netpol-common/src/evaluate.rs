@@ -65,7 +65,7 @@ pub trait Tables<A> {
     /// the address.
     fn address(&self, address: &A) -> Option<AddressEntry>;
     /// Returns the entry of this address. If there is none, an implementation may return the entry of a prefix that
-    /// covers the address. This makes no difference, because the flags and the endpoint of a prefix are 0.
+    /// covers the address. The verdict is the same, because the flags and the endpoint of a prefix are 0.
     #[inline(always)]
     fn exact_address(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
@@ -130,7 +130,7 @@ impl SourceCheck {
     /// * The local node sent the packet.
     /// * The packet came directly from the veth of its source endpoint, where it was checked.
     /// * The source address is that of the source endpoint, or anti-spoofing is off for that endpoint.
-    /// * The packet belongs to a known flow.
+    /// * A known flow is evaluated again.
     pub const NONE: Self = Self(0);
     /// The packet has no source endpoint ID. Its source address must not be that of an endpoint of this node.
     pub const NOT_LOCAL_ENDPOINT: Self = Self(1);
@@ -166,8 +166,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Returns the port set that represents this result in the `ALLOW` entry for the class of a frontend (a port of a
-    /// Service at one address).
+    /// For a flow to a frontend (a port of a Service at one address). Returns the port set that gives this result if it
+    /// is stored in the `ALLOW` entry of the frontend's class.
     pub const fn port_set(&self) -> PortSetId {
         match (self.reason.allows(), self.recheck) {
             (true, false) => PortSetId::ALL,
@@ -193,8 +193,9 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     evaluate_policy(tables, endpoint, endpoint.policy(attempt.direction), attempt)
 }
 
-/// Evaluates a new flow by a policy of a known endpoint. `policy` is the enforced policy of the flow's direction, or
-/// the policy that also includes policies in shadow mode: [`Endpoint::shadow_policy`].
+/// Evaluates a new flow by one compiled policy of an endpoint. The endpoint does not have the flag `UNKNOWN`. `policy`:
+/// [`Endpoint::policy`] (from the enforced `NetworkPolicies`) or [`Endpoint::shadow_policy`] (also from those in shadow
+/// mode).
 #[inline(always)]
 pub fn evaluate_policy<A: Address, T: Tables<A>>(
     tables: &T,

@@ -23,9 +23,9 @@ pub struct FlowEvent {
     /// The rule set of the policies that isolate the pod in this direction. With [`event_flags::SHADOW`], the rule set
     /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
-    /// The number of packets that caused no event since the last event, because of the limits. For a denied packet,
-    /// these are the denied packets of its flow. For all other events, these are packets between the same addresses and
-    /// to the same destination port, for which an event of the same kind and reason was due.
+    /// The number of packets that caused no event because of the limits, although an event of the same kind and reason
+    /// was due. They are counted since the last event that was sent. For a denied packet, only packets of its flow are
+    /// counted. For all other events, packets between the same addresses and to the same destination port are counted.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
@@ -153,9 +153,9 @@ const _: () = assert!(size_of::<EventLimit>() == 16 && size_of::<EventLimitSet>(
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventBudget {
-    /// The algorithm's theoretical arrival time, in nanoseconds since boot. If it is in the past, an event first sets
-    /// it to the current time. Then each event moves it forward by [`EVENT_INTERVAL_NS`]. No event is sent while it is
-    /// more than `EVENT_BURST - 1` of these intervals in the future.
+    /// The algorithm's theoretical arrival time, in nanoseconds since boot. Each event that is sent moves this
+    /// time forward by [`EVENT_INTERVAL_NS`]. A time in the past is first set to the current time. No event is sent
+    /// while the time is more than `EVENT_BURST - 1` of these intervals in the future.
     pub paid_until_ns: u64,
     /// The number of packets that had no event and are not counted in a slot of `DENIALS` or `ALLOWED_FLOWS`.
     pub suppressed: u64,

@@ -80,11 +80,11 @@ pub const ANY_REMOTE: u16 = u16::MAX;
 
 /// Bits of [`FlowEntry::state`].
 pub mod flow_state {
-    /// The other side has replied.
+    /// The responder (the side that did not initiate the flow) has replied.
     pub const REPLIED: u8 = 1 << 0;
     /// TCP: the initiator sent FIN. [`super::is_closed`] describes the use of this bit and the next two.
     pub const INITIATOR_FIN: u8 = 1 << 1;
-    /// TCP: the other side sent FIN.
+    /// TCP: the responder sent FIN.
     pub const REPLIER_FIN: u8 = 1 << 2;
     /// TCP: either side sent RST.
     pub const RESET: u8 = 1 << 3;
@@ -104,7 +104,7 @@ pub mod flow_state {
 /// Idle timeouts of flows, in seconds. Linux conntrack keeps most flows as long or longer. If a flow continues after
 /// its timeout, it is evaluated as a new flow, in the direction of its next packet.
 ///
-/// FIN and RST do not shorten the timeout. A TCP endpoint ignores a FIN or RST outside its window (RFC 5961). The
+/// FIN and RST do not shorten the timeout. The receiver ignores a FIN or RST outside its TCP window (RFC 5961). The
 /// window is not tracked here, so it is not known whether the connection has ended.
 pub mod flow_timeout {
     use super::flow_state;

@@ -4,7 +4,8 @@ use core::mem::size_of;
 
 use bytemuck::{Pod, Zeroable};
 
-/// Value of `NEIGHBORS`, an array indexed by endpoint ID: a token bucket. If all fields are zero, the bucket is full.
+/// A token bucket: the value of `NEIGHBORS`, an array indexed by endpoint ID. If all fields are zero, the bucket is
+/// full.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NeighborBudget {

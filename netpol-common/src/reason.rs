@@ -90,13 +90,13 @@ reasons! {
     NoAllowedBackend = 27, "no-allowed-backend", false;
     /// The packet is to a Service, and no rule allows its post-DNAT destination, which is a backend.
     BackendDenied = 28, "backend-denied", false;
-    /// The packet is to a Service, and rules allow only some of its backends. The packet is post-DNAT and still has the
-    /// Service's address, so another node selects the backend.
+    /// The packet is to a Service, and rules allow only some of its backends. At the post-DNAT evaluation, the packet
+    /// still has the Service's address, so another node selects the backend.
     NotAllBackendsAllowed = 29, "not-all-backends-allowed", false;
     /// The packet must be rechecked post-DNAT, and its source endpoint no longer exists.
     SourceEndpointGone = 30, "source-endpoint-gone", false;
-    /// The packet is to a tunnel endpoint of a node. A packet that leaves the tunnel could not be attributed to the
-    /// pod.
+    /// The packet is to a tunnel endpoint of a node. After decapsulation, the inner packet could not be attributed to
+    /// the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
     /// The source address is that of a pod of this node, and that pod did not send the packet. Or a pod of this node
     /// sent the packet, and the source address is neither that pod's, nor the local node's, nor a Service's.

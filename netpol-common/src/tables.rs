@@ -76,8 +76,8 @@ pub struct PortKey {
 
 const _: () = assert!(size_of::<PortKey>() == 8 && offset_of!(PortKey, port) == 6);
 
-/// Prefix length, in bits, of a [`PortKey`] for all ports of a protocol. For a port prefix of `n` bits it is
-/// `PORT_PREFIX_PROTOCOL + n`.
+/// Prefix length, in bits, of a [`PortKey`] for all ports of a protocol. A key for a port prefix of `n` bits has the
+/// prefix length `PORT_PREFIX_PROTOCOL + n`.
 pub const PORT_PREFIX_PROTOCOL: u32 = 48;
 /// Prefix length, in bits, of a [`PortKey`] for one port.
 pub const PORT_PREFIX_EXACT: u32 = 64;

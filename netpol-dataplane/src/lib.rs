@@ -68,8 +68,8 @@ pub struct AttachError {
     pub interface: String,
     /// The reason.
     pub message: String,
-    /// Whether the interface was removed before its programs were attached. The pod was short-lived; this is not a
-    /// failure.
+    /// Whether the interface was removed before its programs were attached. If so, the pod was short-lived, and the
+    /// error is not a failure.
     pub gone: bool,
 }
 

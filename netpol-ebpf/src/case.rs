@@ -1,5 +1,5 @@
-//! The summary of a packet in the slow path (the code for packets with more than plain headers). The summary consists
-//! of numbers that one BPF function can pass to another.
+//! The summary of a packet in the slow path (the code for packets that are not plain, such as fragments and ICMP). The
+//! summary consists of numbers that one BPF function can pass to another.
 
 use netpol_common::{Direction, NO_REASON, Reason};
 

@@ -19,8 +19,8 @@ pub(crate) trait NodeContext: Copy {
     fn hz(&self) -> u32;
     /// Returns the nanoseconds since boot, for events.
     fn boot_ns(&self) -> u64;
-    /// Returns the entry of `DENIALS` that limits the events of a denied flow. `index` is a hash of the flow, of which
-    /// only the low bits are used. An entry is a set: it has room for several flows with the same index.
+    /// Returns the entry of `DENIALS` that limits the events of a denied flow. `index` is a hash of the flow; only
+    /// the low bits of the hash are used. An entry is a set: it has room for several flows with the same index.
     fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
     /// Returns the entry of `ALLOWED_FLOWS` that limits the events of an allowed flow, in the same way.
     fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
@@ -47,8 +47,8 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn tc_index(&self) -> u32;
     /// Sets `skb->tc_index`.
     fn set_tc_index(&self, word: u32);
-    /// Returns the source endpoint ID: the [`Endpoint::id`] of the pod that sent the packet, if it is a pod of this
-    /// node, and 0 otherwise.
+    /// Returns the source endpoint ID: the [`Endpoint::id`] of the pod that sent the packet. If no pod of this node
+    /// sent the packet, the ID is 0.
     #[inline(always)]
     fn source_endpoint(&self) -> u32 {
         self.tc_index() & MAX_ENDPOINT_ID
@@ -59,7 +59,7 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
         None
     }
     /// Returns whether this is a recheck: a packet from a pod is evaluated again, post-DNAT, by the sender's egress
-    /// policy. [`Self::ifindex`] is the sender's interface then.
+    /// policy. In a recheck, [`Self::ifindex`] is the sender's interface.
     fn is_post_dnat(&self) -> bool;
     /// Returns the endpoint of the interface [`Self::ifindex`].
     fn endpoint(&self) -> Option<&Endpoint>;
@@ -70,7 +70,7 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>>;
     /// Counts the packet for an endpoint ID.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
-    /// Counts an allowed flow that policies in shadow mode would deny, for an endpoint ID.
+    /// Counts, for an endpoint ID, an allowed flow that policies in shadow mode would deny.
     fn count_shadow_denied(&self, endpoint: u32, direction: Direction);
     /// Returns whether allowed flows are reported.
     fn records_allowed(&self) -> bool;
@@ -78,8 +78,8 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn observes(&self) -> bool;
     /// Returns whether the packets and bytes of flows are counted.
     fn counts_traffic(&self) -> bool;
-    /// Returns the number of segments of a packet with segmentation offload (GSO); 0 if it has none, or if the kernel
-    /// does not know their number.
+    /// Returns the number of segments of a packet with segmentation offload (GSO). Returns 0 for a packet without GSO,
+    /// or if the kernel does not know the number of segments.
     fn segments(&self) -> u32;
     /// Returns a word of the random key for hashing flows. The index is below
     /// [`netpol_common::EVENT_KEY_WORDS`].

@@ -27,12 +27,12 @@ pub(crate) const fn mix(bits: u64) -> u64 {
     spread ^ (spread >> 32)
 }
 
-/// Set in the result of [`limit_event`] if an event is to be sent. The bits below are the number of packets of the flow
-/// that caused no event since the flow's last event.
+/// A bit in the result of [`limit_event`]: an event is to be sent. The lower 32 bits are the number of packets without
+/// an event since the flow's last event.
 pub(crate) const REPORT: u64 = 1 << 32;
 
-/// Decides whether a packet of the flow with this hash causes an event. `budget` is the index in `EVENT_BUDGETS` that
-/// the event is charged to. A packet without an event is counted as suppressed.
+/// Decides whether a packet of the flow with this hash causes an event. `budget` is the index in `EVENT_BUDGETS` of
+/// the budget that the event is charged to. A packet without an event is counted as suppressed.
 ///
 /// Events of allowed flows have slots of their own, and are only sent while the ring buffer is at most half full. So
 /// they never suppress an event of a denied packet.

@@ -114,8 +114,8 @@ impl KnownFlow {
     }
 
     /// For a packet for which [`Self::may_belong_to_opposite_flow`] is true: returns whether the packet can start the
-    /// flow in the opposite direction. It can if no packet of the revoked flow was allowed in the last `REVERSAL`
-    /// seconds, because the packet is not a reply in this case.
+    /// flow in the opposite direction. This is the case if no packet of the revoked flow was allowed in the last
+    /// `REVERSAL` seconds. After this time, the packet no longer counts as a reply.
     #[inline(always)]
     pub(crate) fn may_start_opposite_flow(&self, now: u32, hz: u32) -> bool {
         now.wrapping_sub(self.last_used) >= timeout::REVERSAL * hz
@@ -136,8 +136,8 @@ impl KnownFlow {
         self.state & flow_state::RECHECK != 0
     }
 
-    /// Returns whether replies may come from any endpoint: the pod initiated the flow, and no reply came from an
-    /// endpoint that has the remote address. Such a flow may be to a Service, and its replies come from any backend.
+    /// Returns whether replies may come from any endpoint: the pod initiated the flow, and the flow entry stores no
+    /// remote endpoint. The destination of such a flow may be a Service, so any backend may send the replies.
     #[inline(always)]
     pub(crate) fn accepts_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
         remote_endpoint(slot) == 0 && self.initiator == Direction::Egress

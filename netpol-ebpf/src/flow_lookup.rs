@@ -14,7 +14,7 @@ use crate::verdict;
 /// The lookup for one address family. In the kernel, it is a separate BPF function, so that the verifier checks it only
 /// once.
 pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
-    /// Returns the verdict of the packet's flow, or how to check the packet's source address if the packet has no flow.
+    /// Returns the verdict of the packet's flow. If the packet has no flow, returns how to check its source address.
     /// `start` is the offset of the IP header, `ports` are as in the flow's key, and `bits` are from
     /// [`Case::flow_bits`](crate::case::Case::flow_bits). [`KNOWN`], [`STALE`] and the constants after them describe
     /// the result.
@@ -104,8 +104,8 @@ where
     let [protocol, flags, role, _] = bits.to_le_bytes();
     let Some(endpoint) = context.endpoint() else { return 0 };
     let Some((source, destination)) = A::addresses(&context, start) else { return 0 };
-    // A packet from the pod belongs to no flow if its source address is not the pod's. Post-DNAT, this includes
-    // masqueraded packets. Pre-DNAT, this is checked only with anti-spoofing.
+    // A packet from the pod belongs to no flow if its source address is not the pod's. Post-DNAT, masqueraded
+    // packets have another source address, too. Pre-DNAT, the address is checked only with anti-spoofing.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
         && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))
@@ -152,9 +152,9 @@ pub(crate) const MAY_START_OPPOSITE_FLOW: u64 = 1 << 35;
 /// With `STALE`: the position of the [`SourceCheck`].
 pub(crate) const STALE_SOURCE_CHECK_SHIFT: u32 = 36;
 
-/// Compares the source endpoint ID of a packet to a pod with the [`remote_endpoint`](FlowEntry::remote_endpoint) of the
-/// flow. If the IDs differ, and the packet's ID is valid for the flow, updates `remote_endpoint`. If the packet's ID is
-/// not valid, returns false: the packet does not belong to the flow.
+/// For a packet to a pod: compares two IDs, the packet's source endpoint ID and the flow's
+/// [`remote_endpoint`](FlowEntry::remote_endpoint). If the IDs differ, and the packet's ID is valid for the flow,
+/// updates `remote_endpoint`. If the packet's ID is not valid, returns false: the packet does not belong to the flow.
 #[inline(always)]
 fn update_remote_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, check: SourceCheck) -> bool
 where

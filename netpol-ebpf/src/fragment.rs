@@ -1,5 +1,5 @@
-//! Fragments of IP datagrams. Only the first fragment has ports. They are recorded, and later fragments of the datagram
-//! are evaluated with them.
+//! Fragments of IP datagrams. Only the first fragment has ports. These ports are recorded. Later fragments of the
+//! datagram are evaluated with these ports.
 
 use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 

@@ -97,11 +97,11 @@ pub(crate) fn is_for_other_host<S: Context>(context: &S, endpoint: &Endpoint) ->
 }
 
 /// Returns whether a packet that left its pod has an unverified source address. An address is verified if it is the
-/// pod's, the local node's (masquerading) or a Service's (replies to clients outside). Requires
-/// [`Context::is_post_dnat`]: then [`Context::endpoint`] is the pod that sent the packet.
+/// pod's, the local node's (masquerading) or a Service's (replies to clients outside). Must be called in a recheck only
+/// (see [`Context::is_post_dnat`]). In a recheck, [`Context::endpoint`] belongs to the pod that sent the packet.
 ///
 /// If the packet came into the node directly from the pod's veth, its source was checked there, and only the node has
-/// translated it since. So this returns false.
+/// translated it since. So the source is verified.
 #[inline(always)]
 pub(crate) fn is_unverified<S: Context>(context: &S) -> bool {
     let Some(endpoint) = context.endpoint() else { return false };

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! `process` is the entry point at a pod's veth. It handles plain packets: packets with only Ethernet, IP and transport
-//! headers. For plain packets of known flows, this is the fast path. `slow_path` handles packets that are not plain.
-//! `recheck` is the entry point post-DNAT (after address translation), where packets from pods are evaluated again.
+//! headers. The fast path is the part of `process` for plain packets of known flows. `slow_path` handles packets that
+//! are not plain. `recheck` is the entry point post-DNAT (after address translation), where packets from pods are
+//! evaluated again.
 //!
 //! The code is generic over `Context`, so that the same code runs in the kernel (`kernel`, on BPF maps) and in unit
 //! tests (`memory`, on hash maps). It does not allocate or lock, its loops are bounded, and it needs nothing newer than
@@ -15,8 +16,8 @@
 //!
 //! Below, the modules are listed in layers, the lowest layer first. A module uses only modules of lower layers. Some
 //! functions are global BPF functions, because the verifier checks such a function once, and not once for each caller.
-//! Each of them has a method in a trait of its module. By default, the method calls the Rust function directly.
-//! `kernel` overrides the method with a call of the BPF function.
+//! For each global function, a trait in the function's module has a method. By default, the method calls the Rust
+//! function directly. `kernel` overrides the method with a call of the BPF function.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

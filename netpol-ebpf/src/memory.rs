@@ -1,4 +1,4 @@
-//! The `Context` of unit tests (packet, maps and clock): runs the packet programs on maps in memory.
+//! Runs the packet programs in unit tests: implements [`Context`] with the packet, the maps and the clock in memory.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
@@ -142,7 +142,8 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Evaluates a frame at the interface of a pod, as `netpol_ingress` (without its recheck) and `netpol_egress` do.
+    /// Evaluates a frame at the interface of a pod, as `netpol_ingress` and `netpol_egress` do. `netpol_ingress` also
+    /// rechecks marked packets of other pods; this function does not.
     pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
         process(
             Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len(), post_dnat: false },
@@ -155,8 +156,8 @@ impl Memory {
         process_post_dnat(self.post_dnat_frame(frame, ifindex))
     }
 
-    /// Checks only the source address of a frame that the pod at the interface `ifindex` sent, post-DNAT, as
-    /// `netpol_recheck` does first. `None`: the source address is valid.
+    /// Checks only the source address of a frame that the pod at the interface `ifindex` sent, post-DNAT.
+    /// `netpol_recheck` starts with this check. `None`: the source address is valid.
     pub fn run_source(&self, frame: &[u8], ifindex: u32) -> Option<Reason> {
         process_source(self.post_dnat_frame(frame, ifindex))
     }

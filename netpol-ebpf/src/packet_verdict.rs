@@ -4,7 +4,7 @@ use netpol_common::{Direction, Endpoint, NO_REASON, Reason, flow_state};
 
 /// What to report about the flow of an allowed packet, after the packet's verdict. All values are bits of one byte,
 /// because [`Context::barrier_within`](crate::context::Context::barrier_within) can hide a byte from the verifier. With
-/// separate fields, the verifier would check the code that follows once for each combination of their values.
+/// separate fields, the verifier would check all later code again for each combination of field values.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FlowReport(u8);

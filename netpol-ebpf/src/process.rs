@@ -92,8 +92,8 @@ where
     // The `bits` argument of `process_plain_new`.
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
-        // Rare: the local node or the pod itself initiated the flow, or the packet's source endpoint ID differs from
-        // the ID in the flow entry. Only the last of these cases can be handled without the slow path.
+        // Rare: the local node initiated the flow, the flow is hairpin traffic, or the packet's source endpoint ID
+        // differs from the ID in the flow entry. Only the last of these cases can be handled without the slow path.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
             let allowed = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
             return allowed.then_some(PacketVerdict::of(Reason::Flow));
@@ -132,15 +132,15 @@ where
     Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
 }
 
-/// Counts a packet with a spoofed source from the pod, and returns the verdict.
+/// Counts a packet that the pod sent with a spoofed source, and returns the verdict.
 #[inline(always)]
 fn deny_spoofed<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> PacketVerdict {
     PacketVerdict::of(conclude(&context, endpoint, Direction::Egress, reason))
 }
 
 /// Evaluates a plain packet to a pod if the packet's source endpoint ID differs from the ID in the flow entry. Returns
-/// whether the packet is allowed. If not, the packet takes the slow path. Packets of stale flows take the slow path,
-/// too.
+/// whether the packet is allowed. If this function returns false, the packet takes the slow path. Packets of stale
+/// flows take the slow path, too.
 ///
 /// The IDs can differ because the sending pod became an endpoint, or got a new ID, while its flows were open. So the
 /// packet is allowed if its source address belongs to the endpoint with the packet's ID. The packet is also allowed if
@@ -182,7 +182,7 @@ where
 /// Bit of the `bits` argument of [`process_plain_new`], above the TCP flags in its low byte: the packet may initiate a
 /// flow.
 const MAY_INITIATE: u32 = 1 << 8;
-/// Bit of the same argument: the packet matches a revoked flow, but comes from the side that did not initiate it.
+/// Bit of the same argument: the packet matches a revoked flow, but was not sent by the initiator of this flow.
 const MATCHES_REVOKED: u32 = 1 << 9;
 
 /// Evaluates a plain packet that belongs to no known flow.

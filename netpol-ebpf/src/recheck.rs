@@ -1,6 +1,5 @@
-//! The entry points for packets post-DNAT (after kube-proxy has translated the destination). A packet from a pod is
-//! evaluated again there, by its new destination: at the veth of a local pod, or on a device that leads out of the
-//! node.
+//! The entry points for packets post-DNAT (after kube-proxy has translated the destination). At the veth of a local
+//! pod, or on a device that leads out of the node, a packet from a pod is evaluated again, by its new destination.
 
 use netpol_common::{Direction, Endpoint, Reason};
 
@@ -23,7 +22,7 @@ pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
     }
 }
 
-/// Checks, post-DNAT, the source address of a packet with a source endpoint ID (the ID of the pod that sent it).
+/// Checks, post-DNAT, the source address of a packet with a source endpoint ID (the sending pod's endpoint ID).
 /// Returns `None` if the address is valid or need not be checked; otherwise the reason of the packet's verdict.
 /// Requires [`Context::is_post_dnat`].
 #[inline(always)]
@@ -62,9 +61,10 @@ pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
     packet::parse_plain_v6(&context).is_some_and(|packet| is_flow_post_dnat(context, endpoint, &packet))
 }
 
-/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet belongs to no flow. A
-/// flow that needs a recheck is stored with its pre-DNAT destination. A packet that matches such a flow was not
-/// translated, so its destination has to be evaluated.
+/// Returns whether the packet belongs to a flow that was allowed post-DNAT. For a masqueraded packet, returns false.
+///
+/// If the flow needs a recheck, returns false, too. Such a flow is stored with its pre-DNAT destination. The packet has
+/// the same destination, so it was not translated, and its destination has to be evaluated.
 #[inline(always)]
 fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
 where

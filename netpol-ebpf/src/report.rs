@@ -181,7 +181,7 @@ impl<A: Parse> EventPacket<A> {
 struct EventDetails<'a> {
     endpoint: Option<&'a Endpoint>,
     ifindex: u32,
-    /// The ID of the pod of this node that sent the packet, or 0.
+    /// The endpoint ID of the packet's sender. 0 if the sender is not a pod of this node, or is not known.
     source_endpoint: u32,
     /// Whether the frame is multicast or broadcast.
     group: bool,
@@ -225,8 +225,8 @@ macro_rules! with_packet {
 /// Reports a denied packet, at most once a second for its flow, and within the budget from [`charged_budget`].
 #[inline(always)]
 pub(crate) fn report_denied<S: ReportFunctions>(context: S, direction: Direction, reason: Reason) {
-    // A bridge floods frames for MAC addresses that it has not learned yet. The programs of all other pods drop such a
-    // frame, but no policy denies it.
+    // A bridge floods a frame for a MAC address that it has not learned yet. Pods with another MAC address receive the
+    // frame, too. Their programs drop it, but no policy denies it.
     if reason == Reason::OtherHost {
         return;
     }
@@ -301,7 +301,7 @@ where
 
 /// Sends an event within the limits.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of the result")]
+#[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of `limited`")]
 fn send<A: Parse, S: ReportFunctions>(context: S, details: EventDetails<'_>, packet: &EventPacket<A>) {
     let EventDetails { endpoint, ifindex, source_endpoint, group, direction, reason, kind } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);

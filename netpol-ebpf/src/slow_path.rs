@@ -42,7 +42,8 @@ pub(crate) trait IpFunctions<A: Parse>:
 
 /// The functions for frames that are separate BPF functions in the kernel.
 pub(crate) trait FrameFunctions: IpFunctions<[u8; 4]> + IpFunctions<[u8; 16]> {
-    /// Finds the IP header of a frame, or returns the frame's verdict, see [`check_frame`].
+    /// Finds the IP header of a frame. If the verdict does not depend on the IP packet, counts the frame and returns
+    /// the verdict.
     #[inline(always)]
     fn check_frame(self, direction: Direction) -> FrameResult {
         check_frame(self, direction)
@@ -244,7 +245,7 @@ where
     {
         return Some(barrier_within(context, reason));
     }
-    // The message from the pod is fragmented or cannot be parsed.
+    // A neighbor discovery message that gets here is fragmented or cannot be parsed.
     if is_discovery && from_pod && endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Some(Reason::SpoofedNeighbor);
     }
@@ -316,7 +317,8 @@ where
         let attempt =
             Attempt { port: [port_high, port_low], ..verdict::attempt(&context, direction, &key, source_check) };
         let verdict = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);
-        // The first fragment is not known, so the ports are zero: the packet is only allowed if all ports are allowed.
+        // `ORPHAN` means that the first fragment is not known, so the ports are zero. Such a packet is only allowed if
+        // all ports are allowed.
         if role_bits & role::ORPHAN != 0 && verdict.reason() == Reason::NoRule {
             PacketVerdict::of(Reason::OrphanFragment)
         } else {

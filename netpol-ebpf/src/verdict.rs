@@ -50,7 +50,7 @@ pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointV
     if context.observes() { EndpointVersion(version.0 ^ OBSERVED_VERSION) } else { version }
 }
 
-/// The bit of the versions of flows that is set if nothing is enforced. No endpoint has such a high version.
+/// If nothing is enforced, the versions of flows have this bit. No endpoint has such a high version.
 const OBSERVED_VERSION: u32 = 1 << 31;
 
 /// Reads the endpoint's version. The compiler cannot move later reads of other fields before this read.
@@ -85,7 +85,7 @@ pub(crate) fn deny_if_isolated(endpoint: &Endpoint, direction: Direction, reason
 #[inline(always)]
 pub(crate) fn barrier_within<S: Context>(context: &S, reason: Reason) -> Reason {
     let code = barrier::within::<{ REASON_MASK as i32 }>(reason as u8, context.length());
-    // SAFETY: it is the code of the same reason.
+    // SAFETY: `within` does not change the value, so it is still the code of `reason`.
     unsafe { Reason::from_code_unchecked(code) }
 }
 
@@ -94,11 +94,11 @@ pub(crate) fn barrier_within<S: Context>(context: &S, reason: Reason) -> Reason 
 pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reason>) -> Option<Reason> {
     let code = reason.map_or(NO_REASON, |reason| reason as u8);
     let code = barrier::within::<{ REASON_MASK as i32 }>(code, context.length());
-    // SAFETY: if it is not `NO_REASON`, it is the code of the same reason.
+    // SAFETY: as in `barrier_within`. If the value is not `NO_REASON`, it is the code of `reason`.
     (code != NO_REASON).then(|| unsafe { Reason::from_code_unchecked(code) })
 }
 
-/// Converts the `verdict` that [`admit`] returned to the final verdict, and counts the packet. If the packet has the
+/// Returns the final verdict, and counts the packet. `verdict` is the result of [`admit`]. If the packet has the
 /// addresses and ports of a revoked flow (`matches_revoked`), the reason `NoRule` becomes `Revoked`.
 #[inline(always)]
 pub(crate) fn conclude_new<S: Context>(
@@ -131,7 +131,8 @@ pub(crate) struct FlowStart {
     /// Whether the packet can initiate a flow.
     pub(crate) initiates: bool,
     /// Whether the packet starts a connection, by SYN or INIT. Such a packet is always evaluated, even if it matches a
-    /// known flow. That costs no more than a flow lookup, and a connection that reuses a port gets a new verdict.
+    /// known flow. The evaluation costs no more than a flow lookup, and a connection that reuses a port gets a new
+    /// verdict.
     pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
     /// The offset of the IP header.
@@ -339,8 +340,8 @@ fn final_reason<S: Context>(context: &S, reason: Reason) -> Reason {
     if context.is_post_dnat() && reason == Reason::NoRule { Reason::BackendDenied } else { reason }
 }
 
-/// Marks an allowed packet from a pod for a recheck post-DNAT, if `recheck` is set. The first packet of each flow is
-/// always marked, because kube-proxy may have a newer version of a Service than the agent.
+/// Marks an allowed packet from a pod for a recheck post-DNAT, if `recheck` is set. Callers always set it for the first
+/// packet of a flow, because kube-proxy may have a newer version of a Service than the agent.
 #[inline(always)]
 pub(crate) fn mark_for_recheck<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, recheck: bool) {
     if direction == Direction::Egress && !context.is_post_dnat() && recheck && endpoint.egress.isolated() {

@@ -215,9 +215,9 @@ fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets
 
 #[test]
 fn crafted_packets_cannot_take_the_slot_of_another_flow() {
-    // The attack: `crafted` differs from `destination` only in the highest bits of words, which a multiplication by an
-    // odd number does not carry to other bits. If the hash only mixed in its secret key (`event_key`), both flows would
-    // have the same hash, for any key.
+    // The attack: `crafted` differs from `destination` only in the highest bits of words. A multiplication by an odd
+    // number does not carry the highest bit to other bits. If the hash used only such multiplications, and mixed in its
+    // secret key (`event_key`), both flows would have the same hash, for any key.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = memory_with_pods();
     for key in 0..200_u32 {

@@ -35,7 +35,7 @@ pub struct BpfFilter {
 }
 
 impl Netlink {
-    /// Removes the clsact qdisc of an interface unless the qdisc has filters. Returns whether this function removed it: a
+    /// Removes the clsact qdisc of an interface unless the qdisc has filters. Returns whether the qdisc was removed. A
     /// missing qdisc is not an error.
     ///
     /// # Errors

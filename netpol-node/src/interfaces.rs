@@ -17,9 +17,9 @@ use super::{Device, Netlink, NetlinkError, TunnelEndpoints, Veth};
 pub struct PodEnd {
     /// The addresses of the peer.
     pub addresses: Vec<IpAddr>,
-    /// The addresses of the namespace's other interfaces, which are not the peer of any veth of this node. An example
-    /// is a pod's address that was moved to `lo`. Addresses in 127.0.0.0/8, `::1` and `fe80::/10` are omitted. If
-    /// several veths lead to the namespace, only the first of them lists these addresses.
+    /// The addresses of the namespace's other interfaces: those that are not the peer of a veth of this node. An
+    /// example is a pod's address that was moved to `lo`. Addresses in 127.0.0.0/8, `::1` and `fe80::/10` are omitted.
+    /// If several veths lead to the namespace, only the first of them lists these addresses.
     pub other_addresses: Vec<IpAddr>,
     /// The Ethernet address of the peer; `None` if unknown.
     pub mac: Option<[u8; 6]>,
@@ -89,12 +89,12 @@ impl InterfaceReader {
         Ok(Self { netlink: Netlink::open()?, links, cache, routed, is_valid: false })
     }
 
-    /// Reads what has changed since the last reading: links, this namespace's addresses, and the addresses in the
-    /// namespaces of peers. Reads everything if `cache_use` is [`CacheUse::Bypassed`], if messages of the kernel were
-    /// lost ([`Changed::anything`]), or if the last reading failed.
+    /// Reads the links and the addresses of this namespace that have changed since the last reading. Reads everything
+    /// if `cache_use` is [`CacheUse::Bypassed`], if messages of the kernel were lost ([`Changed::anything`]), or if the
+    /// last reading failed.
     ///
-    /// The kernel sends no message when an address in the namespace of a peer changes. So these addresses are also read
-    /// if the veth is new, or is not in [`KnownVeths::complete`].
+    /// The kernel sends no message when an address in the namespace of a peer changes. So each reading also reads the
+    /// addresses in the namespace of a veth's peer if the veth is new, or is not in [`KnownVeths::complete`].
     ///
     /// Routes are read only when everything is read. Between such readings, [`Monitor`](super::Monitor) reports new
     /// routes.

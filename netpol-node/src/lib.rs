@@ -1,9 +1,9 @@
-//! Finds the pod of each veth. The kernel reports the addresses in the network namespace of each veth's peer; the API
-//! objects have the pods' addresses.
+//! Finds the pod of each veth. The other end of the veth is in the pod's network namespace. The kernel reports the
+//! addresses in this namespace; the API objects have the pods' addresses.
 //!
 //! Like a Kubernetes controller, the agent is level-triggered here: an event only names what has changed, and then the
-//! agent reads the current state. So the result is the same if events are merged. If events are lost, and every 10
-//! seconds, everything is read.
+//! agent reads the current state. So the result is the same if events are merged. The agent reads everything after
+//! events were lost. It also does this every 10 seconds.
 
 mod clsact;
 mod interface_watcher;

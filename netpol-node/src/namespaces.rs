@@ -10,12 +10,13 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use crate::netlink::{Netlink, NetlinkError};
 
 impl Netlink {
-    /// Returns the ID of a network namespace, as seen from this namespace. The kernel assigns an ID when a veth with
-    /// its peer in the other namespace is created. `CAP_SYS_ADMIN`, which `setns` requires, is not needed to read the
-    /// ID, nor to read the addresses of the namespace with this ID.
+    /// Returns the ID of a network namespace (the namespace of `file`), as seen from the namespace of this socket. The
+    /// kernel assigns an ID when a veth between the two namespaces is created. `CAP_SYS_ADMIN`, which `setns` requires,
+    /// is not needed to read the ID, nor to read the addresses of the namespace with this ID.
     ///
     /// # Errors
-    /// If the file is no network namespace, or no interface of this namespace has a peer in it.
+    /// If the file is no network namespace, or no interface in the socket's namespace has a peer in the file's
+    /// namespace.
     pub fn namespace_id(&mut self, file: impl AsFd) -> Result<i32, NetlinkError> {
         const REQUEST: &str = "read the ID of a network namespace";
         let mut request = NsidMessage::default();

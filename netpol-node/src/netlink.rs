@@ -141,7 +141,7 @@ impl Netlink {
     /// takes this lock several times.
     ///
     /// # Errors
-    /// If the request fails, except because the interface does not exist.
+    /// If the request fails. It is not an error if the interface does not exist.
     pub fn link(&mut self, ifindex: IfIndex) -> Result<Option<Link>, NetlinkError> {
         let mut request = LinkMessage::default();
         request.header.index = ifindex.0;

@@ -95,9 +95,9 @@ struct Connection<'a, H> {
     request_timeout: Option<Duration>,
     /// ID of the last request from the runtime.
     last_stream: u32,
-    /// The parts of the list of sandboxes that have arrived.
+    /// The sandboxes that the runtime has listed so far.
     listed: Vec<Sandbox>,
-    /// IDs of the sandboxes with containers, from the parts that have arrived.
+    /// IDs of the sandboxes with containers, as listed so far.
     with_containers: HashSet<String>,
     /// The unfinished calls of the handler.
     calls: JoinSet<Result<(), Status>>,

@@ -65,8 +65,8 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// Handles the end of a sandbox. The runtime reports the end when a sandbox stops, and again when the sandbox is
-    /// removed. It may also report the end of a sandbox without having reported its start, or for which
-    /// [`Handler::run`] is not finished.
+    /// removed. The runtime may also report the end of a sandbox when it has not reported the start, or while
+    /// [`Handler::run`] is not finished for this sandbox.
     fn stop(&self, sandbox: Sandbox) -> impl Future<Output = ()> + Send;
 
     /// Receives a start to which the plugin sent no response, because the connection ended before the call for this

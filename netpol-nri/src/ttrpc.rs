@@ -1,8 +1,9 @@
 //! Messages of the protocol ttrpc, on which NRI is based: requests and responses on one connection.
 //!
 //! A message consists of the length of its payload and the ID of its stream (both 4 bytes in network byte order), its
-//! type, its flags, and the payload: `PROTOCOL.md` of <https://github.com/containerd/ttrpc>. Each request of a client
-//! has a new odd ID, and its response has the same ID. NRI has no streams of several messages.
+//! type, its flags, and the payload: `PROTOCOL.md` of <https://github.com/containerd/ttrpc>. In NRI, a stream is one
+//! call. The client's request has a new odd stream ID, and the response has the same ID. NRI does not use streams with
+//! more messages.
 //!
 //! The crate `ttrpc` is not used: its server has no limit on unfinished requests, and responds at the deadline of a
 //! request instead of before the deadline. It also needs about 25 more packages, some of them to generate code in build

@@ -97,7 +97,7 @@ fn measure_services(pods: usize, services: usize) {
 
 /// Returns the Service `big` and its `EndpointSlice`. The backends are the first `count` pods of `objects`.
 fn large_service(objects: &[Object], count: usize) -> [Object; 2] {
-    let pods = cluster_with_services(count, 1);
+    let small_cluster = cluster_with_services(count, 1);
     let rename = |object: &Object| match object.clone() {
         Object::Service(mut service) => {
             service.key.name = "big".into();
@@ -110,7 +110,7 @@ fn large_service(objects: &[Object], count: usize) -> [Object; 2] {
         }
         _ => None,
     };
-    let found: Vec<_> = pods.iter().filter_map(rename).collect();
+    let found: Vec<_> = small_cluster.iter().filter_map(rename).collect();
     assert!(objects.len() > count, "the cluster has too few pods for the large Service");
     found.try_into().expect("expected one Service and one slice")
 }

@@ -38,7 +38,7 @@ const SHAPES: [Shape; 9] = [
     ("one nested block each", |count| policies(count, |i| rule(block(nested_cidr(i), &[]), port(i)))),
     ("everything except one block each", |count| policies(count, |i| rule(block("0.0.0.0/0", &[&subnet(i)]), port(0)))),
     ("one named port each", |count| policies(count, |i| rule(pods_of_app("front"), named_port(i)))),
-    ("as many blocks and half as many port ranges in one rule", |count| {
+    ("all blocks in one rule, with half as many port ranges", |count| {
         let peers = (0..count).map(|i| block(subnet(i), &[])).collect();
         let ports = (0..count / 2).map(port_range).collect();
         policies(1, |_| Rule { peers: Peers::Of(peers), ports: Ports::Of(ports) })

@@ -28,8 +28,9 @@ fn scope() -> NodeScope {
 /// A verdict, and whether the packet is evaluated again post-DNAT.
 type Verdict = (Reason, bool);
 
-/// For each pod, two verdicts on each probe (a packet that is evaluated at each pod): by the policies that are
-/// enforced, and as if policies in shadow mode were enforced (`None`: no such policy isolates the pod).
+/// For each pod, two verdicts on each probe (a packet that is evaluated at each pod). The first is the verdict of the
+/// policies that are enforced. The second is the verdict if policies in shadow mode were enforced, too. It is `None` if
+/// no policy in shadow mode isolates the pod.
 type Verdicts = BTreeMap<PodKey, Vec<(Verdict, Option<Verdict>)>>;
 
 fn verdicts_of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {

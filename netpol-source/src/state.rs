@@ -28,7 +28,7 @@ pub struct KindState {
 }
 
 impl SourceState {
-    /// Returns the state of each kind by its plural name. Empty for sources without kinds.
+    /// Returns the state of each kind by its plural name. Empty if the source is a directory.
     pub fn kinds(&self) -> BTreeMap<&'static str, KindState> {
         self.lock().clone()
     }

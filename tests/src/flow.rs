@@ -1,4 +1,4 @@
-//! Connections and streams of datagrams that detect lost packets.
+//! TCP connections and streams of UDP datagrams. Tests use them to detect lost packets.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

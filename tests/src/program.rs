@@ -208,8 +208,8 @@ impl Programs {
         Ok(self.run_program("netpol_empty", frame, 0, repeat)?.time)
     }
 
-    /// Attaches `netpol_empty` to an interface's ingress, as the first or the last TCX program, until this value is
-    /// dropped. Must be called in the interface's namespace.
+    /// Attaches `netpol_empty` to an interface's ingress, as the first or the last TCX program. The program is detached
+    /// when `self` is dropped. Must be called in the interface's namespace.
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.
@@ -307,8 +307,8 @@ impl Programs {
         Ok(map.set(index, word, 0)?)
     }
 
-    /// Sets the endpoint at [`INTERFACE`] through `ENDPOINTS_OVERFLOW`, because `other` uses the interface's slot in
-    /// `ENDPOINTS`.
+    /// Sets the endpoint at [`INTERFACE`] through `ENDPOINTS_OVERFLOW`. Writes `other` to the interface's slot in
+    /// `ENDPOINTS`, so that this slot is occupied.
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].

@@ -1,4 +1,4 @@
-//! `build`: builds the binaries for users. `man`: writes their manual pages.
+//! `build`: builds the binaries for users, see [`build_all`]. `man`: writes the manual pages of the CLI.
 
 use std::fs;
 use std::process::Command;

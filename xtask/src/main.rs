@@ -13,6 +13,7 @@ mod image;
 mod kernels;
 mod krew;
 mod kubectl;
+// Without feature `lab`, this module builds xtask with it, and runs the command again.
 #[cfg(not(feature = "lab"))]
 mod lab;
 mod prometheus;

@@ -13,7 +13,7 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// Returns the path of the BPF object. `ebpf` writes it, and the agent's build script embeds it.
+/// Returns the path of the BPF object. The module `ebpf` writes it, and the agent's build script embeds it.
 pub(crate) fn bpf_object() -> PathBuf {
     target().join("bpf/netpol.o")
 }

@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 /// The client of a connection, for [`Limits::per_peer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
-    /// An IPv4 address, or the first 64 bits of an IPv6 address: one host may use all addresses of such a network.
+    /// An IPv4 address, or the first 64 bits of an IPv6 address: one host may use all addresses that have the
+    /// same first 64 bits.
     Address(IpAddr),
     /// Process ID of a client of the Unix socket.
     Process(i32),
@@ -61,7 +62,7 @@ struct Connection {
     _close: oneshot::Sender<()>,
 }
 
-/// Whether the agent is answering a request on a connection: it is, while it prepares a response or sends a stream.
+/// Whether the agent is answering a request on a connection: preparing a response, or sending a stream.
 #[derive(Clone, Debug, Default)]
 pub(super) struct IsAnswering(Arc<AnswersInProgress>);
 

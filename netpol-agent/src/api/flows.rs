@@ -67,7 +67,7 @@ mod tests {
     use crate::events::test_record;
 
     #[test]
-    fn existing_records_are_selected_by_age_maximum_number_and_filters() {
+    fn existing_records_are_selected_by_age_number_and_filters() {
         let now = SystemTime::now();
         // The records are 10 to 6 minutes old. `test_record` returns a record with the verdict `denied`.
         let record = |(index, pod): (u64, &str)| {

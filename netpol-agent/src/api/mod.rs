@@ -1,10 +1,10 @@
 //! Serves the HTTP API of the agent. Health and metrics are served over TCP, each on its own listener. A Unix socket
-//! also serves the status, flows and other resources, requests that wait for conditions, and requests of the CNI plugin
-//! when a pod starts.
+//! serves health and metrics, too. Only this socket serves the status, flows and other resources, requests that wait
+//! for conditions, and requests of the CNI plugin when a pod starts.
 //!
 //! Only the main loop in `reconcile::task` has the state of the agent, so it answers most requests. Flows are read from
-//! a buffer in memory instead. Once the loop has started, it also answers `/healthz`, so such a response proves that
-//! the loop runs. The conditions of waiting requests are checked again whenever the loop reports progress.
+//! a buffer in memory instead. Once the loop has started, it also answers `/healthz`. Then a response to `/healthz`
+//! proves that the loop runs. The conditions of waiting requests are checked again whenever the loop reports progress.
 
 mod body;
 mod connections;

@@ -55,6 +55,7 @@ async fn start(start: PodStart, gate: &Gate) -> HttpResponse {
     match gate.hold(start, "cni", hold_limit).await {
         Ok(AdmittedPod { took, exempt }) => {
             // A pod of an exempt namespace (`kube-system`) starts even if its policies are not enforced in time.
+            // For such a start, `exempt` is the reason why they are not enforced; otherwise it is `None`.
             let outcome = if exempt.is_none() { StartOutcome::Enforced } else { StartOutcome::Exempt };
             let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             json(StatusCode::OK, &PodStarted { outcome, took_ms, reason: exempt.map(|error| error.to_string()) })

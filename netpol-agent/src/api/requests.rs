@@ -204,7 +204,7 @@ impl Requests {
             if !matches!(result.condition, ConditionState::NotYet(_)) || left.is_zero() {
                 return Some(result);
             }
-            // An error means that the main loop has ended. The next `send` detects that.
+            // An error of `changed` means that the main loop has ended. The next `send` detects that.
             let _ = timeout(left, progress.changed()).await;
         }
     }

@@ -17,8 +17,8 @@ use netpol_source::{SourceQuery, Subject, SubjectState};
 const MAX_CONDITIONS: usize = 64;
 /// Timeout of a request without the parameter `timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Minimum time limit for a response of the source (the watch of the API server or of a directory). It also applies to
-/// a request with a shorter timeout.
+/// Minimum time to wait for a response of the source (the watch of the API server or of a directory), even if the
+/// timeout of the request is shorter.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Conditions of a request, and its timeout.

@@ -68,7 +68,7 @@ fn watch_output(socket: &UnixStream) {
     while !is_reader_gone(stdout.as_fd()) {
         thread::sleep(CHECK_INTERVAL);
     }
-    // If the connection is closed already, the process is ending.
+    // An error means that the connection is closed already. In this case, this process is ending.
     let _ = socket.shutdown(Shutdown::Both);
 }
 

@@ -8,8 +8,8 @@ use netpol_policy::text::{Safe, wrap};
 
 use super::status::aligned;
 
-/// Returns the mode of the gate, the reason if the gate does not delay starts, and the last starts. Lines are wrapped
-/// at `width`, except for rows of the table.
+/// Returns the mode of the gate and why it was chosen, the error if the gate does not delay starts, and a table of the
+/// last starts. Lines are wrapped at `width`, except for rows of the table.
 pub(super) fn text(gate: &GateStatus, width: usize) -> String {
     let mut text = String::new();
     for line in wrap(summary(gate), width, 0) {
@@ -38,7 +38,8 @@ fn summary(gate: &GateStatus) -> String {
     format!("start gate: {mode}{reason}")
 }
 
-/// Returns a table of starts. A reason follows in the same line if it fits there, otherwise in separate lines.
+/// Returns a table of starts. If a result has a reason, the reason follows in the same line if it fits there, otherwise
+/// in separate lines.
 fn starts(recent: &[RecentStart], width: usize) -> String {
     let mut rows = vec![["LAST START", "POD", "VIA", "DELAY", "RESULT"].map(str::to_owned)];
     rows.extend(recent.iter().map(|start| {

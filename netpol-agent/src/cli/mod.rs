@@ -97,8 +97,8 @@ Examples:
 
 Addresses and interfaces are read from the pinned maps, even if no agent is running. Names of pods and policies come from
 the agent that listens on --api-socket.
-INGRESS and EGRESS: the first three policies that isolate the pod (in its namespace), or `open` if no policy isolates it.
-If no agent responds, these columns show the ID of the rule set.
+INGRESS and EGRESS: the first three policies that isolate the pod (policies of its namespace), or `open` if no policy
+isolates it. If no agent responds, these columns show the ID of the rule set.
 NOTES: CONFLICT means that the interface has an address of a pod to which another interface is bound; UNLISTED means an
 address of the pod that is not in its status.podIPs; OBSERVED ONLY means that an agent with --observe attached the
 programs, which enforce nothing.
@@ -163,7 +163,7 @@ struct RunArgs {
     /// OpenTelemetry collector; repeat the option for several targets
     #[arg(long, value_name = "TARGET")]
     flow_export: Vec<FlowExport>,
-    /// Enforce nothing: packets that policies deny pass, and are recorded as flows that would be denied
+    /// Enforce nothing: denied packets pass, and are recorded as flows that would be denied
     #[arg(long)]
     observe: bool,
     /// Which flows are recorded for API clients and counted for each rule. Denied flows are always written to standard
@@ -233,8 +233,8 @@ enum RecordFlows {
     All,
 }
 
-/// How the container runtime reports the start of a pod to the agent. The start gate uses this: it delays the start of
-/// each pod until its policies are enforced.
+/// How the container runtime reports the start of a pod to the agent. When the agent receives a report, the start gate
+/// delays this start until the pod's policies are enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum StartGate {
     /// NRI if the container runtime serves it when the agent starts, else CNI if --cni-config and --cni-bin are
@@ -272,7 +272,7 @@ struct Sizes {
     #[arg(long, default_value_t = Capacities::default().addresses_v6)]
     max_addresses_v6: u32,
     /// Approximate kernel memory for policies, in bytes or with Ki, Mi or Gi. If policies need more, namespaces share
-    /// it; parts of the policies that need most are omitted and allow nothing
+    /// it; parts of the policies that need the most memory are omitted and allow nothing
     #[arg(long, value_name = "BYTES", default_value_t)]
     max_policy_memory: PolicyMemory,
     /// Distinct CIDRs, including excepts, for each family; default: as many as fit into --max-policy-memory

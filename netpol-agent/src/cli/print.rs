@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_error_and_a_full_disk_is() {
+    fn a_closed_pipe_is_no_error_but_a_full_disk_is_an_error() {
         assert!(write(&mut FailingWriter(ErrorKind::BrokenPipe), "text").is_ok());
         assert!(write(&mut FailingWriter(ErrorKind::StorageFull), "text").is_err());
     }

@@ -48,8 +48,9 @@ pub(super) fn start(args: &RunArgs, requests: &Requests) {
 }
 
 /// Returns the mode for `auto`: NRI if the container runtime serves it, else CNI if the CNI plugin can be installed,
-/// else off. Also returns why this mode was chosen. A deployment that must not use the CNI plugin mounts the two
-/// directories read-only, or not at all.
+/// else off. Also returns why this mode was chosen. `cni_directories`: the runtime's directories of CNI
+/// configurations and of CNI plugins. A deployment that must not use the CNI plugin mounts these directories read-only,
+/// or not at all.
 fn choose(nri_socket: &Path, cni_directories: [&Path; 2]) -> (StartGate, String) {
     let nri_path = nri_socket.display();
     let no_nri = match UnixStream::connect(nri_socket) {

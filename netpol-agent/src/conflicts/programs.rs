@@ -10,8 +10,8 @@ use netpol_node::{Netlink, NetlinkError};
 /// attach their programs to all veths.
 const MAX_VETHS: usize = 256;
 
-const BEFORE: &str = "it runs before netpol's programs, and netpol does not process packets that it accepts (TC_ACT_OK) or \
-    redirects. Remove it, attach it after netpol's programs, or let it return TC_ACT_UNSPEC for packets that it does not decide";
+const BEFORE: &str = "it runs before netpol's programs. If it accepts (TC_ACT_OK) or redirects a packet, netpol does not \
+    process this packet. Remove it, attach it after netpol's programs, or let it return TC_ACT_UNSPEC for packets that it does not decide";
 const AFTER: &str = "it runs after netpol's programs and decides last on packets that netpol allows. If it belongs to \
     another policy engine, a packet passes only if both engines allow it. Remove it if it is not needed";
 

@@ -19,7 +19,7 @@ pub(super) struct PolicyEngine {
 }
 
 const K3S: &str = "it enforces the same policies, and a packet passes only if both engines allow it. On k3s, start every \
-    server with --disable-network-policy; otherwise run kube-router with --run-firewall=false. Chains of an earlier run stay \
+    server with --disable-network-policy; without k3s, run kube-router with --run-firewall=false. Chains of an earlier run stay \
     until the node reboots or you remove them";
 const KINDNET: &str = "it enforces the same policies, and a packet passes only if both engines allow it. Create kind clusters with \
     disableDefaultCNI and a CNI plugin without policy enforcement, or remove kube-network-policies; \

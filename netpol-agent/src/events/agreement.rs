@@ -79,7 +79,8 @@ fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconcile
     (is_compared && reconciler.has_objects_of(observed.event)).then_some(reason)
 }
 
-/// Returns whether an explanation has these policies. If it lists only some policies, only their number is compared.
+/// Returns whether an explanation has these policies. If the explanation lists only some of its policies, only the
+/// numbers of all policies are compared.
 fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
     // The evaluation at this pod, not at the other end of the flow.
     let own = &explanation.own;

@@ -1,5 +1,6 @@
 //! Keeps the last flow records in memory, for clients of the API. If the buffer is full, the oldest record of the pod
-//! that uses the most memory is removed. So a flood of records of one pod does not remove the records of other pods.
+//! with the most bytes in the buffer is removed. So a flood of records of one pod does not remove the records of other
+//! pods.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -95,8 +96,8 @@ impl Buffer {
         self.records.iter().map(Arc::clone).collect()
     }
 
-    /// Adds a record. While there is no room, removes the oldest record of the key that uses the most memory. If `key`
-    /// uses just as much memory, removes the oldest record of `key`.
+    /// Adds a record. While there is no room, removes the oldest record of the key with the most bytes in the buffer.
+    /// If `key` (of the new record) has just as many bytes, removes the oldest record of `key`.
     fn push(&mut self, key: u32, record: Arc<BufferedRecord>) {
         if self.capacity == 0 {
             return;

@@ -34,8 +34,8 @@ pub(super) fn verdict(event: &FlowEvent) -> FlowVerdict {
     let allows = Reason::from_code(event.reason).is_some_and(Reason::allows);
     match event.flags & (event_flags::SHADOW | event_flags::OBSERVED) {
         0 if !allows => FlowVerdict::Denied,
-        // Policies in shadow mode would deny the flow. Or the agent runs with `--observe` and enforces nothing: then
-        // the packet has passed, although its reason denies it.
+        // `SHADOW`: policies in shadow mode would deny the flow. `OBSERVED`: the agent runs with `--observe` and
+        // enforces nothing, so the packet has passed, even if its reason denies it.
         flags if flags & event_flags::SHADOW != 0 || !allows => FlowVerdict::Shadow,
         _ => FlowVerdict::Allowed,
     }

@@ -29,7 +29,7 @@ const fn micros_of(verdict: FlowVerdict) -> u64 {
 /// Explains flows: which policies and rules lead to the verdict. Keeps the explanations in a cache.
 #[derive(Debug)]
 pub(super) struct Explainer {
-    /// Limits the microseconds per second, for each verdict. A limit is divided among the pods.
+    /// Limits the microseconds per second, for each verdict. Each pair of a pod and a direction has a share.
     shares: [Shares; FlowVerdict::ALL.len()],
     cache: ExplanationCache,
     /// Compares verdicts with those of the reference evaluator, the direct implementation of the policy API.

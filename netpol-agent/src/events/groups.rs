@@ -49,6 +49,7 @@ pub(super) struct MulticastGroups(HashMap<GroupKey, Group>);
 impl MulticastGroups {
     /// Returns whether an event is summarized instead of reported individually.
     pub(super) fn is_summarized(event: &FlowEvent) -> bool {
+        // The flag `GROUP` means an Ethernet group address, not a `Group` of packets.
         let is_multicast = event.flags & event_flags::GROUP != 0 || has_multicast_destination(event);
         event.family != 0 && is_multicast && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
     }

@@ -65,7 +65,7 @@ const MAX_RECORDS: u64 = 1000;
 /// Minimum time between two checks for summaries that are due. A summary is a record that counts several events.
 const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
 /// The key of summaries. The buffer and the queue of lines divide their memory among keys. The key of a flow record is
-/// the index of an event budget, which stands for a pod: see [`FlowEvent::budget`].
+/// the index of an event budget ([`FlowEvent::budget`]). Each budget belongs to a pod, a direction and a kind of event.
 const SUMMARY_KEY: u32 = u32::MAX;
 
 /// If [`Reporter::recent_pods`] has more interfaces than this, all of them are removed.
@@ -359,8 +359,8 @@ impl Reporter {
         }
     }
 
-    /// Adds a record to the buffer, exports it, and writes it as a line if `is_line`. `key` identifies the share
-    /// of the buffer that the record uses: that of a pod, a direction and a kind of event ([`FlowEvent::budget`]).
+    /// Adds a record to the buffer, exports it, and writes it as a line if `is_line`. `key` identifies the share of
+    /// the buffer that the record uses: see [`SUMMARY_KEY`].
     fn keep(&self, key: u32, is_line: bool, buffered: BufferedRecord) {
         if is_line {
             self.lines.push(key, &*buffered.record);

@@ -43,8 +43,8 @@ impl Observed<'_> {
         Some(ExplanationKey { packet, rule_set: self.event.rule_set, shadow })
     }
 
-    /// Returns the pod of this node that sent the packet, if the source address is not an address of this pod. `from`
-    /// describes the source address.
+    /// Returns the pod that sent the packet, if the pod is on this node and the source address is not one of the pod's
+    /// addresses. `from` describes the source address.
     pub(super) fn sender<D: Dataplane>(&self, from: &FlowEnd, reconciler: &Reconciler<D>) -> Option<String> {
         // 0: no pod of this node sent the packet. At egress, the sender is always the pod of the interface.
         let id = u32::from(self.event.source_endpoint);

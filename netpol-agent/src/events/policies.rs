@@ -1,6 +1,6 @@
-//! Determines which policies are counted, and which are listed in the record, for a flow that policies in shadow mode
-//! would deny. A pod may have thousands of policies, so these lists are determined once for each rule set (the rules of
-//! all policies that isolate a pod in one direction), not for each event.
+//! For a flow that policies in shadow mode would deny: determines for which policies the flow is counted, and which
+//! policies its record lists. A pod may have thousands of policies, so these lists are determined once for each rule
+//! set (the rules of all policies that isolate a pod in one direction), not for each event.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const MAX_RULE_SETS: usize = 4096;
 /// Lists of the policies of a rule set, for flows that policies in shadow mode would deny.
 #[derive(Debug)]
 pub(super) struct ShadowPolicies {
-    /// The policies that count the flow: those in shadow mode; with `--observe`, all policies. At most
+    /// The policies for which the flow is counted: those in shadow mode; with `--observe`, all policies. At most
     /// [`MAX_POLICIES`].
     pub(super) counted: Vec<PolicyKey>,
     /// The policies that a record lists: those in shadow mode first, then the others. At most [`MAX_LISTED`].

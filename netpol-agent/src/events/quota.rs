@@ -30,7 +30,7 @@ impl Quota {
         *self.by_owner.entry(Arc::clone(owner)).or_default() += 1;
     }
 
-    /// Counts all counters again. `owners` has one item for each counter: its owner.
+    /// Replaces all numbers. `owners` has one item for each counter in use: the counter's owner.
     pub(super) fn set(&mut self, owners: impl Iterator<Item = Arc<str>>) {
         self.total = 0;
         self.by_owner.clear();

@@ -1,5 +1,5 @@
-//! Stores which change revoked a flow (an open flow that policies no longer allow since this change). So all deny
-//! events of the flow report this change, and not a later change that affected the same endpoint.
+//! A revoked flow is an open flow that policies no longer allow. This module stores which change revoked each flow. So
+//! all deny events of the flow report this change, and not a later change that affected the same endpoint.
 
 use std::collections::HashMap;
 use std::sync::Arc;

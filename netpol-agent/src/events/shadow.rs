@@ -17,9 +17,8 @@ use crate::reconcile::Reconciler;
 const MAX_COUNTERS: usize = 4096;
 /// Maximum number of counters for the pods of a namespace.
 const MAX_OF_NAMESPACE: usize = 512;
-/// Maximum number of counters for flows with the same source workload and the same namespace in which policies apply.
-/// So a pod that scans ports leaves room for the flows of other pods. All sources that are not pods count as one
-/// source.
+/// Maximum number of counters for flows with the same source workload and the same [`ShadowKey::namespace`]. So a pod
+/// that scans ports leaves room for the flows of other pods. All sources that are not pods count as one source.
 const MAX_OF_SOURCE: usize = 256;
 /// Maximum number of namespaces for which flows without a counter are counted.
 const MAX_NAMESPACES: usize = 1024;

@@ -11,7 +11,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A limit per second, divided among its users.
 #[derive(Debug)]
 pub(super) struct Shares {
-    total: u64,
+    /// The limit per second.
+    limit: u64,
     /// Start of the current interval. `None` before the first request.
     start: Option<Instant>,
     /// The amount that each user has spent in the current interval.
@@ -22,14 +23,14 @@ pub(super) struct Shares {
 
 impl Shares {
     /// Creates a limit per second. Nothing of the limit is spent yet.
-    pub(super) fn new(total: u64) -> Self {
-        Self { total, start: None, spent: HashMap::new(), previous_users: 0 }
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit, start: None, spent: HashMap::new(), previous_users: 0 }
     }
 
-    /// Returns whether a user has a part of its share left in the current interval. The share is the total divided by
-    /// the number of users so far, or by the number of users in the previous interval if it was higher. A user that
-    /// starts late in an interval still gets its whole share, although earlier users had larger ones. So `n` users
-    /// together can spend up to 1 + 1/2 + … + 1/n times the total.
+    /// Returns whether a user has a part of its share left in the current interval. The share is the limit divided by
+    /// the number of users: those so far in this interval, or those of the previous interval if they were more. A user
+    /// that starts late in an interval still gets its whole share, although earlier users had larger shares. So `n`
+    /// users together can spend up to 1 + 1/2 + … + 1/n times the limit.
     pub(super) fn allow(&mut self, user: u32, now: Instant) -> bool {
         match self.start {
             Some(start) if now.saturating_duration_since(start) < INTERVAL => {}
@@ -44,7 +45,7 @@ impl Shares {
         }
         let spent = *self.spent.entry(user).or_default();
         let users = self.spent.len().max(self.previous_users) as u64;
-        spent < (self.total / users).max(1)
+        spent < (self.limit / users).max(1)
     }
 
     /// Records that a user has spent an amount.

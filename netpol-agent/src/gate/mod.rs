@@ -167,7 +167,7 @@ impl Gate {
     /// If the policies of a pod that is not exempt are not enforced within `limit`.
     pub async fn hold(&self, start: PodStart, via: &'static str, limit: Duration) -> Result<AdmittedPod, StartError> {
         let (started, key) = (Instant::now(), start.key.clone());
-        // Records that the runtime waits. This call itself does not delay the start.
+        // `container_starts.hold` records that the runtime waits. It does not itself delay the start.
         let container_starts = &self.requests.container_starts;
         container_starts.hold(&key);
         let result = self.start(start, started + limit).await;
@@ -197,7 +197,7 @@ impl Gate {
         self.decide(key, via, Duration::ZERO, error)
     }
 
-    /// Allows or refuses the start of a pod with policies that are not enforced, for the reason in `error`.
+    /// Allows or refuses the start of a pod with policies that are not enforced. `error`: why they are not enforced.
     fn decide(
         &self,
         key: &PodKey,

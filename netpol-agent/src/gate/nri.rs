@@ -142,7 +142,7 @@ impl Handler for NriGate {
         tracing::warn!(
             namespace = sandbox.namespace,
             pod = sandbox.name,
-            "the connection to the container runtime ended; the pod may have started before it was enforced"
+            "the connection to the container runtime ended; the pod may have started before its policies were enforced"
         );
     }
 }

@@ -39,14 +39,14 @@ pub(super) struct Overlay {
     /// The pods of this node, as the source reports them.
     pods: BTreeMap<PodKey, Pod>,
     /// Starting pods: the API server has not published their addresses yet.
-    starts: BTreeMap<PodKey, Start>,
+    starts: BTreeMap<PodKey, RecordedStart>,
     /// Pods that already ran when the runtime connected to the agent, and that the source has not sent yet.
     running: BTreeMap<PodKey, PodStart>,
 }
 
-/// The addresses of a starting pod.
+/// A [`PodStart`] that was recorded, because the source has sent the pod.
 #[derive(Debug)]
-struct Start {
+struct RecordedStart {
     uid: Option<Uid>,
     sandbox: String,
     addresses: Vec<IpAddr>,
@@ -86,7 +86,8 @@ impl Overlay {
         };
         let (uid, published_before) = (start.uid, pod.addresses.clone());
         let has_addresses = published_before == start.addresses;
-        let start = Start { uid, sandbox: start.sandbox.clone(), addresses: start.addresses.clone(), published_before };
+        let (sandbox, addresses) = (start.sandbox.clone(), start.addresses.clone());
+        let start = RecordedStart { uid, sandbox, addresses, published_before };
         let mut pod = pod.clone();
         let may_have_changed = self.starts.insert(pod.key.clone(), start).is_some() || !has_addresses;
         self.apply_pod_addresses(&mut pod);
@@ -128,7 +129,7 @@ impl Overlay {
         }
         self.pods.insert(pod.key.clone(), pod.clone());
         if self.running.contains_key(&pod.key) {
-            // The event is not needed: the next call adds the addresses to `pod`.
+            // The returned event is not needed: `apply_pod_addresses` below adds the addresses to `pod`.
             self.start_running(&pod.key);
         }
         self.apply_pod_addresses(pod);

@@ -26,11 +26,11 @@ pub struct StartDelays {
     pub sum: Duration,
 }
 
-/// The state and the numbers of starts. Clones share them.
+/// The state of the start gate, and the numbers of starts. Clones share both.
 #[derive(Clone, Debug, Default)]
 pub struct GateStats(Arc<Mutex<State>>);
 
-/// The fields up to `error` are those of [`GateStatus`].
+/// The fields up to `error`, and `recent`, have the same meaning as in [`GateStatus`].
 #[derive(Debug, Default)]
 struct State {
     mode: &'static str,

@@ -52,7 +52,7 @@ pub(super) const FLOW_EVENTS: PageTable = &[
     ),
     counter(
         "netpol_flow_events_skipped_total",
-        "Number of events of flows without a record because there were too many in one second.",
+        "Number of flow events that were not recorded because there were too many in one second.",
         |page, samples| samples.value(page.reporter.skipped()),
     ),
     counter(

@@ -68,7 +68,7 @@ impl Meter {
         self.writing += took;
     }
 
-    /// Records that the first objects are applied. The time that this took is not measured.
+    /// Records that the first objects are applied. The time until they are enforced is not measured.
     pub fn first_objects_applied(&mut self, generation: Generation) {
         self.convergence.record_applied(generation);
     }

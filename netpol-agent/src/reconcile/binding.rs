@@ -78,8 +78,8 @@ impl Binding {
 }
 
 impl Identity {
-    /// Returns the identity with the binding of an earlier agent, which wrote this endpoint. If all traffic of the
-    /// endpoint was dropped, the interface is not bound.
+    /// Returns the identity with the binding in `endpoint`, a map entry that an earlier agent wrote. If the entry drops
+    /// all traffic, the interface is not bound.
     pub(super) fn adopted(endpoint: &Endpoint) -> Self {
         let addresses: Vec<IpAddr> = addresses_of(endpoint).collect();
         if addresses.is_empty() || endpoint.has(endpoint_flags::UNKNOWN) {
@@ -129,8 +129,8 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn bind(&mut self, relisted: bool) {
         let veths = &self.snapshot.veths;
         let mut interfaces = std::mem::take(&mut self.interfaces);
-        // The interface of each pod. First, these are the bound interfaces of pods that still have the address of the
-        // binding: they have precedence over other interfaces.
+        // The interface of each pod. The first loop adds each bound interface if its pod still has the address of the
+        // binding. These interfaces have precedence over other interfaces.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
         // The bound interfaces that lost the address of the binding to another pod, each with this other pod.
         let mut reassigned: Vec<(IfIndex, PodKey)> = Vec::new();
@@ -264,9 +264,9 @@ impl<D: Dataplane> Reconciler<D> {
         let update = |(ifindex, bound): (IfIndex, &Bound)| {
             let (veth, pod_end) = self.snapshot.veths.get(&ifindex)?;
             let is_young = interfaces.get(&ifindex).and_then(Interface::age).is_none_or(|age| age < MAC_LEARNING);
-            let is_new = is_young && !bound.adopted;
+            let follows_mac = is_young && !bound.adopted;
             let (mut mac, mut link_local, mut conflict) = (bound.mac, bound.link_local, None);
-            if let Some(found) = pod_end.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
+            if let Some(found) = pod_end.mac.filter(|found| (follows_mac || mac == [0; 6]) && *found != mac) {
                 match self.same_mac(interfaces, veth, pod_end) {
                     None => mac = found,
                     // An interface with a known MAC address keeps this address, so there is no conflict.
@@ -332,7 +332,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the addresses of an interface (of its pod end) that its pod's object does not list.
+    /// Returns the addresses of a pod end that the object of `pod` does not list.
     fn unlisted(&self, pod: &PodKey, pod_end: &PodEnd) -> Vec<IpAddr> {
         let Some(pod) = self.pods.get(pod) else { return Vec::new() };
         let is_unlisted = |address: &&IpAddr| {

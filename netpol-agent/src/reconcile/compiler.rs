@@ -176,7 +176,8 @@ fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[End
         old.note_egress(endpoint.shadow_egress);
     }
     // A rule set that allows nothing has no map entries, so its ID is found only in endpoints. `endpoints` has
-    // the endpoints in the data plane. `compiled_endpoints` has those of the old engine, which may not be written yet.
+    // the endpoints in the data plane. `compiled_endpoints` has those of the old engine. Some of these are possibly not
+    // written yet.
     let compiled_endpoints = engine.tables().endpoints().map(|(_, policy)| Endpoint {
         ingress: policy.ingress,
         egress: policy.egress,

@@ -48,7 +48,7 @@ pub struct CheckResult {
     pub applied: Generation,
     /// Pods of this node that the condition is about.
     pub pods: Vec<String>,
-    /// Pods on which policies are not enforced yet.
+    /// Pods for which the condition does not hold yet, and why.
     pub pending: Vec<Pending>,
 }
 
@@ -167,12 +167,12 @@ impl<D: Dataplane> Reconciler<D> {
         self.local_pods().filter(|pod| !pod.addresses.is_empty()).filter_map(pending).collect()
     }
 
-    /// Returns whether all changes are in the kernel, except for pods without an interface.
+    /// Returns whether all changes are in the kernel. Pods without an interface are not checked.
     pub fn is_fully_applied(&self) -> bool {
         self.failures.is_empty() && self.interfaces.values().all(|interface| interface.error().is_none())
     }
 
-    /// Returns whether there are Node objects, but none for this node. Then `--node` is wrong.
+    /// Returns whether there are Node objects, but none for this node. If so, `--node` is wrong.
     pub fn is_node_unknown(&self) -> bool {
         self.pods.is_node_unknown()
     }

@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use netpol_policy::model::PodKey;
 
-/// Maximum number of pods. When it is reached, all pods are removed. The unprotected time of a pod (the time without
-/// enforcement) starts when its containers can start. For a removed pod, it starts when the pod's interface appears.
+/// Maximum number of pods in [`ContainerStarts`]. When one more pod is recorded, all others are removed. The
+/// unprotected time of a pod (the time without enforcement) starts when the pod's containers can start. If the pod is
+/// not recorded, its unprotected time starts when its interface appears.
 const MAX_PODS: usize = 4_096;
 
 /// When the first container of a pod could start.
@@ -58,7 +59,8 @@ impl ContainerStarts {
         self.lock().remove(pod);
     }
 
-    /// Returns when the first container of a pod could start; `None`: the gate did not report the pod.
+    /// Returns when the first container of a pod could start. `None`: the gate did not report the pod, or the pod was
+    /// removed.
     pub(super) fn of(&self, pod: &PodKey) -> Option<ContainerStart> {
         self.lock().get(pod).copied()
     }

@@ -76,7 +76,7 @@ impl<D: Dataplane> Reconciler<D> {
         if self.failures.affects([desired.shadow_ingress, desired.shadow_egress]) {
             (desired.shadow_ingress, desired.shadow_egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
         }
-        // Without a prefix, a block could allow the addresses of its `except`.
+        // If the map entry of an `except` is missing, its addresses could be allowed by the block's `cidr`.
         if self.failures.is_prefix_missing() {
             for direction in [&mut desired.ingress, &mut desired.egress] {
                 if direction.isolated() {

@@ -97,7 +97,7 @@ impl Failures {
         }
     }
 
-    /// Returns whether an entry is missing that an endpoint with these policies needs or may need.
+    /// Returns whether an endpoint with these policies needs, or may need, one of the missing entries.
     pub(super) fn affects(&self, policies: [DirectionPolicy; 2]) -> bool {
         self.pending.keys().any(|entry| match entry {
             EntryKey::Allow(key) => policies.iter().any(|policy| policy.rule_set == key.rule_set),
@@ -105,8 +105,8 @@ impl Failures {
         })
     }
 
-    /// Returns whether a prefix is missing. Without it, the addresses of an `except` may match the block that excludes
-    /// them.
+    /// Returns whether the entry of a prefix is missing. If it is the prefix of an `except`, the excluded addresses may
+    /// match the entry of the block's `cidr` instead, and be allowed.
     pub(super) fn is_prefix_missing(&self) -> bool {
         self.pending.keys().any(|entry| matches!(entry, EntryKey::Prefix(_)))
     }
@@ -130,8 +130,8 @@ fn entry_key(change: &Change) -> Option<EntryKey> {
     }
 }
 
-/// Returns the deletion of an entry if its replacement (`change`) failed; `None` if the deletion could allow more. For
-/// example, the addresses of a deleted prefix would match a wider prefix.
+/// `change` should have replaced an entry, but failed. Returns the change that deletes the old entry; `None` if this
+/// deletion could allow more. For example, the addresses of a deleted prefix would match a wider prefix.
 pub(super) fn safe_deletion(change: &Change) -> Option<Change> {
     match change {
         Change::PutAllow(key, _) => Some(Change::DeleteAllow(*key)),

@@ -158,8 +158,8 @@ impl Interface {
             || self.appeared.is_some_and(|at| now.duration_since(at) < REPORTED_LIMIT)
     }
 
-    /// Records that the last snapshot contains the interface as a veth. If the snapshot before did not, the unprotected
-    /// time of the interface starts. Its start is the time when the interface appeared.
+    /// Records that the last snapshot contains the interface as a veth. If the previous snapshot did not contain it as
+    /// a veth, also starts the interface's unprotected time, with `appeared` as its beginning.
     pub(super) fn set_present(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.is_veth, true) {
             let appeared = *self.appeared.get_or_insert(now);

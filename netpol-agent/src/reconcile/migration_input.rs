@@ -1,6 +1,6 @@
-//! Inputs of a migration: unused IDs, and a snapshot of an engine's tables. A new engine (compiler of policies) assigns
-//! other IDs. A migration replaces the map entries of the old engine, or of an earlier agent, by those of the new
-//! engine.
+//! Inputs of a migration: unused IDs, and a snapshot of an engine's tables. A migration replaces the map entries of an
+//! old engine (compiler of policies), or of an earlier agent, by those of a new engine. The new engine assigns other
+//! IDs.
 
 use netpol_common::{Endpoint, PortSetId};
 use netpol_policy::compile::{FirstIds, UsedIds};

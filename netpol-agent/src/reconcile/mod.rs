@@ -72,8 +72,8 @@ pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedStart, Unprotecte
 pub use work::Origin;
 
 /// Rule set that allows nothing. Isolated pods get it, for example, while the map entry of a prefix is missing: without
-/// the entry, the addresses of an `except` would match the block that excludes them. The ID is above every ID that the
-/// engine allocates.
+/// the entry, the addresses of an `except` would match the `cidr` of the same ipBlock. The ID is above every ID that
+/// the engine allocates.
 const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
 
 /// Returns the policies of an endpoint, including the policies for shadow mode.

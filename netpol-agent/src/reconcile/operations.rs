@@ -68,8 +68,9 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns whether the pod of an interface may have connections. A pod that the start gate holds has none. To read
-    /// the kernel's conntrack table for such a pod would only delay the starts of other pods.
+    /// Returns whether the pod of an interface may already have connections. If so, the data plane reads them from the
+    /// kernel's conntrack table. A pod that the start gate holds has none. For such a pod, reading the table would only
+    /// delay the starts of other pods.
     fn earlier_connections(&self, ifindex: IfIndex) -> EarlierConnections {
         let pod = self.interfaces.get(&ifindex).and_then(|interface| interface.identity.pod.as_ref());
         match pod.zip(self.options.container_starts.as_ref()).and_then(|(pod, starts)| starts.of(pod)) {
@@ -105,7 +106,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         interface.program_error = None;
         // The pod's MAC address is read only after the attach. So the pod's end of the veth must be read again at
-        // once. The assignment resets the pause between readings.
+        // once. The new value has no pause.
         interface.peer_reads = PeerReads::default();
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks_packets = true;
@@ -113,8 +114,8 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(veth) = veth else { return };
         let counted = !is_unclear || interval.is_none();
         let interval = interval.unwrap_or_else(UnprotectedInterval::none);
-        // In these cases, all traffic is dropped now. The interval is kept until the policies are enforced, because
-        // `log_enforced` logs it then.
+        // If the endpoint is shut or the pod is unknown, all traffic is dropped from now on. `log_enforced` logs the
+        // interval later, when the policies are enforced. So the interval is kept until then.
         if is_shut || pod.is_none() {
             interface.exposure = Exposure::Dropping { interval, counted };
         }

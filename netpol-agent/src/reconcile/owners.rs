@@ -40,7 +40,7 @@ impl<D: Dataplane> Reconciler<D> {
         let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
             addresses_of(endpoint).map(|address| (address, endpoint.id)).collect::<Vec<_>>()
         };
-        // If two endpoints have the same address, the later one replaces the earlier one.
+        // Orphaned endpoints come first, so an endpoint of an existing pod replaces an orphaned one with its address.
         orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 

@@ -41,15 +41,15 @@ pub(super) enum ProgramState {
     On(Role),
     /// Programs are being detached.
     Detaching,
-    /// The last operation failed, for the reason in `Interface::program_error`. It is retried when interfaces have been
-    /// read again; the back-off of the main loop (module `task`) determines when.
+    /// The last operation failed, for the reason in `Interface::program_error`. It is retried after the next read of
+    /// interfaces. The back-off of the main loop (module `task`) determines the latest time of this read.
     Failed,
 }
 
 /// What happens to the programs of an interface.
 #[derive(Debug)]
 pub(super) enum ProgramEvent {
-    /// The interface needs the programs of this role, at this time.
+    /// The interface needs the programs of this role. The time is the current time.
     Need(Role, Instant),
     /// The interface needs no programs.
     NeedNone,

@@ -136,7 +136,7 @@ fn adopted_interfaces(
         }
     }
     for (ifindex, endpoint) in endpoints {
-        // An earlier agent's programs also write the endpoint ID into the packets of the pod.
+        // Programs of an earlier agent mark packets, too: they write the endpoint ID into the packets of the pod.
         let marks_packets = adopted.get(&ifindex).is_some_and(|adopted| adopted.role == Role::Pod);
         let interface = interfaces
             .entry(ifindex)

@@ -30,7 +30,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(5);
 /// Longest interval between readings while the agent waits for an interface. A reading takes about a millisecond, and
 /// any change resets the interval.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
-/// Time for writes before interfaces, finished operations and requests are handled again.
+/// Maximum time for a slice of writes. After each slice, interfaces, finished operations and requests are handled.
 const SLICE: Duration = Duration::from_millis(2);
 /// How long flow events wait for the engine while it runs one job after another.
 const RING_INTERVAL: Duration = Duration::from_millis(50);
@@ -62,7 +62,7 @@ pub struct Inputs {
     pub loop_requests: mpsc::Receiver<LoopRequest>,
     /// Receives the reports of [`Progress::made`]: the loop has started or has processed a change.
     pub progress: Progress,
-    /// File that is written when everything known at the start is enforced.
+    /// File that is written when the agent reports ready.
     pub ready_file: Option<PathBuf>,
 }
 
@@ -111,8 +111,8 @@ pub async fn run(
             reconciler.advance();
         }
         let node_unknown = reconciler.is_node_unknown();
-        let waiting = reconciler.pods_waiting() + reconciler.devices_waiting();
-        if !ready && !node_unknown && waiting == 0 && !reconciler.is_attaching() && !reconciler.is_starting() {
+        let waiting_count = reconciler.pods_waiting() + reconciler.devices_waiting();
+        if !ready && !node_unknown && waiting_count == 0 && !reconciler.is_attaching() && !reconciler.is_starting() {
             ready = true;
             report_ready(&reconciler, inputs.ready_file.as_deref());
         }
@@ -137,8 +137,7 @@ pub async fn run(
         inputs.interface_watcher.start_requested(|| reconciler.begin_reading());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
-        // This is computed from the time of the last reading, before the ring buffer is read: flow events must not
-        // delay readings.
+        // `next_read` depends only on the times of earlier readings, so flow events do not delay readings.
         let next_read = if waiting { last_read + back_off } else { last_full_read + FULL_INTERVAL };
         let overdue = reconciler.next_overdue();
         reconciler.set_clock_if_due();
@@ -226,7 +225,7 @@ pub async fn run(
             }
             // The next slice of writes: after the more urgent inputs above, before the less urgent inputs below.
             () = future::ready(()), if more_writes => continue,
-            // Totals come before flow events, so that they are handled even in a flood of events. There are at most
+            // Totals come before flow events, so that totals are handled even in a flood of events. There are at most
             // 1,000 totals per second.
             batch = next_totals(&mut queued_totals, &mut inputs.flow_totals), if reconciler.has_engine() && !starved => {
                 for totals in &batch {

@@ -1,4 +1,4 @@
-//! Writes the tunnel endpoints of nodes, to which pods cannot send.
+//! Writes the tunnel endpoints of nodes into a map. Pods cannot send to these tunnel endpoints.
 
 use super::Reconciler;
 use netpol_dataplane::Dataplane;

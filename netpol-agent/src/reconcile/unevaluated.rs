@@ -1,5 +1,5 @@
-//! Determines which policies in shadow mode are not evaluated. Such a policy reports no denials, although it may deny
-//! flows once it is enforced.
+//! Determines which policies in shadow mode are not evaluated for some or all of their pods. For these pods, such a
+//! policy reports no denials, although it may deny flows once it is enforced.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,8 @@ const NO_MEMORY: &str = "the memory for policies is used up; raise --max-policy-
 const NOT_WRITTEN: &str = "map entries could not be written; see netpol_map_full_total";
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Returns the policies in shadow mode that are not evaluated for all of their pods, and why. The engine must be
-    /// available.
+    /// Returns the policies in shadow mode that are not evaluated for some or all of their pods, and why. The engine
+    /// must be available.
     pub fn unevaluated_shadow(&self) -> BTreeMap<PolicyKey, &'static str> {
         let without_memory = self.engine.unevaluated_shadow().into_iter();
         let mut unevaluated: BTreeMap<_, _> = without_memory.map(|policy| (policy, NO_MEMORY)).collect();

@@ -108,8 +108,8 @@ impl Exposure {
         Some(UnprotectedInterval { since, until, packets: packets.saturating_sub(before), start })
     }
 
-    /// If all traffic was dropped until now, records that policies are enforced from now on. Returns the unprotected
-    /// interval, and whether it is in the totals already; `None` if not all traffic was dropped.
+    /// If the state is [`Self::Dropping`], records that policies are enforced from now on, and returns the unprotected
+    /// interval and whether it is in the totals already. In another state, returns `None`.
     pub(super) fn take_dropping(&mut self) -> Option<(UnprotectedInterval, bool)> {
         let Self::Dropping { interval, counted } = *self else { return None };
         *self = Self::None;
@@ -124,9 +124,9 @@ pub struct UnprotectedTimes {
     /// Times until the programs of an interface ran, including compile time. A time starts when the kernel reports the
     /// interface. If the interface already existed when the agent started, the time starts with the agent. If another
     /// process detached the programs, the time starts when the kernel reports this.
-    interface: UnprotectedTime,
+    interface: StartTotals,
     /// The same, but each time starts when the first container of the pod could start.
-    container: UnprotectedTime,
+    container: StartTotals,
     /// Number of times that programs were attached.
     pub attached: u64,
     /// Time that attaching took.
@@ -135,7 +135,7 @@ pub struct UnprotectedTimes {
 
 /// Totals of the unprotected times that start at the same kind of event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnprotectedTime {
+pub struct StartTotals {
     /// Number of interfaces.
     pub count: u64,
     /// Sum of the times.
@@ -169,7 +169,7 @@ impl UnprotectedTimes {
     }
 
     /// Returns the totals of the times that start at this event.
-    pub fn since(&self, start: UnprotectedStart) -> &UnprotectedTime {
+    pub fn since(&self, start: UnprotectedStart) -> &StartTotals {
         match start {
             UnprotectedStart::Interface => &self.interface,
             UnprotectedStart::Container => &self.container,

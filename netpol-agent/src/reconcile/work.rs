@@ -15,8 +15,8 @@ use super::{Reconciler, all_policies, failures};
 use netpol_dataplane::Dataplane;
 use netpol_source::{Batch, Generation};
 
-/// Number of writes between two checks of the clock. These writes take about 0.1 ms.
-const WRITES_PER_CHECK: usize = 64;
+/// Number of changes that are written between two checks of the clock. Writing them takes about 0.1 ms.
+const CHANGES_PER_CHECK: usize = 64;
 
 /// The batches that a job or its writes come from.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +29,7 @@ pub struct Origin {
     pub took: Duration,
 }
 
-/// A pending compile job. `ticket` is the number of the last change of a pod of this node that the job includes.
+/// A pending compile job. The job includes all changes of this node's pods up to the change with the number `ticket`.
 #[derive(Debug)]
 pub(super) struct Pending {
     job: Job,
@@ -213,7 +213,7 @@ impl<D: Dataplane> Reconciler<D> {
         while let Some(mut write) = self.work.writes.pop_front() {
             match &mut write {
                 Write::Changes(changes, makes_room) => {
-                    for change in changes.by_ref().take(WRITES_PER_CHECK) {
+                    for change in changes.by_ref().take(CHANGES_PER_CHECK) {
                         self.execute_change(change);
                     }
                     if changes.len() > 0 {
@@ -223,7 +223,7 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
                 Write::Retry(entries) => {
-                    for entry in entries.by_ref().take(WRITES_PER_CHECK) {
+                    for entry in entries.by_ref().take(CHANGES_PER_CHECK) {
                         if let Some(change) = self.failures.change(&entry) {
                             self.write(&change);
                         }
@@ -257,15 +257,16 @@ impl<D: Dataplane> Reconciler<D> {
         !self.work.writes.is_empty()
     }
 
-    /// Queues a retry of failed entries. The value of each entry is read only when the entry is written, because it may
-    /// change until then.
+    /// Queues a retry of failed entries. The value of each entry is read only when the entry is written, because the
+    /// value may change before.
     pub(super) fn queue_retry(&mut self) {
         if !self.work.writes.iter().any(|write| matches!(write, Write::Retry(_))) {
             self.work.writes.push_front(Write::Retry(self.failures.entries().into_iter()));
         }
     }
 
-    /// Stores the names of the policies of each rule set in use, because the engine is not available while it is compiling.
+    /// Stores the names of the policies of each rule set in use, because the engine is not available while it is
+    /// compiling.
     fn store_rule_set_names(&mut self) {
         if !std::mem::replace(&mut self.rule_set_names_stale, false) {
             return;

@@ -96,8 +96,8 @@ impl Node {
         }
     }
 
-    /// Replaces a pod's veth by a new veth with the same name, index and address, as if the pod's network namespace had
-    /// been recreated.
+    /// Replaces a pod's veth by a new veth with the same name, index and IP address, as if the pod's network namespace
+    /// had been recreated.
     pub(crate) fn replace_veth(&self, number: u8) {
         let pod = self.namespace(number);
         let index = inside(&self.name, move || nix::net::if_::if_nametoindex(format!("veth{number}").as_str()));

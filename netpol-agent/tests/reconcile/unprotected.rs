@@ -63,7 +63,8 @@ fn the_unprotected_time_of_an_existing_interface_starts_with_the_agent() {
 fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
     let [pod, other] = ["web", "other"].map(|name| PodKey::new("shop", name));
     for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
-        // `expected` are the counts of [`UnprotectedStart::ALL`]: since the interface, since the first container.
+        // `expected`: the number of unprotected times that start when the interface appears, and the number of those
+        // that start when the first container can start. This is the order of `UnprotectedStart::ALL`.
         for (held_pod, released, expected) in [(&pod, false, [0, 1]), (&pod, true, [0, 1]), (&other, false, [1, 0])] {
             let starts = ContainerStarts::default();
             let options = Options { unknown_pods, container_starts: Some(starts.clone()), ..Options::of_node("n1") };

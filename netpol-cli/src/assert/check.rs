@@ -1,5 +1,5 @@
 //! Evaluates expectations. The ends of an expectation (its sources and destinations) stand for pods and addresses,
-//! which are grouped by [`EndId`]: all pods or addresses with one ID can connect with any other end at the same ports.
+//! which are grouped by [`EndId`]: all pods or addresses of a group can connect with any other group at the same ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,8 +87,8 @@ pub(super) struct Destination {
 struct Violation {
     outcome: Outcome,
     ports: PortSet,
-    /// `true`: the ports are allowed, but should be denied. `false`: they are denied, but should be allowed. If the
-    /// outcome is `Unknown`: the ports may be allowed, or may be denied.
+    /// `true`: the ports should be denied, but are allowed. `false`: the ports should be allowed, but are denied. With
+    /// outcome `Unknown`, they only may be allowed (`true`) or denied (`false`).
     is_allowed: bool,
 }
 

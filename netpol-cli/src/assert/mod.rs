@@ -56,8 +56,8 @@ pub(crate) struct AssertOptions {
     pub(crate) input: InputOptions,
     #[command(flatten)]
     pub(crate) kube: KubeOptions,
-    /// The namespace of ends without one, if the file has no `namespace`. Default: default; without -f, that of the
-    /// context
+    /// The namespace of ends that are written without one, if the file has no `namespace`. Default: default; without
+    /// -f, that of the context
     #[arg(short, long, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
     /// The file of expectations; repeatable

@@ -72,11 +72,11 @@ pub(super) struct Skipped {
 pub(super) struct Flows {
     /// The number of different flows.
     pub(super) count: usize,
-    /// The verdict is worse than before: denied, or (for a Service) allowed for fewer backends.
+    /// The new verdict is worse: denied; or, for a Service, allowed for some backends instead of all backends.
     pub(super) cut: Vec<FlowChange>,
-    /// The verdict is better than before: allowed, or (for a Service) allowed for some backends.
+    /// The new verdict is better: allowed; or, for a Service, allowed for some backends instead of none.
     pub(super) allowed: Vec<FlowChange>,
-    /// The verdict was or is unknown.
+    /// The old or the new verdict is unknown.
     pub(super) unknown: Vec<FlowChange>,
     /// Not evaluated, because an end is not in the manifests.
     pub(super) skipped: Vec<Skipped>,

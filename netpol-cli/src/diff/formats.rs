@@ -19,8 +19,8 @@ use crate::unevaluated;
 /// The maximum number of flows that are listed for each kind of change.
 const FLOWS_SHOWN: usize = 20;
 
-/// Returns the kinds of changes of a row (sources and destinations with the same change): the kind, the new verdict,
-/// and the ports.
+/// For each kind of change in a row, returns the kind, the new verdict, and the ports. A row contains sources and
+/// destinations with the same changes.
 pub(super) fn kinds(row: &Row) -> impl Iterator<Item = (&'static str, Verdict, &PortSet)> {
     let change = &row.change;
     let kinds = [

@@ -81,7 +81,7 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     new.report();
     if options.cluster {
         // Objects that the user cannot list are missing in both versions. `old.report()` has printed the messages about
-        // them, so they are copied only now: `new.report()` must not print them again.
+        // these objects. The messages are copied only now, so that `new.report()` does not print them again.
         new.required.clone_from(&old.required);
     }
     let clusters = [&old, &new].map(|input| input.cluster(&options.common));
@@ -168,7 +168,8 @@ fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
 }
 
 /// Reads one version, and the manifests that belong to both versions. `version` is a path, or `REVISION:PATH` of a git
-/// repository; a path that exists is preferred. `common`: the standard input, if its manifests belong to both versions.
+/// repository. If the whole text is a path that exists, it is used as a path. `common`: the standard input, if its
+/// manifests belong to both versions.
 fn read(options: &DiffOptions, version: &str, common: Option<&[u8]>) -> Result<Input> {
     let stdin = common.iter().map(|bytes| TextFile { name: "<stdin>".to_owned(), bytes: bytes.to_vec(), named: true });
     let is_revision = version != "-" && version.contains(':') && !Path::new(version).exists();

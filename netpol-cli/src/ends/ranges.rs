@@ -58,14 +58,14 @@ pub(crate) fn internet(cluster: &OfflineCluster) -> AddressSet {
     nets(&["0.0.0.0/0", "2000::/3"]).difference(&nets(&NOT_PUBLIC)).difference(&known)
 }
 
-/// Returns whether one of the ends has an address of a family. Also returns true if an end has no known address: the
-/// later evaluation reports why no connection to this end is possible.
-fn has_family(cluster: &OfflineCluster, ends: &EndSet, is_ipv4: bool) -> bool {
+/// Returns whether an end in the set has an address of a family. Also returns true if an end in the set has no known
+/// address: the later evaluation reports why no connection to this end is possible.
+fn has_family(cluster: &OfflineCluster, set: &EndSet, is_ipv4: bool) -> bool {
     let is_of_family = |address: &IpAddr| address.is_ipv4() == is_ipv4;
     let has_address = |addresses: &[IpAddr]| addresses.is_empty() || addresses.iter().any(is_of_family);
     // The set of a range has no ends until it is split.
-    ends.ends.is_empty()
-        || ends.ends.iter().any(|(end, _)| match end {
+    set.ends.is_empty()
+        || set.ends.iter().any(|(end, _)| match end {
             End::Address(address) => is_of_family(address),
             End::Pod(key) => cluster.state().pods.get(key).is_none_or(|pod| has_address(&pod.addresses)),
             End::Service(key) => {

@@ -49,7 +49,7 @@ pub(super) fn live_tables(options: &ExplainOptions, (from, to): (&EndSet, &EndSe
     })
 }
 
-/// Returns the end as a parameter of the agents' API.
+/// Returns an end of the connection (source or destination) as a parameter of the agents' API.
 fn end_parameter(end: &End) -> Result<String> {
     Ok(match end {
         End::Pod(key) if key.workload().is_some() => {

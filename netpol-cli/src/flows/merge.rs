@@ -67,9 +67,9 @@ pub(crate) fn read(streams: Vec<Answer<Lines>>) -> mpsc::Receiver<Event> {
     receiver
 }
 
-/// Reads streams until all have ended, and passes the records to `on_record` in the order of arrival. A node is
-/// recorded as a failure if its stream has an error. If no stream sends anything for the time `silence`, all nodes with
-/// streams that have not ended are recorded as failures.
+/// Reads streams until all have ended, and passes the records to `on_record` in the order of arrival. If a stream
+/// has an error, [`Fleet::fail`] is called for its node. If no stream sends anything for the time `silence`,
+/// [`Fleet::fail`] is called for the node of each stream that has not ended.
 pub(crate) async fn collect(
     fleet: &mut Fleet,
     streams: Vec<Answer<Lines>>,

@@ -88,7 +88,7 @@ fn place_in_layers(sizes: &[Size], boxes: &[usize], edges: &[(usize, usize)], co
 }
 
 /// Places boxes in rows of about the same width, from the position `top` downward. This width is at least `min_width`.
-/// Returns the size of the area above and in the rows.
+/// Returns the width of the widest row, and the position of the bottom of the last row.
 fn place_in_rows(sizes: &[Size], boxes: &[usize], top: f64, min_width: f64, corners: &mut [(f64, f64)]) -> Size {
     let area: f64 = boxes.iter().map(|index| (sizes[*index].0 + GAP) * (sizes[*index].1 + GAP)).sum();
     // All rows together are about 1.6 times as wide as high.

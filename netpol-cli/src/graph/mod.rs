@@ -25,9 +25,10 @@ Examples:
   netpol graph -n shop > graph.svg             # the cluster of your kubeconfig
 
 A node of the graph stands for workloads of one namespace with the same
-connections. `in` and `out` are the ports that their policies allow with all
-ends (pods and addresses). Edges have the other allowed ports. An edge at a
-namespace stands for an edge at each node in this namespace.";
+connections. `in`: ports at which their policies allow all sources. `out`:
+ports at which their policies allow all destinations. Edges have the other
+allowed ports. An edge at a namespace stands for an edge at each node in this
+namespace.";
 
 #[derive(Debug, Args)]
 pub(crate) struct GraphOptions {

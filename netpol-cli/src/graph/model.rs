@@ -17,7 +17,7 @@ const NAMES_SHOWN: usize = 4;
 /// another is allowed if it is in one of these places:
 ///
 /// * The edge between the nodes, or between one of the nodes and the group of the other node.
-/// * The line `out: …` of the source, and also the line `in: …` of the destination.
+/// * Both the line `out: …` of the source and the line `in: …` of the destination.
 /// * Another line of one of the nodes, such as `to all pods: …`.
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
@@ -28,8 +28,8 @@ pub(super) struct Graph {
     pub(super) has_unknown: bool,
 }
 
-/// A node: workloads of one namespace, or addresses. All of them have the same allowed connections: the ports to and from
-/// each other node are the same for all of them.
+/// A node: workloads of one namespace, or addresses. All of them have the same allowed connections: the ports to and
+/// from each other node are the same for all of them.
 pub(super) struct Node {
     /// The lines of text: names, and then badges. A badge is a line with ports that are not shown as edges. For
     /// example, `in: TCP 80` has the ports at which the policies of this node allow connections from all nodes.

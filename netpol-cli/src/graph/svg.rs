@@ -21,7 +21,7 @@ const MAX_LABELS: usize = 400;
 const MIN_WIDTH: f64 = 620.0;
 const LEGEND_HEIGHT: f64 = 76.0;
 const LEGEND: [&str; 3] = [
-    "in (out): ports that the policies allow from all sources (to all destinations)",
+    "in: ports allowed from all sources; out: ports allowed to all destinations",
     "arrow: other allowed ports (point at it for the full list); dashed arrow: unknown",
     "dashed box: all connections to the pods are allowed",
 ];

@@ -8,8 +8,8 @@ use super::{LintOptions, LintOutput};
 use crate::input::Input;
 use crate::live::is_shown;
 
-/// Lint rules, each with the kinds of which the rule needs the objects of all namespaces. If some objects were not
-/// listed, the rule could report an existing object as missing.
+/// Lint rules, each with kinds of objects. The rule needs all objects of these kinds, in all namespaces. If some were
+/// not listed, the rule could report an existing object as missing.
 const NEEDED_KINDS: [(RuleId, &[&str]); 8] = [
     (RuleId::MISSING_NAMESPACE, &["Namespaces"]),
     (RuleId::PEER_MATCHES_NO_POD, &["Namespaces", "Pods"]),

@@ -62,9 +62,10 @@ struct Policy {
     mode: PolicyMode,
     #[serde(skip_serializing_if = "Option::is_none")]
     suspended_until: Option<String>,
-    /// Whether a policy in shadow mode is evaluated on all nodes. If not, flows that it would deny are not counted.
+    /// False if a policy in shadow mode (or a suspended policy) is not evaluated for some of its pods. Then flows of
+    /// these pods that the policy would deny are not counted. Always true for an enforced policy.
     evaluated: bool,
-    /// The nodes on which the policy is not evaluated for all pods.
+    /// The nodes on which the policy is not evaluated for some of its pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_evaluated_on: Vec<NotEvaluated>,
     directions: Vec<FlowDirection>,

@@ -118,8 +118,9 @@ pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
     Ok(EVALUATED.iter().map(kind_of_row).chain(unevaluated).collect())
 }
 
-/// Returns the kinds to list in addition. `workloads`: the kinds of the workloads with pods that must be found. Owner
-/// references lead from a pod to its workload, for example through a `ReplicaSet` to a Deployment.
+/// Returns the kinds to list in addition to [`all`], so that the pods of workloads can be found. `workloads`: the kinds
+/// of these workloads. Owner references lead from a pod to its workload, for example through a `ReplicaSet` to a
+/// Deployment.
 pub(super) fn of_workloads(workloads: &BTreeSet<WorkloadKind>) -> Vec<Kind> {
     let deployments = ("apps", "v1", "Deployment", "deployments", "Deployments", true);
     let replica_sets = ("apps", "v1", "ReplicaSet", "replicasets", "ReplicaSets", true);

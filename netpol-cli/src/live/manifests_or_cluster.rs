@@ -77,7 +77,7 @@ fn read_cluster(
     runtime()?.block_on(async {
         let kube = Kube::open(options, OR_MANIFESTS).await?;
         let namespaces = namespaces_of(&kube)?;
-        // An empty list means that all namespaces are shown, so no object is in another namespace.
+        // An empty list means that all namespaces are shown, so the result depends on the objects of all namespaces.
         let view = if namespaces.is_empty() { View::Everything } else { view };
         let input = read_all_kinds(&kube, namespaces.iter().cloned().collect(), view).await?;
         Ok((input, namespaces))

@@ -146,8 +146,8 @@ fn by_namespace<'g>(list: &List<'g>, only_allowed: bool) -> BTreeMap<&'g str, Ve
     found
 }
 
-/// Returns the connections between different groups, if at least one port is allowed or unknown: the indices of the
-/// groups, the ports, and whether a port is allowed.
+/// Returns the connections between different groups with at least one port that is allowed or unknown. Each item has
+/// the indices of the two groups, the ports, and whether at least one port is allowed.
 fn edges<'l>(list: &'l List<'_>) -> impl Iterator<Item = (usize, usize, String, bool)> + 'l {
     let edges = list.connections(true).filter(|(from, to, _)| from != to);
     edges.map(|(from, to, ports)| (from, to, ports.text(), ports.is_allowed))

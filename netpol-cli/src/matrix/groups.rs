@@ -24,8 +24,8 @@ pub(super) struct Group {
     pub(super) namespace: Option<NamespaceName>,
     /// The pods, or the address.
     pub(super) members: Vec<String>,
-    /// The end that stands for all members as a source. If the only member stands for the pods of a workload, the
-    /// source is an assumed second pod of this workload.
+    /// The end that stands for all members as a source. If the only member is an assumed pod (it stands for all pods of
+    /// a workload), the source is a second assumed pod of this workload.
     #[serde(skip)]
     pub(super) source: End,
     /// The end that stands for all members as a destination. It is equal to `source` only if the group is an
@@ -41,8 +41,8 @@ pub(super) struct Group {
     pods: [Option<PodKey>; 2],
 }
 
-/// The namespace, the class of the pods, and the workload. The last item is a pod without a workload, which has its own
-/// group. The last two items are `None` if pods of different workloads share a group.
+/// The namespace, the class of the pods, the workload, and the pod. The pod is set only if it has no workload, and so
+/// has its own group. If pods of different workloads share a group, the workload and the pod are `None`.
 type GroupKey = (NamespaceName, EndId, Option<WorkloadKey>, Option<PodKey>);
 
 /// Returns the groups of these ends: pods by namespace, then addresses. Pods with the same verdicts share a group if

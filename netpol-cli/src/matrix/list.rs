@@ -89,7 +89,7 @@ impl<'g> List<'g> {
             Some(*index)
         });
         let cells: Vec<Option<usize>> = cells.collect();
-        // Different `PortIds` can have the same ports among `ports`.
+        // Connections with different `PortIds` can be equal, because they contain only ports that are also in `ports`.
         let mut sorted: Vec<&Connection> = connections.iter().collect();
         sorted.sort_unstable();
         sorted.dedup();
@@ -195,8 +195,8 @@ impl<'g> List<'g> {
         rows
     }
 
-    /// Returns the names of the groups with these indices. The indices are in ascending order. If they include all of
-    /// several groups of a namespace, one text such as `shop/*` replaces the names of these groups.
+    /// Returns the names of the groups with these indices. The indices are in ascending order. If a namespace has
+    /// several groups, and the indices include all of them, one text such as `shop/*` replaces their names.
     fn names(&self, indices: &[u32]) -> String {
         let group = |index: &u32| &self.groups[*index as usize];
         let mut names: Vec<String> = Vec::new();

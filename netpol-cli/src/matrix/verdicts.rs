@@ -103,7 +103,8 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     let groups = matrix.groups;
     let mut cluster = matrix.reachability.cluster(0).clone();
     for group in groups {
-        // If the only member stands for all pods of a workload, `group.source` is a second pod, which is added here.
+        // `second_pod` adds a pod only if `only` stands for all pods of a workload. In this case, `group.source` is the
+        // added pod.
         if let (End::Pod(only), 1) = (&group.destination, group.members.len()) {
             cluster.second_pod(only);
         }
@@ -153,8 +154,8 @@ struct GroupPods<'c> {
     may_change: [bool; 2],
 }
 
-/// Assigns numbers to rule sets and to address classes. Values that are equal in all tables of the [`Evaluator`] have
-/// the same number.
+/// Assigns numbers to rule sets and to address classes. Two pods get the same number if their values are equal in each
+/// table of the [`Evaluator`].
 #[derive(Default)]
 struct Numbers {
     rule_sets: HashMap<Vec<Option<u32>>, usize>,

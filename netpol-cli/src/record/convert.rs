@@ -17,9 +17,9 @@ const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::Ne
 /// What one run of `netpol record` has read.
 #[derive(Default)]
 pub(super) struct Records {
-    /// The observed flows that the policies to write must allow.
+    /// The observed flows. The written policies must allow them.
     pub(super) recorder: Recorder,
-    /// Whether the policies must also allow flows that the current policies deny (`--include-denied`).
+    /// Whether the written policies must also allow flows that the current policies deny (`--include-denied`).
     include_denied: bool,
     /// The number of flows that have no record, because of the agents' rate limits.
     rate_limited: u64,
@@ -65,7 +65,7 @@ impl Records {
         Ok(())
     }
 
-    /// Returns whether the policies to write must allow a flow with this verdict and reason.
+    /// Returns whether the written policies must allow a flow with this verdict and reason.
     fn must_allow(&self, verdict: FlowVerdict, reason: &str) -> bool {
         // No rule is written for packets that are denied for other reasons than policies, such as a spoofed source.
         let by_policy = Reason::ALL.iter().any(|one| one.is_by_policies() && !one.allows() && one.name() == reason);

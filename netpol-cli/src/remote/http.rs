@@ -39,8 +39,8 @@ async fn send(route: &Route, path: &str) -> Result<(Response<Incoming>, Closed),
     let request = request.map_err(|error| error.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error_chain(&error))?;
-    // The task drives the connection, and ends with it. Its error is ignored, because the request or the body returns
-    // it, too. If the body of the response is dropped, the connection is closed.
+    // The task drives the connection until it is closed. An error of the connection is ignored here, because the
+    // request or the body returns this error, too. If the body of the response is dropped, the connection is closed.
     tokio::spawn(async move {
         let _ = connection.await;
     });

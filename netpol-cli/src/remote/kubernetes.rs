@@ -19,8 +19,8 @@ pub(crate) struct Kube {
     pub(crate) client: kube::Client,
     /// The namespace of the kubeconfig's context, or of the pod in which `netpol` runs.
     pub(crate) namespace: String,
-    /// The options that select this cluster, for the commands of kubectl and netpol that messages suggest, such as
-    /// `--context staging `. They are quoted for a shell. Empty in a pod without a kubeconfig.
+    /// The options that select this cluster, such as `--context staging `. Messages use them in suggested commands of
+    /// kubectl and netpol. Their values are quoted for a shell. Empty in a pod without a kubeconfig.
     pub(crate) kubectl_options: String,
 }
 

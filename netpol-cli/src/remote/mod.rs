@@ -6,8 +6,8 @@
 //!                                             one for each node, in parallel      HTTP/1.1
 //! ```
 //!
-//! No port is opened on a node, and the user needs only the permissions to list these pods and to run a command in them
-//! (deploy/components/viewer).
+//! No port is opened on a node, and the user needs only the permissions to list the agents' pods and to run a command
+//! in them (deploy/components/viewer).
 
 mod connect;
 mod fleet;

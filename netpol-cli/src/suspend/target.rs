@@ -38,8 +38,9 @@ impl Target {
         self.until_annotation == CLUSTER_UNTIL
     }
 
-    /// The agents' Namespace can have two suspensions: its own and that of the cluster. Both use the same annotation
-    /// for the reason. Returns the annotation with the end of the suspension that is not this target.
+    /// Returns the annotation with the end of the other suspension that the agents' Namespace can have: for the
+    /// cluster, that of the Namespace itself; for a namespace, that of the cluster. Both suspensions use the same
+    /// annotation for the reason.
     pub(super) fn other_until_annotation(&self) -> &'static str {
         if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
     }
@@ -62,7 +63,8 @@ impl Target {
         )
     }
 
-    /// Returns the kubectl command that removes the annotations. `options`: as above.
+    /// Returns the kubectl command that removes the annotations. `options`: as above. `keeps_reason`: do not remove the
+    /// reason, because the other suspension needs it.
     pub(super) fn kubectl_remove_command(&self, options: &str, keeps_reason: bool) -> String {
         let reason = if keeps_reason { String::new() } else { format!(" {REASON}-") };
         format!("kubectl {options}annotate namespace {} {}-{reason}", quoted(&self.namespace), self.until_annotation)
@@ -73,7 +75,7 @@ impl Target {
         format!("netpol resume {options}{}", self.arguments(agent_namespace))
     }
 
-    /// Returns a command that starts a suspension again. The user replaces the reason.
+    /// Returns a command that starts the suspension again. The user replaces `TEXT` with the reason.
     pub(super) fn suspend_command(&self, options: &str, agent_namespace: &str) -> String {
         format!("netpol suspend {options}{} --for 30m --reason TEXT", self.arguments(agent_namespace))
     }

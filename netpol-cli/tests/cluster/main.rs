@@ -1,4 +1,5 @@
-//! Commands for a cluster: a fake API server, and a fake agent for each node, reached by `pods/exec`.
+//! Tests of the commands for a cluster. They use a fake API server, and a fake agent for each node. The commands reach
+//! the agents by `pods/exec`.
 
 #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 

@@ -59,7 +59,7 @@ impl Attacher {
     /// On every interface that runs an earlier agent's programs, replaces them with this agent's programs. If this
     /// fails, the old programs stay. Returns all interfaces that the pins list, with their roles, and whether they run
     /// this agent's programs now. If a new interface has the index of a removed one, nothing is attached here, because
-    /// the new interface may not belong to a pod.
+    /// it is unknown whether the new interface belongs to a pod.
     pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
         let mut adopted = BTreeMap::new();
         for ifindex in self.pins.interfaces() {

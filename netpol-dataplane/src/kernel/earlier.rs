@@ -38,7 +38,8 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
             // This agent's filters replaced the old filters, but not old TCX links. Of the old filters, only the
             // directories that record them remain.
             detach_tcx(&other, ifindex, &[])?;
-            // If this fails, the version's whole directory is removed later, with the last interface.
+            // If this fails, the directory remains until no interface of this version exists any more. Then
+            // `remove_unused` removes everything that this version pinned.
             let _ = other.remove_filter_dir(ifindex);
         } else {
             detach(&other, ifindex)?;

@@ -260,7 +260,8 @@ impl CounterReader {
         self.maps.counted(id, direction)
     }
 
-    /// Returns the number of packets without an event, for one budget: see [`netpol_common::event_budget`].
+    /// Returns the number of packets that are charged to one budget (see [`netpol_common::event_budget`]) and caused no
+    /// event.
     ///
     /// # Errors
     /// If the map cannot be read.

@@ -75,8 +75,9 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program that names the mark of this role. A mark is an empty directory in the pin path. It records
-    /// the role of an interface. Its name is the program's short name. `None` for a pod's veth, which has no mark.
+    /// Returns the program after which the mark of this role is named: the mark has the program's short name. The mark
+    /// is an empty directory in the pin path, and records that an interface has this role. Returns `None` for a pod's
+    /// veth, which has no such mark.
     pub(super) const fn mark_program(self) -> Option<Program> {
         match self {
             Self::Pod => None,

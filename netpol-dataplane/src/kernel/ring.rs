@@ -12,8 +12,8 @@ use super::maps::pinned;
 use super::names::MapName;
 use super::pins::{Pins, pin_error};
 
-/// Maximum number of events of one read, and its maximum time. With these limits, a flood of events does not delay
-/// policies.
+/// Limits of one read: the number of events, and the time for handling them. With these limits, a flood of events does
+/// not delay policies.
 const MAX_EVENTS_PER_READ: usize = 256;
 const MAX_READ_TIME: Duration = Duration::from_millis(2);
 
@@ -47,7 +47,8 @@ impl RingReader {
         Ok(Self { ring })
     }
 
-    /// Waits for events, and calls `each` for each available event. The number of events and the time are limited.
+    /// Waits for events, and calls `each` for each available event. The number of events and the time for handling them
+    /// are limited; the waiting time is not.
     ///
     /// # Errors
     /// If waiting fails permanently.

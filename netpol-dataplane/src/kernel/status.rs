@@ -1,4 +1,4 @@
-//! Reads what the kernel enforces now from the pinned maps. Works without a running agent.
+//! Reads from the pinned maps what the kernel enforces now. Works without a running agent.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};

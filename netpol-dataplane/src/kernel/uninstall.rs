@@ -54,7 +54,7 @@ pub fn uninstall(pin_path: &Path) -> Result<UninstallReport, KernelError> {
         remove_tree(&root, &mut report);
     }
     drop(lock);
-    // The directory can be a mount point; its contents are removed.
+    // The directory can be a mount point. Then it cannot be removed, and only its contents are removed.
     if let Err(error) = fs::remove_dir(pin_path)
         && error.kind() != std::io::ErrorKind::ResourceBusy
     {

@@ -21,7 +21,7 @@ static ALLOWED_FLOW_MASK: u32 = event_limits::CAPACITY as u32 - 1;
 #[unsafe(no_mangle)]
 static OBSERVE: u32 = 0;
 
-/// 1: the packets and bytes of flows are counted. If it is 0, the verifier removes the instructions that count.
+/// 1: the packets and bytes of flows are counted. If it is 0, the verifier removes the instructions for counting.
 #[unsafe(no_mangle)]
 static COUNT_TRAFFIC: u32 = 0;
 

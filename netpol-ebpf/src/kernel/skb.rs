@@ -194,8 +194,8 @@ impl Context for Skb {
     #[inline(always)]
     fn endpoint(&self) -> Option<&Endpoint> {
         let ifindex = IfIndex(self.ifindex());
-        // Post-DNAT, ifindex 0 means that no endpoint has the source endpoint ID. Unused slots of the array `ENDPOINTS`
-        // have ifindex 0, too, but are not endpoints.
+        // Post-DNAT, ifindex 0 means that no endpoint has the source endpoint ID. `endpoints::get` must not be called
+        // with 0: it would return an unused slot of the array `ENDPOINTS`, because unused slots have ifindex 0, too.
         if self.is_post_dnat() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 

@@ -93,9 +93,9 @@ impl ClusterState {
     /// Returns the frontend for a connection to this address and port. Returns `None` if there is no such frontend:
     /// then the connection is evaluated by the address itself, not by backends.
     ///
-    /// A frontend at exactly this address is preferred to a frontend at the addresses of all nodes (a nodePort). For an
-    /// address of the local node, the result is `None`: connections to it are evaluated post-DNAT (after kube-proxy's
-    /// address translation).
+    /// A frontend at exactly this address is preferred to a frontend at the addresses of all nodes (a nodePort). Also
+    /// returns `None` for every address of the local node: connections to it are evaluated post-DNAT (after
+    /// kube-proxy's address translation).
     pub fn frontend_at(&self, address: IpAddr, protocol: u8, port: u16) -> Option<Frontend> {
         if self.is_local_address(address) {
             return None;

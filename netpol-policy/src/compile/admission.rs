@@ -81,9 +81,9 @@ impl Engine {
     }
 
     /// Divides the memory limit among policies again, after a change of the cluster state. Returns the pods for which
-    /// rules must be resolved again. These are the pods of a policy if other blocks and ports of the policy fit now,
-    /// and the pods of namespaces that got or lost memory for policies in shadow mode. Returns `None` if the division
-    /// did not change.
+    /// rules must be resolved again, or `None` if the division did not change. There are two kinds of such pods: those
+    /// of policies of which different blocks and ports fit now, and those of namespaces that got or lost memory for
+    /// policies in shadow mode.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
         let Balance { policies, namespaces } = self.memory_limit.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();

@@ -106,13 +106,13 @@ impl Classes {
         renamed.map(|(id, _)| id).collect()
     }
 
-    /// Gives a class the signature `new`, if all of its users get this signature and no class has it yet. `moving` is
-    /// the number of users that get it. Returns whether the signature was replaced.
-    fn replace_signature(&mut self, id: ClassId, moving: usize, new: &Signature) -> bool {
+    /// Gives a class the signature `new`, if all of its users get this signature and no class has it yet. `users` is
+    /// the number of users that get this signature. Returns whether the signature was replaced.
+    fn replace_signature(&mut self, id: ClassId, users: usize, new: &Signature) -> bool {
         if *new == Signature::default() {
             return false;
         }
-        let Some(old) = self.signatures.replace(id, moving, new) else { return false };
+        let Some(old) = self.signatures.replace(id, users, new) else { return false };
         let ports = |signature: &Signature| -> BTreeSet<PeerSelectorId> {
             signature.ports.iter().map(|(selector, _)| *selector).collect()
         };

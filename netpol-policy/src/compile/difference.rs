@@ -171,8 +171,8 @@ impl Engine {
                 Some(entry) if entry.port_set != PortSetId::ALL => entry.port_set,
                 entry => {
                     // A class without an entry was allowed the same as any peer. If the ports for any peer change, the
-                    // class may need an entry for the rules that it matches. An entry for all ports changes if its rule
-                    // is removed.
+                    // class may need an entry for the rules that it matches. An entry that allows all ports changes if
+                    // the rule in the entry is removed.
                     let has_removed = |entry: AllowEntry| rules.iter().any(|rule| rule.id == entry.rule);
                     if entry.map_or(!for_any_peer.is_empty(), has_removed) {
                         let contents = self.contents(any_after.clone().into_owned(), &matching, signature);
@@ -200,9 +200,9 @@ impl Engine {
         pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
-    /// Returns the classes to which a rule set may allow something else if this part is added or removed. For each
-    /// class, the value lists rules of the part by index: those of which the class matches a peer or (in a rule without
-    /// peers) a named port. `any_peer_changes`: the ports for any peer change, too.
+    /// Returns the classes to which a rule set may allow something else if this part is added or removed. The value has
+    /// the indices of the part's rules that the class matches: it matches a peer of the rule or, if the rule has no
+    /// peers, a named port. `any_peer_changes`: the ports for any peer change, too.
     pub(super) fn classes_to_change(
         &self,
         rule_set: &RuleSet,
@@ -243,8 +243,8 @@ impl Engine {
         Diff { put: put.into_iter().collect(), delete: Vec::new() }
     }
 
-    /// Returns how a port set changes if rules are removed. `rest` has the remaining rules, and `any_peer` has the
-    /// ports that are allowed to any peer.
+    /// Returns how a port set changes if rules are removed. `rest` has the remaining rules. `any_peer` has the ports
+    /// that are still allowed to any peer after the removal.
     fn removals_from(
         &self,
         base: PortSetId,
@@ -256,10 +256,10 @@ impl Engine {
         let Some(base) = self.port_sets.ports(base) else { return Diff::default() };
         let mut removed_ports: BTreeMap<PortPrefix, RuleId> = BTreeMap::new();
         for rule in removed {
-            let own = rule.ports_at(signature).filter(|prefix| base.get(prefix) == Some(&rule.id));
-            removed_ports.extend(own.map(|prefix| (prefix, rule.id)));
+            let owned = rule.ports_at(signature).filter(|prefix| base.get(prefix) == Some(&rule.id));
+            removed_ports.extend(owned.map(|prefix| (prefix, rule.id)));
         }
-        // Returns the first of two rules: `found` (if it is not `None`) and `rule`.
+        // Returns the first of the rules `found` and `rule`. If `found` is `None`, returns `rule`.
         let first = |found: Option<RuleId>, rule: &CompiledRule| match found {
             Some(found) if !self.rule_names.precedes(rule.id, found) => Some(found),
             _ => Some(rule.id),
@@ -311,7 +311,7 @@ impl Engine {
     }
 }
 
-/// Returns the named ports of an address, if the rules have named ports.
+/// Returns the named ports of a class, if the rules have named ports.
 fn named_ports(rules: &[&CompiledRule], signature: Option<&Signature>) -> Vec<(PeerSelectorId, u16)> {
     if !have_names(rules) {
         return Vec::new();

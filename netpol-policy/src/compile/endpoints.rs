@@ -7,8 +7,8 @@ use netpol_common::{Direction, DirectionPolicy, RuleSetId};
 
 use crate::model::{Mode, NamespaceName, PodKey};
 
-/// The purpose of a rule set of an endpoint: each endpoint has one rule set for each mode (enforced, or shadow: only
-/// evaluated and reported) and direction.
+/// The purpose of a rule set of an endpoint. Each endpoint has one rule set for each pair of a mode and a direction. In
+/// shadow mode, policies are only evaluated and reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Slot {
     pub(super) mode: Mode,

@@ -1,5 +1,6 @@
-//! Counts the map entries of each account: only the entries with a number that is not known before compilation. An
-//! account is what the memory limit charges for entries, see [`super::memory_limit::Account`].
+//! Counts map entries by account: `PORTS` entries, and `ALLOW` entries for classes of pods. How many of them are needed
+//! is known only after compilation. An account is what the memory limit charges for entries, see
+//! [`super::memory_limit::Account`].
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
-//! Applies an event to the cluster state. Finds what the event may change: addresses and frontends that may get another
-//! class, and pods that may get other rule sets. [`Engine::commit`] then compiles only these.
+//! Applies an event to the cluster state. Finds what the event may change: addresses that may get another class,
+//! frontends that may get another backend set, and pods that may get other rule sets. [`Engine::commit`] then compiles
+//! only these.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -38,8 +39,8 @@ impl Engine {
             if self.identities.assign(address, &self.selectors, &self.cluster_state) {
                 touched.addresses.insert(address);
             }
-            // A pod of this node may reach itself through a Service (hairpin). So the backend sets of its Services list
-            // the pod's addresses separately, and may change.
+            // A pod of this node may reach itself through a Service (hairpin). For this case, the backend sets of
+            // the pod's Services list the pod's addresses separately. So these backend sets may change.
             if was_local || is_local(self) {
                 touched.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
             }
@@ -192,9 +193,9 @@ impl Engine {
 
     /// Adds the old and new frontends of a Service or a pod with hostPorts to `touched`.
     ///
-    /// The address of an added or removed frontend gets or loses the Service flag. Other frontends can have a backend
-    /// at this address. Such a backend now leads to another Service, or no longer leads to one. So these other
-    /// frontends are touched, too.
+    /// The address of an added or removed frontend gets or loses the Service flag. If a backend of another frontend
+    /// has this address, the backend may now be a frontend itself, or may no longer be one. So the other frontend is
+    /// touched, too.
     fn touch_frontends(&self, touched: &mut Touched, old: &BTreeSet<Frontend>, new: &BTreeSet<Frontend>) {
         for frontend in old.symmetric_difference(new) {
             if let FrontendAddress::Address(address) = frontend.address {

@@ -27,7 +27,7 @@ use price::{Cut, Price, Size, TRIE_ENTRY, WiderBlocks};
 /// Without steps, every change would move all cuts a little, and each moved cut recompiles its policy.
 const SHARE_BITS: u32 = 4;
 
-/// The parts of a policy that are omitted because of the memory limit.
+/// How much of a policy is omitted because of the memory limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Omitted {
     /// Number of `ipBlock` peers that match nothing.
@@ -71,14 +71,14 @@ pub(super) struct Balance {
 pub(super) struct MemoryLimit {
     /// Limit in bytes. `None` means no limit.
     limit: Option<u64>,
-    /// Pods in scope: the pods that get endpoints, in an agent those of its node.
+    /// Pods in scope: the pods that get endpoints. In an agent, these are the pods of its node.
     pods: BTreeMap<NamespaceName, BTreeSet<PodKey>>,
     /// Size of each policy, by direction.
     sizes: BTreeMap<PolicyKey, [Size; 2]>,
-    /// Number of prefixes and ports in a namespace's policies.
+    /// For each namespace: the number of CIDRs in its policies, and the number of prefixes of their ports.
     sums: BTreeMap<NamespaceName, (u64, u64)>,
     /// The demand of each namespace. Empty while the limit cannot be exceeded.
-    demands: BTreeMap<NamespaceName, Demands>,
+    demands: BTreeMap<NamespaceName, NamespaceDemand>,
     /// Namespaces with a changed policy or pod since the limit was divided last.
     changed: BTreeSet<NamespaceName>,
     /// The policies that are cut, and what is used of them.
@@ -91,9 +91,9 @@ pub(super) struct MemoryLimit {
 
 /// The demand of a namespace.
 #[derive(Clone, Debug, Default)]
-struct Demands {
+struct NamespaceDemand {
     enforced: Demand,
-    /// The demand of the rule sets for shadow mode, which also contain enforced policies.
+    /// The demand of the rule sets for shadow mode. These rule sets also contain enforced policies.
     shadow: Demand,
 }
 
@@ -103,7 +103,7 @@ struct Demand {
     /// Number of rule sets that contain each policy, by direction.
     policies: Vec<(PolicyKey, [u64; 2])>,
     /// Prefix length of the widest block of each rule set, by family. A longer prefix of any policy may be inside this
-    /// block. Each prefix has a class of its own, so the rule set can need an entry for it.
+    /// block. Each prefix has a class of its own, so the rule set can need an entry for the longer prefix's class.
     widest: Vec<[Option<u8>; 2]>,
 }
 
@@ -202,8 +202,8 @@ impl MemoryLimit {
         &self.without_shadow
     }
 
-    /// Returns whether an account may use this number of additional entries of port sets, and of `ALLOW` entries for
-    /// classes of pods. How many of these entries are needed is known only after compilation. Half of the limit is
+    /// Returns whether an account may use `new_ports` more entries of port sets, and `new_allow` more `ALLOW` entries
+    /// for classes of pods. How many of these entries are needed is known only after compilation. Half of the limit is
     /// reserved for them: one quarter is first come, first served, and one quarter is divided equally among namespaces
     /// with pods in scope. So each namespace always has its share. Rule sets for shadow mode may use a sixteenth of the
     /// limit while the first quarter has room. Their entries are not counted when enforced rule sets need room.
@@ -252,8 +252,8 @@ impl MemoryLimit {
             for namespace in namespaces {
                 match self.pods.get(&namespace) {
                     Some(pods) => {
-                        let demands = self.demands(cluster_state, &namespace, pods);
-                        self.demands.insert(namespace, demands);
+                        let demand = self.namespace_demand(cluster_state, &namespace, pods);
+                        self.demands.insert(namespace, demand);
                     }
                     None => drop(self.demands.remove(&namespace)),
                 }
@@ -283,20 +283,25 @@ impl MemoryLimit {
     }
 
     /// Returns the demand of a namespace with these pods in scope.
-    fn demands(&self, cluster_state: &ClusterState, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demands {
+    fn namespace_demand(
+        &self,
+        cluster_state: &ClusterState,
+        namespace: &NamespaceName,
+        pods: &BTreeSet<PodKey>,
+    ) -> NamespaceDemand {
         let pods: Vec<&Pod> = pods.iter().filter_map(|key| cluster_state.pods.get(key)).collect();
         let modes = cluster_state.effective_modes(namespace);
         let policies: Vec<&Policy> = policies_of(cluster_state, namespace).collect();
         let is_enforced = |policy: &&Policy| modes.of(policy) == Mode::Enforce;
         let enforced: Vec<&Policy> = policies.iter().copied().filter(is_enforced).collect();
         if enforced.len() == policies.len() {
-            return Demands { enforced: self.demand(&pods, &enforced, |_, _| true), shadow: Demand::default() };
+            return NamespaceDemand { enforced: self.demand(&pods, &enforced, |_, _| true), shadow: Demand::default() };
         }
         let has_shadow = |pod: &Pod, direction| {
             let mut shadow = policies.iter().filter(|policy| !is_enforced(policy));
             shadow.any(|policy| policy.pods.isolates(&pod.labels) && policy.isolates_in(direction))
         };
-        Demands {
+        NamespaceDemand {
             enforced: self.demand(&pods, &enforced, |_, _| true),
             shadow: self.demand(&pods, &policies, has_shadow),
         }
@@ -356,16 +361,16 @@ impl MemoryLimit {
     /// Namespaces share this rest max-min fairly. If a namespace needs more than its share of the rest, it gets nothing
     /// of the rest: incomplete policies would report denials that the complete policies would not cause.
     fn share(&self, cluster_state: &ClusterState, limit: u64) -> (BTreeMap<PolicyKey, Cut>, BTreeSet<NamespaceName>) {
-        let all = WiderBlocks::of(self.demands.values().flat_map(|demands| &demands.enforced.widest));
+        let all = WiderBlocks::of(self.demands.values().flat_map(|demand| &demand.enforced.widest));
         let prices: BTreeMap<&NamespaceName, Price<'_>> = self
             .demands
             .iter()
-            .map(|(namespace, Demands { enforced, .. })| {
+            .map(|(namespace, NamespaceDemand { enforced, .. })| {
                 (namespace, Price { all: &all, own: WiderBlocks::of(&enforced.widest) })
             })
             .collect();
         let mut costs: BTreeMap<&NamespaceName, BTreeMap<&PolicyKey, u64>> = BTreeMap::new();
-        for (namespace, Demands { enforced, .. }) in &self.demands {
+        for (namespace, NamespaceDemand { enforced, .. }) in &self.demands {
             let price = &prices[namespace];
             let of_policies = enforced.policies.iter().map(|policy| (&policy.0, self.cost(price, policy))).collect();
             costs.insert(namespace, of_policies);
@@ -389,14 +394,14 @@ impl MemoryLimit {
     /// Divides the rest of the limit, which enforced policies do not need, among namespaces with policies in shadow
     /// mode. Returns the namespaces that need more than their share.
     fn share_shadow(&self, rest: u64) -> BTreeSet<NamespaceName> {
-        let demands = self.demands.values().flat_map(|Demands { enforced, shadow }| [enforced, shadow]);
+        let demands = self.demands.values().flat_map(|NamespaceDemand { enforced, shadow }| [enforced, shadow]);
         let all = WiderBlocks::of(demands.flat_map(|demand| &demand.widest));
         let cost = |demand: &Demand| {
             let price = Price { all: &all, own: WiderBlocks::of(&demand.widest) };
             demand.policies.iter().map(|policy| self.cost(&price, policy)).fold(0, u64::saturating_add)
         };
         let costs: BTreeMap<&NamespaceName, u64> =
-            self.demands.iter().map(|(namespace, demands)| (namespace, cost(&demands.shadow))).collect();
+            self.demands.iter().map(|(namespace, demand)| (namespace, cost(&demand.shadow))).collect();
         let share = rounded(fair_share(costs.values().copied(), rest));
         costs.into_iter().filter(|(_, cost)| *cost > share).map(|(namespace, _)| namespace.clone()).collect()
     }

@@ -30,9 +30,9 @@ pub(super) struct Part {
     pub(super) policy: PolicyKey,
     direction: Direction,
     pub(super) rules: Vec<CompiledRule>,
-    /// The peer selectors that decide what the part allows to an address, each with the index of its rule. If a rule
-    /// has peers, these are the peers. Otherwise, these are its named ports. To an address that matches none of the
-    /// selectors, the part allows only what it allows to any peer.
+    /// The peer selectors that decide what the part allows to an address, each with the index of its rule. For a
+    /// rule with peers, they are the selectors of the peers. For a rule without peers, they are the selectors of its
+    /// named ports. To an address that matches none of the selectors, the part allows only what it allows to any peer.
     pub(super) deciding: Vec<(PeerSelectorId, usize)>,
     /// Indexes of the rules without peers. These rules apply to any peer.
     pub(super) open: Vec<usize>,

@@ -19,7 +19,8 @@ use crate::tables::Change;
 /// contain all of these rules.
 const MAX_CACHED_RULES: usize = 64;
 
-/// Cache of `ALLOW` entries. The key is a rule set, its rules that match the class, and the named ports of the class.
+/// Cache of `ALLOW` entries. An entry is for a rule set and a class. Its key in the cache is the rule set, the rules of
+/// the rule set that match the class, and the named ports of the class (if these rules have named ports).
 /// `None` means that no entry is needed, because these rules allow no more than the rule set allows to any peer.
 pub(super) type AllowCache = HashMap<(RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>), Option<AllowEntry>>;
 
@@ -131,7 +132,7 @@ impl Engine {
             | flag_if(self.cluster_state.is_node(address), address_flags::NODE)
     }
 
-    /// Removes the classes without users, with their allow entries.
+    /// Removes the classes that have no users, and the `ALLOW` entries of these classes.
     pub(super) fn retire_classes(&mut self, changes: &mut Changes) {
         for (class, signature) in self.classes.retire() {
             for rule_set in self.rule_sets_with(signature.all_selectors()) {

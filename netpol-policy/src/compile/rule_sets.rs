@@ -100,8 +100,8 @@ impl RuleSet {
         self.key.0
     }
 
-    /// Returns whether the rule set may change in place for this number of pods: only these pods use it, and it is not
-    /// frozen.
+    /// Returns whether a change may be applied to the rule set in place: no pod uses the rule set except the pods that
+    /// need the change, and it is not frozen. `pods`: the number of pods with this rule set that need the change.
     pub(super) fn may_change(&self, pods: usize) -> bool {
         self.users == pods && !self.frozen
     }
@@ -221,7 +221,7 @@ impl RuleSets {
         id
     }
 
-    /// Sets the parts of a rule set, and makes them its key. What the rule set allows stays the same until
+    /// Replaces the parts in the key of a rule set. This does not change what the rule set allows: see
     /// [`RuleSets::change`] and [`RuleSets::set_any`].
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
         self.stop_sharing(id);

@@ -31,7 +31,7 @@ pub struct RuleName {
 pub(super) struct RuleNames {
     /// The IDs of existing rules.
     ids: HashMap<RuleName, RuleId>,
-    /// The names of existing and of retired rules.
+    /// The names of existing rules, and of rules in `retired`.
     names: BTreeMap<RuleId, RuleName>,
     /// The rules that were deleted, the oldest first.
     retired: VecDeque<RuleId>,

@@ -12,7 +12,7 @@ pub(super) struct PeerSelectorSet {
 }
 
 /// Returns the index of the word for an ID, and the word in which only the bit for this ID is set.
-fn word_and_bit(id: PeerSelectorId) -> (u64, u64) {
+fn word_index_and_bit(id: PeerSelectorId) -> (u64, u64) {
     (id.0 / 64, 1 << (id.0 % 64))
 }
 
@@ -23,22 +23,22 @@ impl PeerSelectorSet {
 
     #[cfg(test)]
     fn contains(&self, id: PeerSelectorId) -> bool {
-        let (word, bit) = word_and_bit(id);
-        let found = self.words.binary_search_by_key(&word, |(word, _)| *word);
-        found.is_ok_and(|index| self.words[index].1 & bit != 0)
+        let (word_index, bit) = word_index_and_bit(id);
+        let found = self.words.binary_search_by_key(&word_index, |(index, _)| *index);
+        found.is_ok_and(|position| self.words[position].1 & bit != 0)
     }
 
     /// Adds a peer selector. Returns whether it is new.
     pub(super) fn insert(&mut self, id: PeerSelectorId) -> bool {
-        let (word, bit) = word_and_bit(id);
-        match self.words.binary_search_by_key(&word, |(word, _)| *word) {
-            Ok(index) => {
-                let present = self.words[index].1 & bit != 0;
-                self.words[index].1 |= bit;
+        let (word_index, bit) = word_index_and_bit(id);
+        match self.words.binary_search_by_key(&word_index, |(index, _)| *index) {
+            Ok(position) => {
+                let present = self.words[position].1 & bit != 0;
+                self.words[position].1 |= bit;
                 !present
             }
-            Err(index) => {
-                self.words.insert(index, (word, bit));
+            Err(position) => {
+                self.words.insert(position, (word_index, bit));
                 true
             }
         }
@@ -46,12 +46,12 @@ impl PeerSelectorSet {
 
     /// Removes a peer selector. Returns whether it was present.
     pub(super) fn remove(&mut self, id: PeerSelectorId) -> bool {
-        let (word, bit) = word_and_bit(id);
-        let Ok(index) = self.words.binary_search_by_key(&word, |(word, _)| *word) else { return false };
-        let present = self.words[index].1 & bit != 0;
-        self.words[index].1 &= !bit;
-        if self.words[index].1 == 0 {
-            self.words.remove(index);
+        let (word_index, bit) = word_index_and_bit(id);
+        let Ok(position) = self.words.binary_search_by_key(&word_index, |(index, _)| *index) else { return false };
+        let present = self.words[position].1 & bit != 0;
+        self.words[position].1 &= !bit;
+        if self.words[position].1 == 0 {
+            self.words.remove(position);
         }
         present
     }
@@ -62,10 +62,10 @@ impl PeerSelectorSet {
             self.words.clone_from(&other.words);
             return;
         }
-        for (word, bits) in &other.words {
-            match self.words.binary_search_by_key(word, |(word, _)| *word) {
-                Ok(index) => self.words[index].1 |= bits,
-                Err(index) => self.words.insert(index, (*word, *bits)),
+        for (word_index, bits) in &other.words {
+            match self.words.binary_search_by_key(word_index, |(index, _)| *index) {
+                Ok(position) => self.words[position].1 |= bits,
+                Err(position) => self.words.insert(position, (*word_index, *bits)),
             }
         }
     }
@@ -73,27 +73,27 @@ impl PeerSelectorSet {
     /// Returns the peer selectors that are not in the other set.
     pub(super) fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = PeerSelectorId> + 'a {
         let mut others = other.words.iter().peekable();
-        let words = self.words.iter().map(move |(word, bits)| {
-            while others.next_if(|(other, _)| other < word).is_some() {}
-            let other_bits = others.peek().filter(|(other, _)| other == word).map_or(0, |(_, bits)| *bits);
-            (*word, bits & !other_bits)
+        let words = self.words.iter().map(move |(index, bits)| {
+            while others.next_if(|(other, _)| other < index).is_some() {}
+            let other_bits = others.peek().filter(|(other, _)| other == index).map_or(0, |(_, bits)| *bits);
+            (*index, bits & !other_bits)
         });
-        words.flat_map(|(word, bits)| ids(word, bits))
+        words.flat_map(|(index, bits)| ids(index, bits))
     }
 
     /// Returns the peer selectors in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = PeerSelectorId> + '_ {
-        self.words.iter().flat_map(|(word, bits)| ids(*word, *bits))
+        self.words.iter().flat_map(|(index, bits)| ids(*index, *bits))
     }
 }
 
-/// Returns the IDs of the bits that are set in a word. `word` is the index of the word.
-fn ids(word: u64, mut bits: u64) -> impl Iterator<Item = PeerSelectorId> {
+/// Returns the IDs of the bits that are set in a word: `bits`.
+fn ids(word_index: u64, mut bits: u64) -> impl Iterator<Item = PeerSelectorId> {
     std::iter::from_fn(move || {
         let bit = bits.trailing_zeros();
         // Clears the lowest bit; ends the iteration at zero.
         bits &= bits.checked_sub(1)?;
-        Some(PeerSelectorId(word * 64 + u64::from(bit)))
+        Some(PeerSelectorId(word_index * 64 + u64::from(bit)))
     })
 }
 

@@ -280,9 +280,9 @@ impl Engine {
                     let now = self.destination(&Moves::default(), &FrontendMoves::default(), address, frontend);
                     pairs.insert((before, now));
                 }
-                // A NodePort was added to all other nodes, or removed from them. The effect can differ between nodes,
-                // because an address of a node may also have its own frontend at this port. So all rule sets that
-                // evaluate Services count as narrowed.
+                // A NodePort was added to all nodes, or removed from them. This matters for nodes other than the local
+                // node. The effect can differ between them, because an address of a node may also have its own frontend
+                // at this port. So all rule sets that evaluate Services count as narrowed.
                 (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
                     let is_other_node = |address| {
                         FrontendAddress::any_node(address) == any_node && !self.cluster_state.is_local_address(address)

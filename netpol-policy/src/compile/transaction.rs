@@ -165,8 +165,8 @@ impl Engine {
         Resolved { changes, touched, rules: NextRules { new, endpoints, in_place } }
     }
 
-    /// Finds the next classes of touched addresses and prefixes. Writes what rule sets allow to new classes, and what
-    /// new rules allow to all classes.
+    /// Finds the next classes of touched addresses and prefixes. Writes `ALLOW` entries: those of all rule sets for new
+    /// classes, and those of new rules for all classes.
     fn classify(&mut self, Resolved { mut changes, touched, rules }: Resolved) -> Classified {
         let moves = self.find_moves(&touched);
         self.allow_new(&mut changes, &moves, &rules.new);
@@ -207,8 +207,8 @@ impl Engine {
         Enforced { changes, previous_egress, in_place: rules.in_place }
     }
 
-    /// Deletes the rule sets, backend sets and classes without users, with their entries. Then removes the parts that
-    /// rule sets lose in place, and the entries that only these parts allowed.
+    /// Deletes the rule sets, backend sets and classes without users, with their entries. Then removes the old parts
+    /// of rule sets that change in place, and what only these parts allowed.
     fn retire(&mut self, Enforced { mut changes, previous_egress, in_place }: Enforced) -> Retired {
         for (id, rule_set) in self.rule_sets.retire() {
             for class in self.classes_with_entries(&rule_set) {
@@ -258,8 +258,8 @@ impl Engine {
             _ => {}
         }
         for rule_set in previous.into_iter().flat_map(EndpointRuleSets::all) {
-            // The pod has no endpoint any more. But if its interface still exists, its rules stay in force there
-            // (orphaned endpoint), so they must not change.
+            // The pod was deleted, or policies do not apply to it any more. If its interface still exists, the agent
+            // keeps an orphaned endpoint with this rule set. So the rule set must not change in place.
             if rule_sets.is_none()
                 && let Some(any) = self.rule_sets.freeze(rule_set)
             {

@@ -151,8 +151,8 @@ impl Engine {
         (groups, other_pods)
     }
 
-    /// Replaces the part of a policy in the parts of a rule set with `new`; `None` removes it. Returns the resulting
-    /// parts, and the replaced part.
+    /// Returns the parts of a rule set after a change of a policy, and the policy's old part. `before`: the parts of
+    /// the rule set before the change. `new`: the policy's new part, if it has one.
     fn with_replaced_part(
         &self,
         before: &Arc<[PartId]>,
@@ -257,8 +257,8 @@ impl Engine {
     }
 
     /// Returns the account (a namespace, or all rule sets for shadow mode) to which new map entries for these rule sets
-    /// are charged. It is the account of the first rule set for enforced policies. If all are for shadow mode, it is
-    /// the account of the first rule set.
+    /// are charged. It is the account of the first rule set for enforced policies. If there is none, it is the account
+    /// of all rule sets for shadow mode.
     fn account_of(&self, rule_sets: impl IntoIterator<Item = RuleSetId>) -> Account {
         let rule_sets = rule_sets.into_iter().filter_map(|id| self.rule_sets.get(id));
         let first = rule_sets.min_by_key(|rule_set| rule_set.slot().mode);
@@ -272,8 +272,8 @@ impl Engine {
         AllowedPorts::Of(ports)
     }
 
-    /// Assigns the port set of `entry` to these users. Then removes the user that the calling function has added. That
-    /// user only kept the port set until now.
+    /// Assigns the port set of `entry` to these users. The calling function has added one more user, so that the port
+    /// set is not deleted meanwhile. That user is removed at the end.
     fn assign_port_set(&mut self, changes: &mut Changes, entry: AllowEntry, diff: &Diff, users: &[PortSetUser]) {
         for user in users {
             self.port_sets.add_user(entry.port_set);

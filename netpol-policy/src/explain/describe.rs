@@ -116,8 +116,8 @@ pub(super) fn ports(ports: &[PortMatch]) -> String {
     texts.join(", ")
 }
 
-/// The first of `peers` that matches `remote`. If this peer is a block of placeholders for unknown pod addresses, the
-/// text describes another peer: the `ipBlock` in the manifest because of which netpol has added the placeholders.
+/// The first of `peers` that matches `remote`. This peer can be a block of placeholders for unknown pod addresses,
+/// which netpol has added because of an `ipBlock` in the manifest. If so, the text describes this `ipBlock`.
 pub(super) fn matching_peer(
     context: ExplainContext<'_>,
     policy: &Policy,

@@ -1,5 +1,5 @@
-//! Explains the packets that the eBPF programs report: their evaluation at the pod that reports the packet, and at the
-//! pod at the other end. The agent calls this to describe flows.
+//! Explains the packets that the eBPF programs report. A packet is evaluated at the *local* pod (the pod at whose
+//! interface the packet was reported), and at the pod at the other end. The agent calls this to describe flows.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -27,9 +27,9 @@ pub struct FlowExplanation {
     /// backend; `None` if no backend is denied.
     pub ingress: Option<FlowSide>,
     /// If the remote address is outside of the cluster: the ipBlocks that contain this address, in rules of the
-    /// policies that isolate the pod that reported the packet.
+    /// policies that isolate the local pod.
     pub blocks: Vec<CoveringBlock>,
-    /// Common mistakes that apply here: first those at the pod that reported the packet, then those at the other end.
+    /// Common mistakes that apply here: first those at the local pod, then those at the other end.
     pub hints: Vec<String>,
 }
 

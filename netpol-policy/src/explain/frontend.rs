@@ -64,7 +64,7 @@ pub(super) fn explain_frontend(
         connection.backends.iter().map(|connection| explain_backend(context, connection)).collect();
     let verdict = match (source_verdict, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
         (Verdict::Deny, _) => Verdict::Deny,
-        // There is no backend: the verdict is not better than `Some`.
+        // There is no backend, so the verdict is `Verdict::Some` or worse.
         (_, None) => source_verdict.max(Verdict::Some),
         (_, Some(Verdict::Allow)) => source_verdict,
         (_, Some(of_backends)) => of_backends,

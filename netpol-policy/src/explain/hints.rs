@@ -308,8 +308,8 @@ fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Neare
     })
 }
 
-/// Returns the namespaceSelector and the podSelector of the nearest peer, and the pod at the other end. `None` if the
-/// peer is a block or matches the pod, or if the other end is no pod.
+/// Returns the namespaceSelector and the podSelector of the nearest peer, and the remote pod. `None` if the peer is a
+/// block or matches this pod, or if the remote address is not that of a pod.
 fn nearest_selectors<'w>(
     cluster_state: &'w ClusterState,
     packet: &Packet,
@@ -322,7 +322,7 @@ fn nearest_selectors<'w>(
     }
 }
 
-/// Returns a hint if the nearest peer is an ipBlock, and the other end is a pod.
+/// Returns a hint if the nearest peer is an ipBlock, and the remote address is that of a pod.
 fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let pod = Remote::of(cluster_state, packet.remote).pod?;
     if !matches!(nearest.peer, Some(Peer::Block(_))) || nearest.rule.peer_matches {
@@ -345,8 +345,8 @@ fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Neares
     })
 }
 
-/// Returns a hint if the other end is the node of the pod. The agent on this node always allows this traffic. The CLI
-/// does not run on the node, so it treats no node as local.
+/// Returns a hint if the remote address is an address of the pod's node. The agent on this node always allows traffic
+/// between the node and the pod. The CLI does not run on the node, so it treats no node as local.
 fn local_node(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
     let node = cluster_state.nodes.get(cluster_state.pods.get(&packet.pod)?.node.as_ref()?)?;
     node.addresses.contains(&packet.remote).then(|| {

@@ -64,8 +64,8 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// Replaces the verdicts with unknown. In each path, one side has the reasons: that of a pod as the destination,
-    /// otherwise that of the source.
+    /// Replaces the verdicts with unknown, and adds the reasons `because` to one side of each path: to the ingress side
+    /// if the destination is a pod and the path has no frontend, otherwise to the egress side.
     pub fn set_unknown(&mut self, because: &[String]) {
         let is_pod = matches!(self.to, End::Pod(_));
         (self.verdict, self.allowed_family) = (Verdict::Unknown, None);
@@ -74,7 +74,7 @@ impl Explanation {
             &mut family.path
         });
         for path in families.chain([&mut self.path]) {
-            // In text, the ingress side of a frontend is shown only for each backend.
+            // If the path has a frontend, the text output shows the ingress sides of the backends, not `path.ingress`.
             let in_ingress = is_pod && path.frontend.is_none();
             let side = if in_ingress { &mut path.ingress } else { &mut path.egress };
             side.verdict = Verdict::Unknown;
@@ -349,7 +349,7 @@ fn explain_end(context: ExplainContext<'_>, evaluated: Option<&(Packet, Evaluati
         let context = ExplainContext { mode: Mode::Shadow, ..context };
         Box::new(explain_evaluated(context, packet, &evaluation))
     });
-    let suspended_until = suspension_end(context.cluster_state, packet).map(|end| end.to_string());
+    let suspended_until = suspended_until(context.cluster_state, packet).map(|until| until.to_string());
     Side { suspended_until, shadow, ..explain_evaluated(context, packet, evaluation) }
 }
 
@@ -362,9 +362,9 @@ fn explain_evaluated(context: ExplainContext<'_>, packet: &Packet, evaluation: &
     Side { verdict, unknown_because, ..side }
 }
 
-/// Returns the end of the suspension that applies to the pod's namespace. `None` if no suspension applies, or if no
-/// policy isolates the pod in this direction.
-fn suspension_end(cluster_state: &ClusterState, packet: &Packet) -> Option<Timestamp> {
+/// Returns the time until which enforcement is suspended for the pod's namespace. `None` if no suspension applies, or
+/// if no policy isolates the pod in this direction.
+fn suspended_until(cluster_state: &ClusterState, packet: &Packet) -> Option<Timestamp> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let namespace = &pod.key.namespace;
     reference::isolating_in(cluster_state, pod, packet.direction, Mode::Shadow).next()?;

@@ -109,7 +109,7 @@ impl Writer<'_> {
         backends.sort_by_key(|backend| std::cmp::Reverse(backend.verdict));
         for backend in backends.iter().take(BACKENDS_SHOWN) {
             let address = SocketAddr::from((backend.address, backend.port));
-            let (name, local) = match &backend.pod {
+            let (name, backend_end) = match &backend.pod {
                 Some(pod) if is_placeholder(backend.address) => {
                     (format!("{} at port {}", pod.title(), backend.port), pod.title())
                 }
@@ -118,9 +118,9 @@ impl Writer<'_> {
             };
             let port = format!("{}/{}", backend.port, explanation.protocol.name());
             self.heading(indent + 2, &format!("Backend {name}: "), backend.verdict, backend.verdict.name(), "");
-            let ends = Ends { local: from, remote: &local, port: &port };
+            let ends = Ends { local: from, remote: &backend_end, port: &port };
             self.side(indent + 4, Direction::Egress, ends, &backend.egress);
-            let ends = Ends { local: &local, remote: from, port: &port };
+            let ends = Ends { local: &backend_end, remote: from, port: &port };
             self.side(indent + 4, Direction::Ingress, ends, &backend.ingress);
         }
         if all > BACKENDS_SHOWN {

@@ -30,7 +30,7 @@ pub(super) struct Context<'a> {
     pub(super) egress: EgressIsolation<'a>,
     /// The groups of pods that have not finished, by namespace.
     pub(super) groups: BTreeMap<&'a NamespaceName, Vec<Group<'a>>>,
-    /// The groups that have a label with a value, by namespace.
+    /// Finds the groups of a namespace that have a given label with a given value.
     by_label: LabelIndex<'a>,
     /// Whether the input has Namespaces. Otherwise it is unknown which namespaces exist.
     pub(super) has_namespaces: bool,

@@ -61,7 +61,7 @@ pub(super) type Denied<'a> = BTreeMap<&'a PolicyKey, (Vec<&'a Pod>, BTreeSet<Tar
 /// Returns the pods that cannot reach at least one of these targets.
 pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> Denied<'a> {
     let mut denied = Denied::new();
-    // The targets that the policies of a list do not allow.
+    // For each list of policies that isolate a group of pods: the targets that these policies do not allow.
     let mut denied_by_list: HashMap<ListId, Vec<&Target>> = HashMap::new();
     // All pods of a group have the same labels, so the same policies (`list`) isolate them for egress.
     let groups = context.groups.iter().flat_map(|(name, groups)| groups.iter().zip(context.egress.lists_of(name)));

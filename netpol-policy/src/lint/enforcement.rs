@@ -16,7 +16,7 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>) -> Option<Draf
         (Some(suspension), _) => (
             "metadata.namespace".to_owned(),
             format!(
-                "Enforcement is suspended until {} by an annotation of Namespace {}.",
+                "The policy is suspended until {} by an annotation of Namespace {}.",
                 suspension.until, suspension.namespace
             ),
             DraftFix::from("remove the annotation to end the suspension"),

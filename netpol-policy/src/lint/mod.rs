@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `Parsed` has the manifests, and [`OfflineCluster`] has the cluster that they describe. `Context` has indexes of
-//! both. A check returns drafts. A finding is a draft to which the line and a patch were added. `suppress` moves the
-//! findings that annotations suppress to another list of the report.
+//! both. A check returns drafts. A finding is a draft to which the line and a patch were added. If an annotation
+//! suppresses a finding, `suppress` moves the finding to [`Report::suppressed`].
 //!
 //! A lint rule ([`Rule`]) describes one kind of mistake. Each rule has an ID ([`RuleId`]), and a page in `docs/lint/`.
 
@@ -137,7 +137,7 @@ pub fn lint(parsed: &Parsed, errors: &[ManifestError], cluster: &OfflineCluster,
     report
 }
 
-/// Returns the findings of each policy, in the order of the policies.
+/// Returns the drafts of each policy, in the order of the policies.
 fn check_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> Vec<Vec<Draft>> {
     let mut drafts: Vec<Vec<Draft>> = context.policies.iter().map(|_| Vec::new()).collect();
     for (view, drafts) in context.policies.iter().zip(&mut drafts) {
@@ -157,7 +157,7 @@ fn check_policies(context: &Context<'_>, not_checked: &mut Vec<NotChecked>) -> V
     drafts
 }
 
-/// Adds the findings that are about the parts of one policy.
+/// Adds the drafts that are about the parts of one policy.
 fn check_policy(
     context: &Context<'_>,
     view: &PolicyView<'_>,

@@ -18,7 +18,8 @@ struct Destinations<'d> {
     pods: Vec<&'d Pod>,
     /// The `ipBlocks` of the peers. Their addresses are destinations, too.
     blocks: Vec<&'d IpBlock>,
-    /// Whether every address is a destination, because an egress rule has no peers. Then `pods` are all pods.
+    /// Whether the rule is an egress rule without peers. If so, every address is a destination, and `pods`
+    /// has all pods.
     any_address: bool,
     /// Whether a peer of an egress rule selects all pods of all namespaces.
     all_namespaces: bool,
@@ -33,8 +34,8 @@ pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut V
             let Ports::Of(ports) = &rule.ports else { continue };
             let destinations = destinations(context, view, direction, rule);
             let list = format!("spec.{}[{rule_index}].ports", direction.name());
-            // If another check found that the list has the port of a Service, numbers are not checked here: the fix of
-            // that finding is more precise.
+            // If an earlier check added a finding about a Service's port in this list, numbers are not checked here:
+            // the fix of the earlier finding is more precise.
             let has_service_port = drafts.iter().any(|draft| draft.rule == RuleId::SERVICE_PORT && draft.field == list);
             for (port_index, port) in ports.iter().enumerate() {
                 let path = port_path(view.policy, direction, rule_index, port_index);
@@ -163,7 +164,8 @@ fn check_number(
         return None;
     }
     // If the input is not a whole cluster, pods of other namespaces may be missing, such as those of the cluster DNS.
-    // Ports 80 and 443 of all pods are checked nevertheless, because such a rule is often intended for the internet.
+    // Ports 80 and 443 are checked nevertheless, because a rule that allows one of them to all pods is often intended
+    // for the internet.
     let is_web = *all_namespaces && protocol == Protocol::Tcp && first == last && [80, 443].contains(&first);
     if *all_namespaces && !is_web && !context.is_whole_cluster() {
         return None;

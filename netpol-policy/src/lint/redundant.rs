@@ -14,7 +14,7 @@ use crate::reference;
 /// The maximum number of rules of a namespace in one direction, because each rule is compared with each other rule. A
 /// namespace with more rules is not checked.
 const MAX_RULES: usize = 3000;
-/// The fix for a policy that allows everything. It has an effect if the user adds a default-deny policy later.
+/// The fix for a policy that allows everything. The policy gets an effect if the user adds a default-deny policy later.
 const FIX_OF_ALLOW_ALL: &str = "delete the policy, unless you will add a default deny";
 
 /// A rule, its policy, and its index among the policy's rules of one direction.
@@ -150,8 +150,8 @@ fn is_default_deny(policy: &Policy) -> bool {
     policy.pods.requirements.is_empty() && Direction::BOTH.into_iter().all(has_no_rule)
 }
 
-/// Checks a policy that allows all connections of its pods. It is not needed if no other policy isolates these pods.
-/// Returns this reason, or `None` if another policy isolates them or the policy does not allow all connections.
+/// Returns why a policy is not needed: it allows all connections of its pods, and no other policy isolates these pods.
+/// Returns `None` for all other policies.
 fn needless_allow_all(context: &Context<'_>, policy: &Policy) -> Option<String> {
     let allows_all = |rule: &Rule| rule.peers == Peers::Any && rule.ports == Ports::Any;
     let directions = || Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction));

@@ -29,7 +29,7 @@ pub(super) fn check(
     // A policy for all pods of a namespace is useful before the first pod exists.
     let has_pods = !context.state.pods.is_empty();
     if has_pods && context.selected(view).is_empty() && !policy.pods.requirements.is_empty() {
-        // A controller may create the selected pods: then the rule is not checked.
+        // If a controller may create the selected pods, this lint rule is not checked.
         if let Some(reason) = created::reason(context, policy, None, &policy.pods) {
             return not_checked.push(NotChecked::new(RuleId::SELECTS_NO_POD, reason));
         }

@@ -118,8 +118,8 @@ impl PolicySource {
         source
     }
 
-    /// Limits the range to one item of a YAML list. If the list is not in block style, sets an empty range: then the
-    /// item cannot be edited by lines.
+    /// Limits the range to the policy, an item of a YAML list. If the list is not in block style, sets an empty range,
+    /// because the item cannot be edited by lines.
     fn limit_to_item(&mut self) {
         let indent = |line: &str| line.len() - line.trim_start().len();
         let mut lines = self.text.lines(self.range.clone());

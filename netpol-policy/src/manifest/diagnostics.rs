@@ -28,7 +28,8 @@ pub(super) struct Diagnostics {
     summary_index: HashMap<String, usize>,
 }
 
-/// Summary of diagnostics of one kind that are not listed.
+/// Summary of diagnostics that are not listed: those of one kind, or those of all kinds beyond [`MAX_KINDS`] with the
+/// same severity.
 #[derive(Debug)]
 struct Summary {
     rule: RuleId,

@@ -365,7 +365,7 @@ impl ObjectReader {
         self.report_duplicate_keys(location);
         let (result, unknown) = deserialize::<T>(value);
         for path in unknown {
-            // Other unknown fields are most likely from a newer Kubernetes version.
+            // Reports only unknown fields of metadata: others are most likely from a newer Kubernetes version.
             let text = path.to_string();
             if text.starts_with("metadata.") || text.contains(".template.metadata.") {
                 self.warning(location, &path, UNKNOWN_FIELD);

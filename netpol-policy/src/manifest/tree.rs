@@ -114,8 +114,8 @@ pub(super) struct SyntaxError {
 pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<Vec<Tree>, SyntaxError> {
     let result = TreeReader::new(document, aliased).parse_documents();
     match (result, document.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
-        // The text may be JSON that the YAML parser rejects, for example because of escaped surrogate pairs. Then all
-        // fields have the line of the document.
+        // The text may be JSON that the YAML parser rejects, for example because of escaped surrogate pairs. If the
+        // text is JSON, all fields have the first line of the document.
         (Err(error), true) => match serde_json::from_str(document.text) {
             Ok(value) => Ok(vec![Tree {
                 value,
@@ -192,7 +192,8 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         self.lines_before + span.start.line().max(1)
     }
 
-    /// Parses the value that starts with `event`. Adds the lines of its children to `lines`, the lines of the value.
+    /// Parses the value that starts with `event`. `lines` has the line of the value. The lines of the value's children
+    /// are added to `lines`.
     fn parse_value(&mut self, event: Event<'t>, span: Span, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let fail = |line, message: &str| Err(SyntaxError { line, message: message.to_owned() });
         let line = self.line(span);
@@ -269,8 +270,8 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         Ok(Value::Object(map))
     }
 
-    /// Parses the value of a child, and adds the child's lines to `lines`, the lines of the parent. `child_lines` has
-    /// only the line at which the child starts.
+    /// Parses the value of a child. `child_lines` has only the line at which the child starts. The lines of the child's
+    /// own children are added to `child_lines`. Then `child_lines` is added to `lines`, the lines of the parent.
     fn parse_child(
         &mut self,
         step: Step,

@@ -1,7 +1,7 @@
 //! UIDs of pods.
 
-/// The annotation of a mirror pod (the API object of a static pod) with the UID of the static pod. The container
-/// runtime uses this UID. Source: `ConfigMirrorAnnotationKey`, `pkg/kubelet/types/pod_update.go` of Kubernetes.
+/// An annotation of mirror pods (the API objects of static pods). Its value is the UID of the static pod, which the
+/// container runtime uses. Source: `ConfigMirrorAnnotationKey`, `pkg/kubelet/types/pod_update.go` of Kubernetes.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// A UID of 128 bits: a UUID, or the hash that the kubelet gives to a static pod.

@@ -26,8 +26,8 @@ pub enum UnevaluatedKind {
 }
 
 impl UnevaluatedKind {
-    /// Returns the kind of an object; `None` for all objects that are not such a policy. Also `None` for Calico's
-    /// staged policies, because Calico does not enforce them.
+    /// Returns the kind of an object; `None` if the object is not a policy of one of these kinds. Also `None` for
+    /// Calico's staged policies, because Calico does not enforce them.
     pub fn of(api_version: &str, kind: &str) -> Option<Self> {
         let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
         Some(match (group, kind) {
@@ -132,7 +132,7 @@ pub fn content_hash(object: &Value) -> u64 {
     hasher.finish()
 }
 
-/// Returns the subject of a policy, or `None` if it does not apply to pods.
+/// Returns the subject of a policy's spec; `None` if the spec does not apply to pods.
 fn subject(kind: UnevaluatedKind, spec: &Value) -> Option<Subject> {
     match kind {
         UnevaluatedKind::Cilium if spec["nodeSelector"].is_object() => None,

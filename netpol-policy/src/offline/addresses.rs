@@ -188,8 +188,8 @@ pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Op
     at_most
 }
 
-/// Changes a rule so that its blocks match placeholders only if a block contains all possible pod addresses. With
-/// `includes_some`, a block that contains only some of these addresses is enough.
+/// Changes a rule so that each of its blocks matches placeholders only if the block contains all possible pod
+/// addresses. With `includes_some`, a block that contains only some of these addresses matches placeholders, too.
 fn resolve_rule(rule: &mut Rule, ranges: &PodRanges, includes_some: bool) {
     let Peers::Of(peers) = &mut rule.peers else { return };
     let mut added: Vec<IpNet> = Vec::new();

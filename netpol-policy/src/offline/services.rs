@@ -9,7 +9,7 @@ use crate::reference::End;
 
 impl OfflineCluster {
     /// Returns the backends of a Service's port, each with its target port. A backend is a pod, or an address that no
-    /// pod has. A Service without an address (such as a cluster IP) has no backends here.
+    /// pod has. A Service without any address (cluster IP, external IP, …) has no backends here.
     pub fn backends(&self, service: &Service, port: &ServicePort) -> BTreeSet<(End, u16)> {
         let frontends = service.addresses.iter().map(|address| Frontend {
             address: FrontendAddress::Address(*address),
@@ -31,7 +31,7 @@ impl OfflineCluster {
     }
 
     /// Returns the destination of connections to an endpoint of a Service: the pod with the endpoint's address, or the
-    /// address if no pod has it. `None` for a placeholder (which stands for an unknown address) that no pod has.
+    /// address if no pod has it. If no pod has it and it is a placeholder for an unknown address, returns `None`.
     fn destination_of_endpoint(&self, address: IpAddr) -> Option<End> {
         match self.state.peer_at(address) {
             Some(pod) => Some(End::Pod(pod.key.clone())),

@@ -166,7 +166,7 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// Returns a rule for each peer that is a workload, and one rule for all addresses that have the same ports.
+    /// Returns the rules. Each peer that is a workload has its own rule. Addresses with the same ports share a rule.
     fn write(&self, peers: &super::edges::Peers) -> Vec<RecordedRule> {
         let mut rules = Vec::new();
         let mut by_ports: BTreeMap<BTreeSet<PortKey>, Vec<(&EdgePeer, IpAddr)>> = BTreeMap::new();

@@ -49,8 +49,8 @@ fn rank(name: &str) -> usize {
 }
 
 /// Returns the labels of a selector for a workload. `shared`: the labels that all pods of the workload have. `others`:
-/// the labels of each other pod of the namespace. If another pod has all labels that can be chosen, the selector
-/// selects this pod, too.
+/// the labels of the other pods of the namespace, one item for each pod. If one of these pods has all labels that can
+/// be chosen, the selector selects the pod, too.
 pub(super) fn choose(shared: &Labels, others: &[&Labels]) -> SelectorLabels {
     let mut candidates: Vec<(Arc<str>, Arc<str>)> = shared
         .iter()

@@ -17,7 +17,7 @@ pub enum End {
     Pod(PodKey),
     /// An address. The address of a pod stands for that pod.
     Address(IpAddr),
-    /// A Service: its first address of an address family that the source has, too. A Service cannot be the source.
+    /// A Service, which stands for its first address of each address family. A Service cannot be the source.
     Service(ServiceKey),
 }
 
@@ -103,7 +103,8 @@ fn both_allow(egress: Option<&(Packet, Evaluation)>, ingress: Option<&(Packet, E
 }
 
 impl Connection {
-    /// Returns whether both directions allow the connection. Through a Service, they must allow at least one backend.
+    /// Returns whether both directions allow the connection. If there are backends, both directions must also allow the
+    /// connection to at least one of them.
     pub fn allowed(&self) -> bool {
         let some_allowed = self.backends.is_empty() || self.backends.iter().any(BackendConnection::allowed);
         both_allow(self.egress.as_ref(), self.ingress.as_ref()) && some_allowed

@@ -188,7 +188,7 @@ pub fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
     policy.rules(direction).unwrap_or_default()
 }
 
-/// Returns whether a rule allows a packet. The policy of the rule must isolate the pod.
+/// Returns whether a rule allows a packet. Does not check whether the policy of the rule isolates the pod.
 pub(crate) fn allows(cluster_state: &ClusterState, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packet) -> bool {
     let remote = Remote::of(cluster_state, packet.remote);
     // 9: a port name is resolved on the destination.

@@ -15,13 +15,14 @@ pub struct Candidate {
     pub reason: Reason,
     /// The first rule that allows the backend.
     pub rule: Option<RuleRef>,
-    /// Whether the address and port of the backend are those of another frontend. Then the final backend is unknown.
+    /// Whether the address and port of the backend are themselves those of a frontend. If so, the final backend is
+    /// unknown.
     pub passed_on: bool,
 }
 
 impl Candidate {
-    /// Returns whether every pod with these policies may connect to the backend. Hairpin traffic does not count: it is
-    /// allowed only for the pod that is the backend.
+    /// Returns whether every pod with the policies of the evaluated pod may connect to the backend. Hairpin traffic
+    /// does not count: it is allowed only for the pod that is the backend.
     fn is_allowed(&self) -> bool {
         !self.passed_on && (self.reason == Reason::LocalNode || self.rule.is_some())
     }

@@ -65,7 +65,7 @@ fn cluster(specs: &[&str]) -> ClusterState {
     ClusterState::from_objects(parsed.objects.into_iter().map(|located| located.object))
 }
 
-/// Parses `namespace/pod` or an address.
+/// Parses a source or destination: `namespace/pod` or an address.
 fn end(text: &str) -> End {
     match text.split_once('/') {
         Some((namespace, name)) => End::Pod(PodKey::new(namespace, name)),
@@ -73,7 +73,7 @@ fn end(text: &str) -> End {
     }
 }
 
-/// Returns whether a connection is allowed. `to` is an end and a port: `shop/web:80` or `shop/web:53/UDP`.
+/// Returns whether a connection is allowed. `to` is a destination and a port: `shop/web:80` or `shop/web:53/UDP`.
 fn reaches(cluster_state: &ClusterState, from: &str, to: &str) -> bool {
     let (to, port) = to.rsplit_once(':').expect("end:port");
     let (port, name) = port.split_once('/').unwrap_or((port, "TCP"));

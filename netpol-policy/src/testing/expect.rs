@@ -39,8 +39,8 @@ fn with_shared_entries(
     if evaluation.reason != Reason::NoAllowedBackend || !has_local_backend(cluster_state, packet, has_same_rules) {
         (evaluation.reason, evaluation.recheck)
     } else if packet.post_dnat {
-        // Also post-DNAT, the destination is still a frontend, so another node selects the backend (docs/semantics.md,
-        // item 22).
+        // The packet is post-DNAT, but its destination is a frontend. So another node selects the backend
+        // (docs/semantics.md, item 22).
         (Reason::NotAllBackendsAllowed, false)
     } else {
         (Reason::Service, true)

@@ -35,7 +35,7 @@ pub(super) struct FileChanges {
 #[derive(Debug, Default)]
 pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
-    /// The files that contain each object.
+    /// For each object, the files that contain it.
     files_with: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
     /// `EndpointSlice` objects derived for Services that have none in any file.
     derived: BTreeMap<ObjectKey, Object>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::io::unix::AsyncFd;
 
-/// Time after the last write until a modified file is read, even if it was not closed.
+/// A file that a process writes and does not close counts as being written for this time after the last write.
 const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
 
 /// Watches directories, and tracks the files that are being written.

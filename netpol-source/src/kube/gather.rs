@@ -45,10 +45,10 @@ pub(super) enum WatchEvent {
     Position(u64),
     /// The watch is lost: the resource is out of sync from now on.
     Lost,
-    /// The watch failed, and the watcher tries to resume it. If it resumes at the same version, no change is missed,
-    /// and the resource stays in sync.
+    /// The watch failed. The watcher tries to resume the watch at the same version. If this succeeds at once, no
+    /// change is missed, and the resource stays in sync. If not, [`WatchEvent::Lost`] follows.
     Broken,
-    /// The watch resumed at the version at which it failed.
+    /// After [`WatchEvent::Broken`] or [`WatchEvent::Lost`]: the watch resumed at the version at which it failed.
     Resumed,
 }
 

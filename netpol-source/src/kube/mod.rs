@@ -97,7 +97,7 @@ pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, Sour
     let state = SourceState::default();
     let (event_sender, events) = mpsc::channel(MAX_EVENTS);
     for resource in Resource::ALL {
-        // Adds the resource to the state, as not listed.
+        // Adds the resource to the state. Its objects are not listed yet.
         state.update(resource.plural(), |_| {});
         let watcher = Watcher::new(resource, access.clone(), event_sender.clone(), options, state.clone());
         tokio::spawn(watcher.run());

@@ -47,10 +47,10 @@ struct ListedVersions {
 
 /// A query that waits for the watch.
 pub(super) struct PendingQuery {
-    /// Objects that the watch has not delivered yet, each with the required version, or with `None` if the object did
-    /// not exist.
+    /// Objects that the watch has not delivered yet, each with the required version. `None`: the API server has no such
+    /// object, so the watch must deliver its deletion.
     missing: Vec<(Resource, ObjectKey, Option<u64>)>,
-    /// Whether the queried object exists. If all objects were queried, the requester ignores this value.
+    /// Whether the queried object exists. For [`Subject::Everything`], the requester ignores this value.
     exists: bool,
     answer: Option<oneshot::Sender<Result<SubjectState, String>>>,
 }

@@ -183,8 +183,8 @@ impl Watcher {
     }
 
     async fn attempt(&mut self) -> Result<StreamEnd, Failure> {
-        // After a long outage, list again: a server that was restored from a backup may have reached this version
-        // again, with different changes.
+        // After a long outage, list again: a server that was restored from a backup may have reached the version
+        // `position` again, with different changes.
         if matches!(self.connection, ConnectionState::Lost(since) if since.elapsed() > self.options.max_resume_age) {
             self.position = None;
         }
@@ -352,8 +352,9 @@ impl Watcher {
         self.url(&format!("watch=1&allowWatchBookmarks=true&{from}&timeoutSeconds={seconds}"))
     }
 
-    /// Processes a bookmark. The bookmark after a full list has an annotation. Returns the end of the watch if the
-    /// annotation is missing, which means that the server ignores `sendInitialEvents`.
+    /// Processes a bookmark. `listing` is true while the watch still sends the full list. In this case, the bookmark
+    /// must have the annotation that marks the end of the list. If the annotation is missing, the server ignores
+    /// `sendInitialEvents`, and this function returns how the watch ends.
     async fn process_bookmark(&mut self, text: &str, listing: bool) -> Result<Option<StreamEnd>, Failure> {
         let Bookmark { metadata } = serde_json::from_str(text).map_err(|error| invalid_response(&error))?;
         if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {

@@ -150,9 +150,9 @@ impl Cluster {
         }
     }
 
-    /// Returns the cluster state on the server. The parser for manifest files parses the objects, so fields of Services
-    /// that are only used for files are removed: with an API server, backends come only from `EndpointSlice` objects
-    /// (docs/semantics.md, item 37).
+    /// Returns the cluster state on the server. The parser for manifest files parses the objects. It also sets two
+    /// fields of Services that only the evaluation of files uses. These fields are cleared: with an API server,
+    /// backends come only from `EndpointSlice` objects (docs/semantics.md, item 37).
     pub(crate) fn server_state(&self) -> ClusterState {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
         let objects = objects.flat_map(|object| manifest::read(object, "server").objects);
@@ -180,7 +180,7 @@ impl Cluster {
         }
     }
 
-    /// Sends a query for the state of an object to the source, and receives all batches that include this state.
+    /// Sends a query for the state of an object to the source. Receives all batches up to the generation in the answer.
     pub(crate) async fn query(&mut self, object: ObjectKey) -> Result<SubjectState, String> {
         self.query_subject(Subject::Object(object)).await
     }

@@ -19,8 +19,8 @@ impl ContinueToken {
         Self { version: Some(version), start: format!("{key}\0") }
     }
 
-    /// Returns the same position in the current objects. kube-apiserver calls such a list inconsistent, because its
-    /// pages are from different versions.
+    /// Returns a token for the same position in the current objects. The pages before this position are from an older
+    /// version, so kube-apiserver calls such a list inconsistent.
     pub(crate) fn inconsistent(&self) -> Self {
         Self { version: None, start: self.start.clone() }
     }

@@ -112,8 +112,8 @@ impl Status {
         Self::new(422, "Invalid", &message, Some(details))
     }
 
-    /// Returns the error for a page of a list with an expired resource version: the history no longer has it. With
-    /// `token`, the client can continue with the current objects.
+    /// Returns the error for the next page of a list, if the list's resource version has expired (the server's history
+    /// no longer contains this version). With `token`, the client can continue with the current objects.
     pub(crate) fn expired_page(token: &str) -> Self {
         let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
                        without the continue parameter, or use the continue token in this response to retrieve the remainder of \

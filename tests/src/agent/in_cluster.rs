@@ -9,8 +9,8 @@ use crate::netns::Netns;
 /// The path at which kubelet mounts a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Script that bind-mounts the directory of credentials (`$0`) at [`SERVICE_ACCOUNT`] and then executes the command. It
-/// runs in a private mount namespace.
+/// Script that bind-mounts the directory of credentials (`$0`) at [`SERVICE_ACCOUNT`] and then executes the command.
+/// The script runs in a private mount namespace.
 const MOUNT: &str = r#"mount -t tmpfs none /run && mkdir -p "$ACCOUNT" && mount --bind "$0" "$ACCOUNT" && exec "$@""#;
 
 /// Returns a command that runs `binary` as in a pod with these credentials. HOME is unset, so that no other

@@ -280,7 +280,7 @@ impl Smoke {
     }
 }
 
-/// Returns netpol's programs and shared flow maps that are loaded in the kernel.
+/// Returns the programs of netpol in the kernel, and the flow maps with a name like `FLOWS_V4`.
 fn loaded_objects() -> Vec<String> {
     let programs = loaded_programs().filter_map(Result::ok).filter_map(|program| {
         let name = program.name_as_str()?;

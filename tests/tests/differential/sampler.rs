@@ -88,9 +88,9 @@ impl Dataplane for SampledKernel {
         Ok(())
     }
 
-    /// Does nothing: `BPF_PROG_TEST_RUN` cannot set a source endpoint ID, so the source of every packet from a local
-    /// pod would count as spoofed. `packets/identity.rs` tests the IDs with programs that read them from the packet's
-    /// `skb->mark`.
+    /// Does nothing. `BPF_PROG_TEST_RUN` cannot set the source endpoint ID of a packet. So if the entry of a local
+    /// pod's address had an endpoint ID, each packet from this pod would count as spoofed. `packets/identity.rs` tests
+    /// endpoint IDs: its programs read the source endpoint ID of a packet from `skb->mark`.
     fn set_address_endpoint(&mut self, _address: IpAddr, _id: u32) -> Result<(), WriteError> {
         Ok(())
     }

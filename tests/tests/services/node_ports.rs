@@ -16,7 +16,7 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
 }
 
 /// Connects to `NodePorts` at the addresses of the local node. Each packet is evaluated post-DNAT, by the backend that
-/// kube-proxy selects. The backend `node-1` is allowed, because traffic with the local node always is.
+/// kube-proxy selects. The backend `node-1` is the local node, and traffic with it is always allowed.
 fn local_node(shop: &Shop) -> Result<()> {
     let gateway = gateway(1, shop.cluster().families());
     for addresses in [shop.cluster().host("node-1").addresses(), &gateway] {

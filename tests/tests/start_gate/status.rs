@@ -72,7 +72,7 @@ fn s38_the_default_of_deploy_base_does_not_lock_out_a_cluster() -> Result<()> {
     lab.expect(
         "node-1 -> kube-system/dns 80/TCP\nkube-system/dns -> outside 80/TCP\noutside -> kube-system/dns 80/TCP",
     )?;
-    // After a restart of the agent, the traffic of published pods is still allowed.
+    // After a restart of the agent, the traffic of pods with a published address is still allowed.
     lab.agent().restart()?;
     lab.expect("kube-system/proxy -> kube-system/dns 53/UDP")?;
     lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;

@@ -3,8 +3,8 @@
 //!
 //! The pinned maps are polled until they contain the change. A pod that is added on this node is an exception: its
 //! programs must be attached, too, so a request to `/v1/wait` measures the time instead. To answer this request, the
-//! agent sends one more request to the API server, which the measured time includes. The agent's own measurement is
-//! printed for comparison.
+//! agent sends one more request to the API server. The measured time includes both requests. The agent's own
+//! measurement is printed for comparison.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -172,7 +172,7 @@ fn add_local_pods(
     Ok(())
 }
 
-/// Returns the current `netpol_convergence_seconds`: buckets by bound, sum and count.
+/// Returns the current `netpol_convergence_seconds`: its sum, its count, and its buckets by bound.
 fn histogram(testbed: &Testbed) -> Result<BTreeMap<String, f64>> {
     let metrics = testbed.agent.get("/metrics")?;
     let lines = metrics.lines().filter_map(|line| line.strip_prefix("netpol_convergence_seconds_")?.rsplit_once(' '));

@@ -50,7 +50,7 @@ impl ChangeKind {
     }
 }
 
-/// The state of the maps from which it follows that a change has reached them.
+/// A state of the maps. When the maps are in this state, a change has reached them.
 pub(super) enum Expectation {
     /// The endpoint of an interface no longer has this rule set and port set for ingress. The agent writes the endpoint
     /// after all entries to which the endpoint refers, so these are in the maps, too.

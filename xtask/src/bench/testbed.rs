@@ -10,7 +10,7 @@ use netpol_tests::{Agent, AgentOptions, Cluster, PodSpec};
 
 use super::cluster_state::{self, APPS, ClusterSize};
 
-/// Number of namespaces with pods on this node. Each of them has one such pod for each app.
+/// Number of namespaces with pods on this node. In each of these namespaces, one pod of each app is on this node.
 pub(super) const LOCAL_NAMESPACES: usize = 3;
 /// How long an agent may take to become ready.
 const READY_LIMIT: Duration = Duration::from_mins(5);

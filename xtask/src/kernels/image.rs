@@ -1,5 +1,6 @@
-//! Builds the initramfs of the virtual machine in which `cargo xtask kernels` runs the smoke test. It contains busybox,
-//! kernel modules, the smoke test, the agent, its BPF object, `ip`, `tc`, and the libraries of these executables.
+//! Builds the initramfs of the virtual machine in which `cargo xtask kernels` runs the smoke test. The initramfs
+//! contains busybox, kernel modules, the smoke test, the agent, its BPF object, `ip`, `tc`, and the libraries of these
+//! executables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -114,7 +114,7 @@ fn mode_without_suspension(listed: &ListedPolicy<'_>, cluster_state: &ClusterSta
     }
 }
 
-/// Returns the time at which the last suspension of the policy's namespace or of the cluster ends.
+/// Returns the latest end time of all suspensions of the policy's namespace and of the cluster.
 fn suspended_until(policy: &Policy, suspensions: &[Suspension]) -> Option<String> {
     let of_policy =
         suspensions.iter().filter(|suspension| suspension.cluster || suspension.namespace == policy.key.namespace);

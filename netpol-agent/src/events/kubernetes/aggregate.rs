@@ -1,5 +1,5 @@
-//! Decides which Kubernetes Events are written, and when: many packets become one Event and its series (the count and
-//! the time of the last packet, which are updated later). Does no I/O; the time is an argument.
+//! Decides which Kubernetes Events are written, and when. Many packets become one Event (a [`Series`]). Its count and
+//! the time of its last packet are updated later. Does no I/O; the time is an argument.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,13 +22,15 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(15);
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 /// A topic without packets for this long is removed. The next packet starts a new Event.
 const EXPIRY: Duration = Duration::from_mins(15);
-/// Maximum number of Events of a pod that name a peer and a port. Denials and would-be denials (by policies in shadow
-/// mode) each have this limit. Further traffic is counted in one merged Event for each direction and reason.
+/// Maximum number of a pod's Events that name a peer and a port. The limit applies separately to Events about denials
+/// and to Events about would-be denials (by policies in shadow mode). Further traffic is counted in one merged
+/// Event for each direction and reason.
 pub(super) const MAX_TOPICS: usize = 10;
 /// Maximum number of pods in memory.
 const MAX_PODS: usize = 512;
-/// Maximum number of tokens of a pod. Each write about a pod needs a token of the pod and a token of the node. This and
-/// [`POD_REFILL`] are the limits of client-go's `EventSourceObjectSpamFilter` for one component and one object.
+/// Maximum number of tokens of a pod. Each write about a pod needs a token of the pod and a token of the node. This
+/// number and [`POD_REFILL`] are the limits of client-go's `EventSourceObjectSpamFilter` for one component and one
+/// object.
 const POD_BURST: u32 = 25;
 /// Time after which a pod gets one more token.
 const POD_REFILL: Duration = Duration::from_mins(5);
@@ -122,6 +124,7 @@ struct SeriesState {
     not_before: Instant,
     /// Minimum time from the next write to the one after it.
     interval: Duration,
+    /// When packets were last counted; [`EXPIRY`] starts at this time. In contrast, `last` is written to the Event.
     last_packet: Instant,
     /// Whether the series is being written.
     in_flight: bool,
@@ -322,8 +325,8 @@ impl Aggregator {
         }
     }
 
-    /// Records that a publication can never be written, because its object was deleted or the API server rejects it. If
-    /// the pod was deleted, all its series are removed; otherwise only this series.
+    /// Records that a publication can never be written, because its object was deleted or the API server rejects the
+    /// publication. If the pod was deleted, all its series are removed; otherwise only this series.
     pub fn discarded(&mut self, publication: &Publication, reason: DropReason, now: Instant) {
         match publication {
             Publication::Denied(series) => {

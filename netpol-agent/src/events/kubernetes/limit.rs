@@ -36,7 +36,7 @@ impl Bucket {
         self.tokens = (self.tokens + 1).min(self.burst);
     }
 
-    /// Returns when more than `reserve` tokens will be available.
+    /// Returns the time from which more than `reserve` tokens are available.
     pub(super) fn ready_at(&mut self, reserve: u32, now: Instant) -> Instant {
         self.fill(now);
         let missing = (reserve + 1).saturating_sub(self.tokens);

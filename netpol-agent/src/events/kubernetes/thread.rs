@@ -79,7 +79,7 @@ pub fn start(
 }
 
 /// Receives messages until the queue is closed, and then writes the unreported Events. A second task writes the
-/// publications, one at a time: so messages are received while a request to the API server is in progress.
+/// publications, one at a time. So this task can receive messages while a request to the API server is in progress.
 async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, counters: &EventCounters) {
     let (publication_sender, mut publications) = mpsc::channel::<Publication>(1);
     let (result_sender, mut results) = mpsc::channel(1);
@@ -186,8 +186,8 @@ fn handle_result(
 struct Backoff {
     until: Option<Instant>,
     pause: Duration,
-    /// The logged cause of the current failure: the rule that the agent's `ClusterRole` lacks, or an empty text for any
-    /// other cause.
+    /// The cause of the last failure that was logged: the rule that the agent's `ClusterRole` lacks, or an empty text
+    /// for any other cause. `None` if the last write did not fail.
     reported: Option<&'static str>,
 }
 

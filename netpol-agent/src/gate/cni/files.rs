@@ -29,7 +29,8 @@ pub(super) fn replace(path: &Path, content: &[u8], old: &Metadata) -> io::Result
     write(path, content, old.mode() & 0o7777, Some((old.uid(), old.gid())))
 }
 
-/// Writes an executable if its content or its permissions differ. Returns whether it was written.
+/// Writes an executable, unless the file at `path` already has this content and the permissions [`EXECUTABLE`]. Returns
+/// whether the file was written.
 pub(super) fn install_executable(path: &Path, content: &[u8]) -> io::Result<bool> {
     let has_permissions = fs::metadata(path).is_ok_and(|file| file.mode() & 0o777 == EXECUTABLE);
     if has_permissions && fs::read(path).is_ok_and(|present| present == content) {

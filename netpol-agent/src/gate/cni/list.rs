@@ -83,7 +83,8 @@ impl<'a> ConfigList<'a> {
     pub(super) fn with_entry(&self, entry: &str) -> Option<String> {
         let own = self.own_indexes();
         match own[..] {
-            // A runtime passes no `prevResult` to the first plugin of a list, so an entry at index 0 must move.
+            // Index 0 is excluded: a runtime passes no `prevResult` to the first plugin of a list, so this entry must
+            // move (see below).
             [index] if index > 0 => {
                 let span = &self.plugins[index].span;
                 let is_same = parse(&self.text[span.clone()]) == parse(entry);

@@ -56,7 +56,7 @@ impl ReportedState {
     }
 }
 
-/// Waits for the next check, or until a change is followed by a pause of [`QUIET`].
+/// Waits until the next check is due: after [`INTERVAL`], or when a change is followed by a pause of [`QUIET`].
 async fn wait(watch: &mut Option<Watch>) {
     let Some(watch) = watch else { return sleep(INTERVAL).await };
     match timeout(INTERVAL, watch.changed()).await {

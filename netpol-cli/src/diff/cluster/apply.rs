@@ -10,9 +10,9 @@ use netpol_policy::model::{
     WorkloadKey,
 };
 
-/// The names of the labels and annotations that `kubectl apply` has set on an object. When kubectl applies a new
-/// manifest without one of them, it removes this label or annotation from the object. It keeps all labels and
-/// annotations that other components have set.
+/// The names of the labels and annotations that `kubectl apply` has set on an object. If a new manifest does not
+/// have such a label or annotation, kubectl removes it from the object. kubectl keeps all labels and annotations that
+/// other components have set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     pub(crate) labels: BTreeSet<String>,

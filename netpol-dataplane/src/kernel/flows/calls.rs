@@ -129,7 +129,7 @@ fn load_types(key_size: u32, value_size: u32) -> io::Result<OwnedFd> {
     const STRINGS: &[u8] = b"\0u8\0flow\0bytes\0";
     // The offsets of the names in `STRINGS`.
     let [u8, flow, bytes] = [1, 4, 9];
-    // The kinds of types (`BTF_KIND_INT` and so on), at their position in `info`, the second word of a type.
+    // The kinds of types (`BTF_KIND_INT` and so on), shifted to their bits in `info`, the second word of a type.
     let [int, array, structure] = [1_u32, 3, 4].map(|kind| kind << 24);
     let types = [
         // Type 1: u8, of 8 bits.
@@ -192,7 +192,7 @@ pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -
             return set_map(array, slots[0]);
         }
     }
-    // Without the batch operation, up to 32 threads write slots one by one: their waits overlap.
+    // Without the batch operation, up to 32 threads write the slots, so that the waits of the threads overlap.
     let threads = slots.len().div_ceil(slots.len().div_ceil(32).max(1)).max(1);
     std::thread::scope(|scope| {
         let parts = slots.chunks(slots.len().div_ceil(threads).max(1));

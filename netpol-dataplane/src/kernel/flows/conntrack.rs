@@ -222,7 +222,8 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
-/// Parses a connection. Returns `None` if it is invalid or has ended, or if its packets belong to no flow.
+/// Parses a connection. Returns `None` if it is invalid or has ended, or if its packets create no flows (ICMP queries
+/// other than echo).
 fn connection(bytes: &[u8]) -> Option<Connection> {
     let original = tuple(attribute(bytes, attribute::TUPLE_ORIG)?)?;
     let reply = tuple(attribute(bytes, attribute::TUPLE_REPLY)?)?;

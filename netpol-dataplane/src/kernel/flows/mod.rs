@@ -89,9 +89,9 @@ pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex
     })
 }
 
-/// Returns the minimum table size: 256 entries per CPU, so that at least half of a table is available for flows. In an
-/// LRU hash, each CPU caches up to 128 free entries. Other CPUs cannot use these entries, and evict flows instead.
-/// Since Linux 6.17, the map's size bounds this cache.
+/// Returns the minimum table size: 256 entries per CPU, but at least 512 and at most 4096. With up to 16 CPUs, at least
+/// half of a table is available for flows. In an LRU hash, each CPU caches up to 128 free entries. Other CPUs cannot
+/// use these entries, and evict flows instead. Since Linux 6.17, the map's size bounds this cache.
 ///
 /// Source: `LOCAL_FREE_TARGET`, <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/bpf_lru_list.c>, and
 /// <https://github.com/torvalds/linux/commit/d4adf1c9ee7722545450608bcb095fb31512f0c6>.

@@ -132,7 +132,7 @@ pub(super) fn divide(requests: &[u64], amount: u64) -> Vec<u64> {
 mod tests {
     use super::*;
 
-    /// The budget with the default size of `--max-flows-v4`.
+    /// The budget with the default of `--max-flows-v4`: 131,072, less the shared table (a sixteenth).
     const BUDGET: u32 = 122_880;
     const FLOOR: u32 = 512;
 

@@ -226,7 +226,7 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
-    /// Creates an empty table, and replaces the pin.
+    /// Creates an empty table, and pins it at `pin`. An existing pin at this path is removed.
     fn make_table(size: u32, pin: &Path) -> io::Result<Table> {
         let map = calls::create_lru_hash::<K, FlowEntry>(size, "netpol_flows")?;
         let map = MapData::from_fd(map).map_err(io::Error::other)?;
@@ -235,9 +235,9 @@ impl<K: Family> Tables<K> {
         Ok(Table { map, size })
     }
 
-    /// Writes new tables into their slots, and copies the flows of the previous tables. Programs keep running. Flows
-    /// that programs record in a previous table meanwhile are copied, too, until no program uses that table. This
-    /// includes flows of endpoints that are attached meanwhile.
+    /// Writes new tables into their slots, and copies the flows of the previous tables. Programs keep running: they
+    /// record further flows in a previous table until they use the new one. These flows are copied, too, even if their
+    /// endpoint is attached only meanwhile.
     fn swap(&mut self, new_tables: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
         if new_tables.is_empty() {
             return Ok(());

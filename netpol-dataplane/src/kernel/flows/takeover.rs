@@ -25,7 +25,7 @@ use crate::kernel::pins::Pins;
 /// Endpoints that are attached within this time are processed together.
 const BATCH_TIME: Duration = Duration::from_millis(20);
 
-/// A list of connections that is not older than this is also used for the next endpoint.
+/// For this time after a list of connections was read, the list is also used for further endpoints.
 const MAX_AGE: Duration = Duration::from_millis(100);
 
 /// Writes flows for the connections of endpoints.
@@ -80,8 +80,8 @@ impl TakeOver {
             .flat_map(|endpoint| addresses(endpoint).into_iter().map(move |address| (address, endpoint)))
             .collect();
         let mut tables = HashMap::new();
-        // Subtracts the maximum difference between this clock and the kernel's: a time in the future would be read as
-        // one long ago, and the flow would have timed out.
+        // Subtracts the maximum difference between this clock and the kernel's. Programs would read a time in the
+        // future as a time long ago, and would ignore the flow.
         let now = jiffies(self.hz).wrapping_sub(SLACK * self.hz);
         let mut count = 0;
         for connection in connections {
@@ -160,7 +160,8 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-/// One end of a connection: the addresses and ports that its packets have at this end's veth.
+/// One end of a connection: the addresses and ports of packets at this end's veth. If this end is not a pod, no
+/// endpoint has the address `pod`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Side {
     pod: IpAddr,

@@ -1,5 +1,5 @@
 //! `DENIALS`, `ALLOWED_FLOWS`: when a denied or an allowed flow was last reported. `EVENT_BUDGETS`: how many events
-//! each pod can still cause.
+//! each pod can still cause. An entry of `EVENT_BUDGETS` is called a budget.
 //!
 //! Size of `DENIALS` and `ALLOWED_FLOWS`: a power of two. An entry is a set of slots for four flows and takes 64 bytes.
 //! A budget allows at most 250 events in a second (`EVENT_BURST` and `EVENT_RATE`), so its events take at most 250

@@ -22,7 +22,7 @@ const RING_SIZE: u64 = 1;
 #[inline(always)]
 pub(in crate::kernel) fn is_half_full() -> bool {
     let query = |flags| {
-        // SAFETY: the pointer is that of a ring buffer, which the loader replaces with the map.
+        // SAFETY: the loader replaces this pointer with the map, and the map is a ring buffer.
         unsafe { bpf_ringbuf_query(core::ptr::from_ref(&EVENTS).cast_mut().cast(), flags) }
     };
     query(AVAILABLE_DATA) > query(RING_SIZE) / 2

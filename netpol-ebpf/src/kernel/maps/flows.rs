@@ -5,8 +5,9 @@
 //! stores the shared table in the slots of these endpoints' IDs, so the programs find both kinds of tables in the same
 //! way.
 //!
-//! The agent creates the tables in advance and chooses their sizes. If an ID is given to another pod, the table of the
-//! ID stays. The interface in the key separates the flows of the two pods.
+//! The agent chooses the sizes of the tables. It creates tables in advance for the IDs that it will allocate next. If
+//! an ID is given to another pod, the table of the ID stays. The interface in the key separates the flows of the two
+//! pods.
 //!
 //! Size: an entry takes 136 bytes for IPv4 and 160 for IPv6, preallocated. If a table is full, the least recently used
 //! entries are evicted. Inner maps with other sizes than declared here are accepted since Linux 5.10:

@@ -1,4 +1,4 @@
-//! `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports of fragmented datagrams, which only their first fragments have.
+//! `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports of fragmented datagrams. Only the first fragment has them.
 //!
 //! Size: the fragmented datagrams in transit at one time. An entry takes 104 bytes for IPv4 and 128 for IPv6,
 //! preallocated. If a map is full, the least recently used entries are evicted.

@@ -1,7 +1,7 @@
 //! `PORTS`: the ports of each port set.
 //!
 //! Size: the ports of each distinct port set. A range counts as the prefixes that it is split into (at most 30).
-//! Entries are allocated on insertion, and the capacity itself takes no memory: the agent limits the memory that
+//! Entries are allocated on insertion, and the capacity itself takes no memory. The agent limits the memory that
 //! policies use.
 
 use aya_ebpf::btf_maps::LpmTrie;

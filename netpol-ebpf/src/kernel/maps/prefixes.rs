@@ -1,7 +1,7 @@
 //! `PREFIXES_V4` and `PREFIXES_V6`: the class of each CIDR.
 //!
 //! Size: the distinct CIDRs (`cidr` and `except` of ipBlocks) of all policies in use on this node. Entries are
-//! allocated on insertion, and the capacity itself takes no memory: the agent limits the memory that policies use.
+//! allocated on insertion, so the capacity itself takes no memory. The agent limits the memory that policies use.
 
 use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;

@@ -1,4 +1,4 @@
-//! `SERVICES_V4` and `SERVICES_V6`: the class of each frontend.
+//! `SERVICES_V4` and `SERVICES_V6`: the class of each frontend's backend set.
 //!
 //! Size: the ports of Services times their addresses, and hostPorts. Entries are allocated on insertion; an empty map
 //! takes 16 bytes per entry of capacity.

@@ -19,9 +19,10 @@ pub(in crate::explain) enum Fix {
     /// Correct an invalid part of the policy. After the correction, the policy does not isolate the pod in the packet's
     /// direction.
     NotIsolating(PolicyKey),
-    /// Send this packet instead, for example to a port of the pod and not to the port of a Service.
+    /// Send this packet instead. For example, its destination is the port of the pod, not the port of a Service.
     OtherPacket(Packet),
-    /// No change: the other end is the node of the pod, and the agent on this node allows the packet.
+    /// No change is needed: the remote address is an address of the pod's node, and the agent on the pod's node allows
+    /// the packet.
     LocalNode,
 }
 
@@ -35,8 +36,8 @@ impl Fix {
                 let policy = cluster_state.policies.get(key);
                 policy.is_some_and(|policy| reference::allows(cluster_state, policy, rule, pod, packet))
             }
-            // The packet is denied, so no rule of another policy allows it. If this policy does not isolate the pod,
-            // the packet is allowed only if no other policy isolates the pod either.
+            // The packet is denied, so no rule of another policy allows it. After the change, this policy does not
+            // isolate the pod. Then the packet is allowed only if no other policy isolates the pod.
             Self::NotIsolating(key) => {
                 reference::isolating_in(cluster_state, pod, packet.direction, mode).all(|policy| policy.key == *key)
             }

@@ -18,14 +18,14 @@ pub(super) fn apply(text: &[String], lines: &Lines, operation: &Operation) -> Op
         Operation::Replace(path, new) => replace(text, lines, path, new),
         Operation::Remove(path) => {
             let range = field_lines(text, lines, path)?;
-            // The lines contain only the field if the first line begins with it. Otherwise, nothing is edited.
+            // If the first line does not begin with the field, the lines also contain other text, so nothing is edited.
             starts_item_or_key(text.get(range.start)?, path.0.last()?, false)?;
             Some(splice(text, range, &[]))
         }
     }
 }
 
-/// Appends an item to a list. If the list is missing, adds it to its map.
+/// Appends an item to a list. If the map has no such list, adds a list with this item to the map.
 fn append(text: &[String], lines: &Lines, list: &FieldPath, item: &Node) -> Option<Vec<String>> {
     let Step::Key(key) = list.0.last()? else { return None };
     if let Some(found) = find_field(lines, list) {
@@ -169,7 +169,8 @@ fn is_item(line: &str) -> bool {
     line.trim_start_matches(' ').starts_with("- ")
 }
 
-/// Returns the position at which `text` begins a word in the line; `None` if there is no such position, or several.
+/// Returns the position of `text` in the line; `None` if `text` does not occur, or occurs several times. Occurrences
+/// inside a longer word do not count: `key: ` does not occur in `my-key: a`.
 fn find_once(line: &str, text: &str) -> Option<usize> {
     let mut found = line.match_indices(text).filter(|(start, _)| {
         !line[..*start].chars().next_back().is_some_and(|before| before.is_alphanumeric() || "_./-\"".contains(before))

@@ -24,7 +24,7 @@ pub(super) fn diff(file: &str, text: &FileText, replaced: Range<usize>, new: &[S
     let last = (end + CONTEXT).min(text.count());
     let (old_count, new_count) = (last - first, last - first - removed.len() + added.len());
     if last == text.count() && !text.ends_with_line_break() {
-        // The format needs a marker for a last line without a line break.
+        // A last line without a line break needs a marker in a diff. This function does not write this marker.
         return None;
     }
     let mut diff = format!("--- {file}\n+++ {file}\n@@ -{},{old_count} +{},{new_count} @@\n", first + 1, first + 1);

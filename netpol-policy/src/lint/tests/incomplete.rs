@@ -25,8 +25,8 @@ fn policy(selector: &str, spec: &str) -> String {
     )
 }
 
-/// Returns the findings as `NP010 path: text`, and the rules that were not checked as `NP010: reason`. Omits rules
-/// about whole namespaces, DNS and the API server.
+/// Returns two lists. The first has the findings, as `NP010 path: text`. The second has the rules that were not
+/// checked, as `NP010: reason`. Omits rules about whole namespaces, DNS and the API server.
 fn lint(more: &str, policy: &str) -> (Vec<String>, Vec<String>) {
     let report = report(&format!("{SHOP}{more}{policy}"));
     let is_included = |rule: RuleId| rule < RuleId::DNS_DENIED;
@@ -115,7 +115,7 @@ fn a_namespace_that_is_selected_by_name_may_be_defined_elsewhere() {
 }
 
 #[test]
-fn a_selector_next_to_an_unknown_namespace_was_probably_intended_for_its_pods() {
+fn a_selector_next_to_an_unknown_namespace_was_probably_intended_for_pods_of_that_namespace() {
     let peers = |namespaces: &str, labels: &str| {
         let namespaces = format!("{{namespaceSelector: {{matchLabels: {{{namespaces}}}}}}}");
         policy(

@@ -71,8 +71,8 @@ impl ObjectReader {
 }
 
 /// Returns the apiVersion with which netpol parses workloads of this kind, such as `apps/v1`. `api_version` is the
-/// value in the object or owner reference. It may be outdated or have no group. Returns `None` if the kind is not a
-/// workload, or if it is a kind of another API group that has the same name as a kind of workload.
+/// value in the object or owner reference. It may be outdated or have no group. Returns `None` if `kind` is not the
+/// name of a kind of workload, or if `api_version` has the API group of another kind with this name.
 pub(super) fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     match (WorkloadKind::from_name(kind)?, group) {
@@ -124,7 +124,8 @@ fn namespace(metadata: &ObjectMeta) -> &str {
     metadata.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or("default")
 }
 
-/// Returns the workload that controls a pod or another workload, from its owner references.
+/// Returns the workload that controls an object (a pod or another workload). `metadata`: the metadata of this object,
+/// with its owner references.
 pub(super) fn controller(metadata: &ObjectMeta) -> Option<WorkloadKey> {
     let mut owners = metadata.owner_references.iter().flatten();
     let owner = owners.find(|owner| owner.controller == Some(true))?;

@@ -1,5 +1,5 @@
-//! Parses API objects into the model, with a function `from_api` for each kind. These functions never fail: an invalid
-//! or unsupported part becomes a [`Diagnostic`] and matches nothing.
+//! Parses API objects into the model, with a function `from_api` for each kind. These functions never fail. They
+//! report an invalid or unsupported part of an object as a [`Diagnostic`]. This part matches nothing.
 
 mod block;
 mod mode;

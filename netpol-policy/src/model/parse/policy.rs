@@ -10,7 +10,8 @@ use crate::model::{Peer, Peers, Policy, PolicyKey, Rule};
 
 impl Policy {
     /// Parses a policy. This never fails: invalid parts are listed in [`Policy::diagnostics`] and match nothing. The
-    /// policy still isolates the pods that it selects.
+    /// policy still isolates the pods that it selects. If `spec.podSelector` is invalid, these are all pods of the
+    /// namespace.
     pub fn from_api(api: &NetworkPolicy) -> Self {
         let mut diagnostics = Diagnostics::default();
         let absent = NetworkPolicySpec::default();

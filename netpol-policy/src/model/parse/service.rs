@@ -15,7 +15,7 @@ use crate::model::{
     TargetPort,
 };
 
-/// The label of an `EndpointSlice` with the name of its Service.
+/// An `EndpointSlice` has the name of its Service in this label.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 impl Service {
@@ -155,7 +155,7 @@ fn slice_port(api: &discovery::EndpointPort, field: &str, diagnostics: &mut Diag
 
 /// Parses an endpoint of a slice. Returns one [`SliceEndpoint`] for each of its addresses.
 fn slice_endpoints(api: &discovery::Endpoint, field: &str, diagnostics: &mut Diagnostics) -> Vec<SliceEndpoint> {
-    // Conditions that are missing have these values: see `EndpointConditions` in the API documentation.
+    // `unwrap_or` has the value of a missing condition: see `EndpointConditions` in the API documentation.
     let condition = |of: fn(&discovery::EndpointConditions) -> Option<bool>| api.conditions.as_ref().and_then(of);
     let ready = condition(|conditions| conditions.ready).unwrap_or(true);
     let serving = condition(|conditions| conditions.serving).unwrap_or(true);

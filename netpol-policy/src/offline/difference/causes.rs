@@ -36,7 +36,7 @@ pub enum Reason {
     Unevaluated(Vec<String>),
     /// An `ipBlock` may contain an unknown address.
     UnknownAddress,
-    /// The ends have other address families in common than before.
+    /// The address families that both ends have in common have changed.
     AddressFamilies,
 }
 

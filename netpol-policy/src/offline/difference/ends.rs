@@ -37,7 +37,7 @@ impl Members {
     }
 }
 
-/// An end of the comparison: workloads or addresses. Their connections with every other end change in the same way.
+/// Workloads or addresses that are compared as one end. Their connections with every other end change in the same way.
 #[derive(Clone, Debug)]
 pub struct DifferenceEnd {
     /// The workloads or addresses.
@@ -121,8 +121,8 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
 }
 
 /// Pairs the pods of a workload in the old cluster with its pods in the new cluster. A pod that is in both clusters is
-/// paired with itself. From the other pods, takes one pod of each end in the old cluster and one of each end in the new
-/// cluster, and returns all pairs of them.
+/// paired with itself. From the pods that are only in one cluster, takes one pod of each end. Pairs each of these pods
+/// of the old cluster with each of these pods of the new cluster.
 fn old_and_new_pods<'p>(
     reachability: &Reachability<'_>,
     [old, new]: [&'p [PodKey]; 2],

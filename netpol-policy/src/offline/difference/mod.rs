@@ -1,8 +1,8 @@
 //! Compares two versions of a cluster: which connections have another verdict in the new version, and why. The result
 //! is exact, for all pods, addresses and ports.
 //!
-//! An end is a group of pods, or a group of addresses. All members of the group have the same allowed ports to and from
-//! each other end (see `reachability`).
+//! An end is a group of pods, or a group of addresses. All members of an end have the same allowed ports to and from
+//! each of the other ends (see `reachability`).
 
 mod causes;
 mod ends;
@@ -98,9 +98,8 @@ impl<'c, 'e> Comparison<'c, 'e> {
         }
     }
 
-    /// Compares the ports of each pair of a source and a destination. Omits pairs in which both ends are the same in
-    /// the two clusters, pairs of addresses that no pod has, and the pair of an end with itself if the end has only one
-    /// pod.
+    /// Compares the ports of each pair of a source and a destination. Omits pairs of two unchanged ends, pairs of
+    /// addresses that no pod has, and the pair of an end with itself if the end has only one pod.
     fn pairs(&mut self) -> Vec<PairChange> {
         let mut found = Vec::new();
         for (to, destination) in self.ends.iter().enumerate() {

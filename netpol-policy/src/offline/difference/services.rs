@@ -64,7 +64,7 @@ fn backends_by_port(cluster: &OfflineCluster) -> BackendsByPort {
     ports.collect()
 }
 
-/// Returns the backends with workloads instead of pods, so that another pod of the same workload is the same backend.
+/// Returns the backends. Each pod is replaced by its workload, so that another pod of the workload is the same backend.
 fn named_backends(cluster: &OfflineCluster, backends: &BTreeSet<(End, u16)>) -> ServiceBackends {
     let name = |(end, port): &(End, u16)| match end {
         End::Pod(pod) => Some((ServiceBackend::Unit(UnitKey::of(cluster, pod)), *port)),

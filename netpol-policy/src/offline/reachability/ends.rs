@@ -15,7 +15,7 @@ use crate::offline::intern::Interner;
 use crate::offline::{AddressSet, OfflineCluster, is_placeholder};
 use crate::reference::{self, Remote};
 
-/// A side: the policies of a pod in one direction. Its two sets of rules differ only if some addresses are
+/// A side: the policies of a pod in one direction. `rules` and `possible_rules` differ only if some addresses are
 /// unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Side {
@@ -33,13 +33,13 @@ pub(super) struct Side {
 /// the same named ports, except names that no egress rule uses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AddressClass {
-    /// A bit for each condition, set if the condition matches.
+    /// A bit for each [`Condition`] (a peer of a rule), set if the condition matches.
     conditions: Vec<u64>,
     /// The named ports of a pod with such an address, sorted. Only names that an egress rule uses.
     pub(super) named_ports: Vec<NamedPort>,
 }
 
-/// An end: pods, or addresses that no pod has. Two pods with equal values belong to the same end.
+/// An end: pods, or addresses that no pod has. Two pods belong to the same end if all these fields are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct EndClass {
     /// The numbers of the sides, in the order of [`Direction::BOTH`]; `None` if no policy can apply.
@@ -47,12 +47,13 @@ pub(super) struct EndClass {
     /// The numbers of the address classes of the IPv4 address and of the IPv6 address.
     pub(super) addresses: [Option<u32>; 2],
     /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own: its
-    /// egress policies do not apply to the shared address (hairpin traffic), but the egress policies of all other pods
-    /// do.
+    /// traffic to the shared address is hairpin traffic, to which its egress policies do not apply. The egress policies
+    /// of pods without this address do apply.
     pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
 }
 
-/// The distinct values of all clusters, each with a number. Other values contain the number instead of the value.
+/// The distinct values of all clusters in a [`Reachability`](super::Reachability), each with a number. Values refer to
+/// each other by number: for example, a side contains the numbers of its rules.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Values {
     pub(super) conditions: Interner<Condition>,

@@ -34,7 +34,8 @@ use crate::offline::intern::Interner;
 use crate::offline::{AddressSet, OfflineCluster, PortSet};
 use crate::reference::{self, RuleRef};
 
-/// The number of an end: a class of pods or addresses that can connect with every other end at the same ports.
+/// The number of an end: a class of pods or addresses. All members of an end have the same allowed ports to and from
+/// each other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndId(u32);
 

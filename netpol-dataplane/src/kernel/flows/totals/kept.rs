@@ -21,7 +21,8 @@ impl FlowId {
         self.key.ifindex
     }
 
-    /// Returns the idle jiffies after which the flow has ended. [`SLACK`] is the possible error of measured times.
+    /// Returns a limit in jiffies: a flow that is idle for at least this time has ended. [`SLACK`] is the possible
+    /// error of measured times.
     fn timeout(&self, state: u8, hz: u32) -> u32 {
         (flow_timeout::of(self.key.protocol, state) + 2 * SLACK) * hz
     }
@@ -122,7 +123,8 @@ impl KeptFlow {
         }
     }
 
-    /// Returns why the flow has ended, if another flow has its key now. `None`: a record of the end was already sent.
+    /// Returns why the flow has ended. Called if another flow has this flow's key now. `None`: a record of the end was
+    /// already sent.
     pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEndReason> {
         if self.is_end_reported {
             return None;

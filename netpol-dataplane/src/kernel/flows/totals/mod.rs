@@ -4,8 +4,9 @@
 //! The eBPF programs count packets and bytes in the entries of the flow tables. This module reads the tables every few
 //! seconds, keeps the last values of each flow, and finds the flows that have ended.
 //!
-//! Flows without packets have no totals. These are the post-DNAT flows of packets to a Service, because their packets
-//! are counted in the pre-DNAT flow; and flows that were taken over from `nf_conntrack` and have had no packet since.
+//! A flow has no totals if no packets are counted in its entry. This is so for the post-DNAT flow of packets to a
+//! Service, because these packets are counted in the pre-DNAT flow. It is also so for a flow that was taken over from
+//! `nf_conntrack`, until its next packet.
 
 mod kept;
 
@@ -234,7 +235,7 @@ impl Tracker {
         if !self.reserve_room(id.interface()) {
             let since_previous = |previous: Clocks| self.clocks.since(previous.jiffies);
             let age = self.clocks.since(entry.started);
-            // A flow that is not new was counted at an earlier reading.
+            // A flow that is not new was already added to `not_kept` at an earlier reading.
             let is_new = self.previous.is_none_or(|previous| age <= since_previous(previous));
             self.not_kept.fetch_add(u64::from(replaced.is_some() || is_new), Ordering::Relaxed);
         } else if let Some(totals) = replaced {
