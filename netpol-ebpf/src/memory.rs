@@ -1,4 +1,4 @@
-//! Runs the packet programs in unit tests: implements [`Context`] with the packet, the maps and the clock in memory.
+//! Runs the packet programs in unit tests: implements `Context` with the packet, the maps and the clock in memory.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;

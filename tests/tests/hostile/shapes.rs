@@ -267,7 +267,7 @@ const ICMPV6: &[(u8, Form<Build>)] = &[
 const TAGS: &[(&[u16], bool)] =
     &[(&[0], true), (&[7], true), (&[7, 8], true), (&[7, 8, 9], true), (&[7, 8, 9, 10], false)];
 
-/// Returns whether an ICMPv6 packet is neighbor or listener discovery, which requires a hop limit of 255 or 1. Such
+/// Returns whether an `ICMPv6` packet is neighbor or listener discovery, which requires a hop limit of 255 or 1. Such
 /// packets must not reach the other pod, regardless of policies (docs/semantics.md, item 32). With any other hop limit,
 /// they are ordinary ICMP messages, which receivers do not process as discovery.
 fn is_link_scope(transport: &str, ip_form: &str) -> bool {
