@@ -19,9 +19,9 @@ use crate::flows::{FlowEvent, ReceivedFlow, collect_flows, end_of_follow, protoc
 use crate::output::print_items;
 use crate::remote::{Answer, Fleet, Lines, runtime};
 use crate::scope::Scope;
-use crate::table::time_span;
+use crate::table::{counted_u64, time_span};
 
-/// The maximum number of flows in memory. If there are more, the oldest ones are removed.
+/// The maximum number of records in memory. If there are more, the oldest ones are removed.
 const MAX_FLOWS: usize = 200_000;
 /// How long existing flows are collected before the table is first drawn. The same time is the minimum of `--interval`.
 const FIRST_DRAW: Duration = Duration::from_millis(500);
@@ -112,8 +112,10 @@ struct Window {
     flows: VecDeque<CountedFlow>,
     /// The namespace and the labels of the pods to show.
     scope: Scope,
-    /// The number of flows that were removed, because there were more than [`MAX_FLOWS`].
+    /// The number of records of the time window that were removed, because there were more than [`MAX_FLOWS`].
     removed: u64,
+    /// The time of the latest removed record.
+    last_removed: Option<Timestamp>,
     /// The time of the latest flow, and the time when it was received.
     latest: Option<(Timestamp, Instant)>,
 }
@@ -153,7 +155,7 @@ struct PairCounts {
 impl Window {
     fn new(duration: Duration) -> Self {
         let scope = Scope { namespace: None, default_namespace: String::new(), labels: None };
-        Self { duration, flows: VecDeque::new(), scope, removed: 0, latest: None }
+        Self { duration, flows: VecDeque::new(), scope, removed: 0, last_removed: None, latest: None }
     }
 
     fn add_record(&mut self, received: &ReceivedFlow) {
@@ -171,7 +173,8 @@ impl Window {
             self.latest = Some((time, Instant::now()));
         }
         if self.flows.len() >= MAX_FLOWS {
-            self.flows.pop_front();
+            let removed = self.flows.pop_front().map(|flow| flow.time);
+            self.last_removed = self.last_removed.max(removed);
             self.removed += 1;
         }
         self.flows.push_back(CountedFlow {
@@ -196,6 +199,9 @@ impl Window {
         let now = latest.as_second().saturating_add(seconds(received_at.elapsed()));
         let first = Timestamp::from_second(now.saturating_sub(seconds(self.duration))).unwrap_or(Timestamp::MIN);
         self.flows.retain(|flow| flow.time >= first);
+        if self.last_removed.is_none_or(|last| last < first) {
+            self.removed = 0;
+        }
     }
 
     /// Counts the flows of each pair. The pairs are sorted by their numbers of denied flows, of flows that policies in
@@ -268,7 +274,7 @@ fn print_table(
         writeln!(out, "{} more: see netpol top --once", pairs.len() - rows)?;
     }
     if window.removed > 0 {
-        writeln!(out, "{} older flows are not counted: there are more than {MAX_FLOWS}", window.removed)?;
+        writeln!(out, "{} not counted: the {MAX_FLOWS} newest ones are", counted_u64(window.removed, "older record"))?;
     }
     Ok(())
 }

@@ -293,7 +293,7 @@ fn age(now: Timestamp, last: &str) -> Option<String> {
 fn print_direction(out: &mut impl Write, allowed: &Allowed) -> Result<()> {
     writeln!(out)?;
     if allowed.policies.is_empty() {
-        return paragraph(out, &format!("{}: all allowed, no policy selects it", allowed.direction), 0);
+        return paragraph(out, &format!("{}: all allowed, no policy isolates it", allowed.direction), 0);
     }
     let text = format!("{}: isolated by {}", allowed.direction, allowed.policies.join(", "));
     paragraph(out, &text, 0)?;

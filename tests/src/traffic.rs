@@ -58,7 +58,8 @@ impl Load {
             // This connection wakes the server, which waits for the next client. The server may have ended already.
             drop(client.netns().run(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?)));
             thread_result(server_thread.join())?;
-            let count = if self == Self::Stream { received.load(Ordering::Relaxed) } else { counts?.iter().sum() };
+            let requests = counts?.iter().sum();
+            let count = if self == Self::Stream { received.load(Ordering::Relaxed) } else { requests };
             Ok((count, elapsed))
         })
     }

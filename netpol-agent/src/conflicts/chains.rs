@@ -74,13 +74,16 @@ impl Matches {
     fn read(&mut self, mut rest: &[u8]) -> io::Result<DumpState> {
         while let Some((length, kind, flags)) = header(rest) {
             let Some(body) = rest.get(HEADER_SIZE..length) else { break };
+            // Chains may be missing in an interrupted dump. Without an error, they would be treated as removed. The last
+            // message of the dump can be the only one with this flag.
+            if kind != ERROR && flags & DUMP_INTERRUPTED != 0 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             match kind {
                 ERROR | DONE => {
                     let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
                     return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(DumpState::Done) };
                 }
-                // Chains may be missing in an interrupted dump. Without an error, they would be treated as removed.
-                _ if flags & DUMP_INTERRUPTED != 0 => return Err(io::ErrorKind::Interrupted.into()),
                 NEW_CHAIN => self.read_chain(body.get(NFGENMSG_SIZE..).unwrap_or_default()),
                 _ => {}
             }
@@ -208,6 +211,8 @@ mod tests {
         let error = matches.read(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         let interrupted = message(NEW_CHAIN, 2 | DUMP_INTERRUPTED, &[0; 4]);
+        assert_eq!(matches.read(&interrupted).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        let interrupted = message(DONE, 2 | DUMP_INTERRUPTED, &[0; 4]);
         assert_eq!(matches.read(&interrupted).unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 

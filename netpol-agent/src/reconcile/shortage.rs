@@ -39,8 +39,13 @@ impl Shortage {
             let policies = changed - MAX_LOGGED;
             tracing::error!(policies, "more policies are only partly enforced; list them with `netpol-agent status`");
         }
-        for policy in self.policies.keys().filter(|policy| !now.contains_key(*policy)).take(MAX_LOGGED) {
+        let resolved: Vec<_> = self.policies.keys().filter(|policy| !now.contains_key(*policy)).collect();
+        for policy in resolved.iter().take(MAX_LOGGED) {
             tracing::info!(%policy, "the policy is fully enforced again, or was deleted");
+        }
+        if resolved.len() > MAX_LOGGED {
+            let policies = resolved.len() - MAX_LOGGED;
+            tracing::info!(policies, "more policies are fully enforced again, or were deleted");
         }
         self.policies = now;
     }

@@ -136,7 +136,7 @@ pub struct UnprotectedTimes {
 /// Totals of the unprotected times that start at the same kind of event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StartTotals {
-    /// Number of interfaces.
+    /// Number of recorded times. An interface is counted again if its programs were detached and reattached.
     pub count: u64,
     /// Sum of the times.
     pub sum: Duration,

@@ -278,7 +278,7 @@ fn check_isolated(
             let (outcome, verdict) =
                 if is_unknown { (Outcome::Unknown, "unknown") } else { (Outcome::Failed, "not isolated") };
             let text =
-                if is_unknown { unknown_text(cluster, pod, *direction) } else { "no policy selects it".to_owned() };
+                if is_unknown { unknown_text(cluster, pod, *direction) } else { "no policy isolates it".to_owned() };
             let because = vec![format!("{}: {text}", direction.name())];
             if worst.as_ref().is_none_or(|(worst, _)| *worst < outcome) {
                 let what = pod.title();
@@ -315,8 +315,8 @@ fn destinations(
     Ok(found)
 }
 
-/// Finds the pods and addresses that these ends stand for. None of the ends may be a Service. An end that stands for no
-/// pod is an error, because an expectation about nothing would always pass.
+/// Finds the pods and addresses that these ends stand for. None of the ends may be a Service. An end that selects
+/// pods must stand for at least one pod, because an expectation about nothing would always pass.
 fn select(cluster: &OfflineCluster, Ends(ends): &Ends, namespace: &str) -> Result<Selected> {
     let mut selected = Selected::default();
     let state = cluster.state();

@@ -240,7 +240,7 @@ fn why_needs_only_rights_in_the_namespace_of_the_pod() {
           Nh ago, 7 packets: egress to 1.1.1.1, ICMP would be denied by
             NetworkPolicy shop/db if enforced: no rule allows it
 
-        egress: all allowed, no policy selects it
+        egress: all allowed, no policy isolates it
 
         ingress: isolated by shop/db
           shop/db spec.ingress[0]: pods with app=backend in namespace shop; at 5432/TCP

@@ -212,7 +212,8 @@ impl Tree {
             }
         }
         for (path, error) in unreadable {
-            failures.insert(path, format!("this file {error}; its last objects stay in effect"));
+            let kind = if path.is_dir() { "directory" } else { "file" };
+            failures.insert(path, format!("this {kind} {error}; its last objects stay in effect"));
         }
         if !events.is_empty() {
             events.extend(self.store.derive());

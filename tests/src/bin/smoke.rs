@@ -280,7 +280,7 @@ impl Smoke {
     }
 }
 
-/// Returns the programs of netpol in the kernel, and the flow maps with a name like `FLOWS_V4`.
+/// Returns the programs of netpol in the kernel, and its flow tables: `FLOWS_V4`, `FLOWS_V6` and those of endpoints.
 fn loaded_objects() -> Vec<String> {
     let programs = loaded_programs().filter_map(Result::ok).filter_map(|program| {
         let name = program.name_as_str()?;
@@ -288,7 +288,7 @@ fn loaded_objects() -> Vec<String> {
     });
     let maps = loaded_maps().filter_map(Result::ok).filter_map(|map| {
         let name = map.name_as_str()?;
-        name.starts_with("FLOWS").then(|| format!("map {name}"))
+        (name.starts_with("FLOWS") || name.starts_with(PROGRAM_PREFIX)).then(|| format!("map {name}"))
     });
     programs.chain(maps).collect()
 }

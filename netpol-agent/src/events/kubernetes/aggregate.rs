@@ -18,7 +18,7 @@ const COALESCE: Duration = Duration::from_millis(300);
 /// Minimum time from the first write of a topic's Event to its first update. Each further interval is three times as
 /// long as the previous one, up to [`MAX_INTERVAL`].
 const FIRST_INTERVAL: Duration = Duration::from_secs(15);
-/// Maximum interval between two updates of a topic.
+/// The intervals of a topic do not grow beyond this time.
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 /// A topic without packets for this long is removed. The next packet starts a new Event.
 const EXPIRY: Duration = Duration::from_mins(15);

@@ -105,6 +105,7 @@ impl Sender {
     }
 
     fn rejected(&mut self, records: usize, error: &str) {
+        self.backoff = Backoff::default();
         self.counters.count_dropped(DropReason::Rejected, records);
         self.report(DropReason::Rejected, error, "the collector rejected flow records; check its URL and its log");
     }
