@@ -69,7 +69,7 @@ impl Case {
         let ports = u64::from(u32::from_le_bytes([a, b, c, d]));
         Self {
             bits: u64::from_le_bytes([
-                packet.start as u8,
+                packet.ip_offset as u8,
                 packet.protocol,
                 packet.transport.flags.0,
                 role,

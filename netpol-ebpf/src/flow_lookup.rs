@@ -15,12 +15,12 @@ use crate::verdict;
 /// once.
 pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
     /// Returns the verdict of the packet's flow. If the packet has no flow, returns how to check its source address.
-    /// `start` is the offset of the IP header, `ports` are as in the flow's key, and `bits` are from
+    /// `ip_offset` is the offset of the IP header, `ports` are as in the flow's key, and `bits` are from
     /// [`Case::flow_bits`](crate::case::Case::flow_bits). [`KNOWN`], [`STALE`] and the constants after them describe
     /// the result.
     #[inline(always)]
-    fn lookup_flow(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
-        lookup_flow::<A, Self>(self, direction, start, ports, bits)
+    fn lookup_flow(self, direction: Direction, ip_offset: u32, ports: u32, bits: u32) -> u64 {
+        lookup_flow::<A, Self>(self, direction, ip_offset, ports, bits)
     }
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum FlowVerdict {
 pub(crate) struct FlowUpdate {
     pub(crate) flags: TcpFlags,
     /// The offset of the IP header.
-    pub(crate) start: u32,
+    pub(crate) ip_offset: u32,
 }
 
 /// Looks up a flow, and updates the flow for the packet. Returns `None` if there is no flow with this key, or if the
@@ -74,9 +74,9 @@ where
         return None;
     }
     if known.version == version {
-        if let Some(FlowUpdate { flags, start }) = update {
+        if let Some(FlowUpdate { flags, ip_offset }) = update {
             known.touch(slot, direction, flags, now, hz);
-            traffic::count(context, slot, direction, start);
+            traffic::count(context, slot, direction, ip_offset);
             verdict::mark_for_recheck(context, endpoint, direction, known.needs_recheck());
         }
         return Some(FlowVerdict::Allowed);
@@ -96,14 +96,14 @@ where
 
 /// Does what [`FlowFunctions::lookup_flow`] describes.
 #[inline(always)]
-pub(crate) fn lookup_flow<A, S>(context: S, direction: Direction, start: u32, ports: u32, bits: u32) -> u64
+pub(crate) fn lookup_flow<A, S>(context: S, direction: Direction, ip_offset: u32, ports: u32, bits: u32) -> u64
 where
     A: Parse,
     S: Context + Family<A>,
 {
     let [protocol, flags, role, _] = bits.to_le_bytes();
     let Some(endpoint) = context.endpoint() else { return 0 };
-    let Some((source, destination)) = A::addresses(&context, start) else { return 0 };
+    let Some((source, destination)) = A::addresses(&context, ip_offset) else { return 0 };
     // A packet from the pod belongs to no flow if its source address is not the pod's. Post-DNAT, masqueraded
     // packets have another source address, too. Pre-DNAT, the address is checked only with anti-spoofing.
     if direction == Direction::Egress
@@ -129,7 +129,7 @@ where
     {
         return source_check;
     }
-    match find_flow(&context, endpoint, direction, &key, Some(FlowUpdate { flags: TcpFlags(flags), start })) {
+    match find_flow(&context, endpoint, direction, &key, Some(FlowUpdate { flags: TcpFlags(flags), ip_offset })) {
         Some(FlowVerdict::Allowed) => KNOWN,
         Some(FlowVerdict::Stale(reevaluation, opposite_bits)) => {
             STALE | opposite_bits | source_check << STALE_SOURCE_CHECK_SHIFT | u64::from(reevaluation.pack())

@@ -6,19 +6,26 @@ use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 use crate::context::{Context, Family, PacketAddress};
 use crate::packet::{Fragment, Packet, Parse, TcpFlags, Transport};
 
-/// The functions of one address family that are separate BPF functions in the kernel. `start` is the offset of the IP
-/// header in the frame, `identification` is the IP identification, and `info` is a [`FragmentInfo`], packed into a
+/// The functions of one address family that are separate BPF functions in the kernel. `ip_offset` is the offset of the
+/// IP header in the frame, `identification` is the IP identification, and `info` is a [`FragmentInfo`], packed into a
 /// word.
 pub(crate) trait FragmentFunctions<A: Parse>: Context + Family<A> {
     /// Returns the protocol and ports of a fragment, see [`resolve`].
     #[inline(always)]
-    fn resolve_fragment(self, direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
-        resolve::<A, Self>(self, direction, start, identification, info, first)
+    fn resolve_fragment(
+        self,
+        direction: Direction,
+        ip_offset: u32,
+        identification: u32,
+        info: u64,
+        first: bool,
+    ) -> u64 {
+        resolve::<A, Self>(self, direction, ip_offset, identification, info, first)
     }
     /// Records an allowed first fragment, see [`record`].
     #[inline(always)]
-    fn record_fragment(self, direction: Direction, start: u32, identification: u32, info: u64) {
-        record::<A, Self>(self, direction, start, identification, info);
+    fn record_fragment(self, direction: Direction, ip_offset: u32, identification: u32, info: u64) {
+        record::<A, Self>(self, direction, ip_offset, identification, info);
     }
 }
 
@@ -90,7 +97,7 @@ const MALFORMED: u64 = 1 << 48;
 pub(crate) fn resolve<A, S>(
     context: S,
     direction: Direction,
-    start: u32,
+    ip_offset: u32,
     identification: u32,
     info: u64,
     first: bool,
@@ -101,7 +108,7 @@ where
 {
     // Neither of these two returns happens: the caller packed `info` and has already read the addresses.
     let Ok(current) = FragmentInfo::unpack(info) else { return MALFORMED };
-    let Some(addresses) = A::addresses(&context, start) else { return MALFORMED };
+    let Some(addresses) = A::addresses(&context, ip_offset) else { return MALFORMED };
     let orphan = FragmentInfo::of_orphan(current.protocol).pack();
     let known = context.fragment(&key(context.ifindex(), direction, addresses, current.protocol, identification));
     let Some(entry) = known else { return if first { info } else { orphan } };
@@ -126,13 +133,13 @@ where
 /// Records an allowed first fragment. A denied first fragment is not recorded, so later fragments of its datagram are
 /// evaluated without ports.
 #[inline(always)]
-pub(crate) fn record<A, S>(context: S, direction: Direction, start: u32, identification: u32, info: u64)
+pub(crate) fn record<A, S>(context: S, direction: Direction, ip_offset: u32, identification: u32, info: u64)
 where
     A: Parse,
     S: Context + Family<A>,
 {
     let Ok(FragmentInfo { protocol, transport }) = FragmentInfo::unpack(info) else { return };
-    let Some(addresses) = A::addresses(&context, start) else { return };
+    let Some(addresses) = A::addresses(&context, ip_offset) else { return };
     let entry = FragmentEntry {
         source_port: transport.source_port,
         destination_port: transport.destination_port,

@@ -20,8 +20,8 @@ pub(crate) trait GuardFunctions: Context {
     }
     /// Checks a neighbor discovery message from a pod, see [`check_discovery`].
     #[inline(always)]
-    fn check_discovery(self, start: u32, payload: u32) -> Reason {
-        check_discovery(&self, start, payload)
+    fn check_discovery(self, ip_offset: u32, payload: u32) -> Reason {
+        check_discovery(&self, ip_offset, payload)
     }
     /// Returns whether a packet that left its pod has an unverified source address, see [`is_unverified`].
     #[inline(always)]
@@ -109,19 +109,20 @@ pub(crate) fn is_unverified<S: Context>(context: &S) -> bool {
         return false;
     }
     match packet::find_payload(context) {
-        Ok(link::LinkPayload::Ipv4(start)) => is_unverified_source::<[u8; 4], S>(context, endpoint, start),
-        Ok(link::LinkPayload::Ipv6(start)) => is_unverified_source::<[u8; 16], S>(context, endpoint, start),
+        Ok(link::LinkPayload::Ipv4(ip_offset)) => is_unverified_source::<[u8; 4], S>(context, endpoint, ip_offset),
+        Ok(link::LinkPayload::Ipv6(ip_offset)) => is_unverified_source::<[u8; 16], S>(context, endpoint, ip_offset),
         Ok(link::LinkPayload::Arp(_)) | Err(_) => false,
     }
 }
 
 #[inline(always)]
-fn is_unverified_source<A, S>(context: &S, endpoint: &Endpoint, start: u32) -> bool
+fn is_unverified_source<A, S>(context: &S, endpoint: &Endpoint, ip_offset: u32) -> bool
 where
     A: PacketAddress + Parse,
     S: Context + Family<A>,
 {
-    A::addresses(context, start).is_some_and(|(source, _)| is_neither_own_nor_translated(context, endpoint, &source))
+    A::addresses(context, ip_offset)
+        .is_some_and(|(source, _)| is_neither_own_nor_translated(context, endpoint, &source))
 }
 
 /// Returns whether this source address is neither the endpoint's nor translated. The node translates source addresses
@@ -205,20 +206,20 @@ mod icmpv6 {
     pub(super) const NONCE: u8 = 14;
 }
 
-/// Checks a message of neighbor or listener discovery from a pod. The IPv6 header is at the offset `start`, the message
-/// at `payload`. The source must be the pod's own address; in solicitations and reports, it can also be unspecified.
-/// Advertised targets must be the pod's addresses. Options with a link-layer address must have the pod's MAC address,
-/// if it is known. The destination must be on the link. The message must not be longer than the protocols need. Other
-/// types of messages are denied, such as router advertisements, redirects and queries.
+/// Checks a message of neighbor or listener discovery from a pod. The IPv6 header is at the offset `ip_offset`, the
+/// message at `payload`. The source must be the pod's own address; in solicitations and reports, it can also be
+/// unspecified. Advertised targets must be the pod's addresses. Options with a link-layer address must have the pod's
+/// MAC address, if it is known. The destination must be on the link. The message must not be longer than the protocols
+/// need. Other types of messages are denied, such as router advertisements, redirects and queries.
 #[inline(always)]
-pub(crate) fn check_discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
+pub(crate) fn check_discovery<S: Context>(context: &S, ip_offset: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     if !endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Reason::NeighborDiscovery;
     }
-    let Some((source, destination)) = <[u8; 16]>::addresses(context, start) else { return Reason::Malformed };
+    let Some((source, destination)) = <[u8; 16]>::addresses(context, ip_offset) else { return Reason::Malformed };
     let Some(Bytes([kind])) = context.load::<1>(payload) else { return Reason::Malformed };
-    let headers_length = payload.wrapping_sub(start);
+    let headers_length = payload.wrapping_sub(ip_offset);
     let length = context.length().wrapping_sub(payload);
     if matches!(kind, icmpv6::LISTENER_REPORT | icmpv6::LISTENER_DONE | icmpv6::LISTENER_REPORT_V2) {
         if destination[0] != 0xff || !(source.belongs_to(endpoint) || source.is_zero()) {
@@ -260,18 +261,18 @@ mod igmp {
     pub(super) const DESTINATION: u32 = 16;
 }
 
-/// Checks an IGMP message. The IPv4 header is at the offset `start`, the message at `payload`. A pod may send reports
-/// and leave messages of limited length; only routers send queries. `None`: the message is not sent to a multicast
-/// group, so policies are evaluated for it.
+/// Checks an IGMP message. The IPv4 header is at the offset `ip_offset`, the message at `payload`. A pod may send
+/// reports and leave messages of limited length; only routers send queries. `None`: the message is not sent to a
+/// multicast group, so policies are evaluated for it.
 #[inline(always)]
 pub(crate) fn check_igmp<S: Context>(
     context: &S,
     endpoint: &Endpoint,
     from_pod: bool,
-    start: u32,
+    ip_offset: u32,
     payload: u32,
 ) -> Option<Reason> {
-    let Bytes([first]) = context.load::<1>(start + igmp::DESTINATION)?;
+    let Bytes([first]) = context.load::<1>(ip_offset + igmp::DESTINATION)?;
     let Bytes([kind]) = context.load::<1>(payload)?;
     if first & 0xf0 != 0xe0 {
         return None;

@@ -103,7 +103,7 @@ where
         if known.is_alive(packet.protocol, now, hz) {
             if known.version == version {
                 known.touch(slot, direction, packet.flags, now, hz);
-                traffic::count(&context, slot, direction, packet::PLAIN_START);
+                traffic::count(&context, slot, direction, packet::PLAIN_IP_OFFSET);
                 verdict::mark_for_recheck(&context, endpoint, direction, known.needs_recheck());
                 context.count(endpoint.id, direction, Reason::Flow);
                 return Some(PacketVerdict::of(Reason::Flow));
@@ -174,7 +174,7 @@ where
         }
     }
     known.touch(slot, Direction::Ingress, TcpFlags(flags), now, hz);
-    traffic::count(&context, slot, Direction::Ingress, packet::PLAIN_START);
+    traffic::count(&context, slot, Direction::Ingress, packet::PLAIN_IP_OFFSET);
     context.count(endpoint.id, Direction::Ingress, Reason::Flow);
     true
 }
@@ -206,7 +206,7 @@ where
     let flags = TcpFlags(bits as u8);
     let initiates = bits & MAY_INITIATE != 0;
     let new_connection = flags.starts_connection();
-    let flow_start = FlowStart { initiates, new_connection, flags, start: packet::PLAIN_START };
+    let flow_start = FlowStart { initiates, new_connection, flags, ip_offset: packet::PLAIN_IP_OFFSET };
     let source = match direction {
         Direction::Ingress => verdict::check_source(&context, &key.remote_address),
         Direction::Egress => SourceCheck::NONE,
@@ -228,6 +228,6 @@ where
     let reevaluation =
         Reevaluation { direction, protocol: key.protocol, stale: Stale::unpack(stale), read_only: false };
     let ports = flow::ports(key.pod_port, key.remote_port);
-    let allowed = VerdictFunctions::<A>::is_still_allowed(context, packet::PLAIN_START, ports, reevaluation.pack());
+    let allowed = VerdictFunctions::<A>::is_still_allowed(context, packet::PLAIN_IP_OFFSET, ports, reevaluation.pack());
     if allowed { Reason::Flow } else { Reason::Revoked }
 }

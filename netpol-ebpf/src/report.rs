@@ -62,7 +62,7 @@ struct EventPacket<A> {
     source: A,
     destination: A,
     /// The offset of the IP header in the frame.
-    start: u32,
+    ip_offset: u32,
 }
 
 impl EventPacket<[u8; 4]> {
@@ -75,18 +75,18 @@ impl EventPacket<[u8; 4]> {
         destination_port: [0; 2],
         source: [0; 4],
         destination: [0; 4],
-        start: packet::PLAIN_START,
+        ip_offset: packet::PLAIN_IP_OFFSET,
     };
 }
 
 impl<A: Parse> EventPacket<A> {
-    /// Parses the packet. `start`: the offset of the IP header in the frame. The packet was already parsed when it was
-    /// evaluated, but its fields were not kept: few packets cause an event, and the functions that evaluate have no
+    /// Parses the packet. `ip_offset`: the offset of the IP header in the frame. The packet was already parsed when it
+    /// was evaluated, but its fields were not kept: few packets cause an event, and the functions that evaluate have no
     /// stack space for these fields.
     #[inline(always)]
-    fn read<S: ParserFunctions>(context: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
-        let packet = A::parse(context, start, false)?;
-        let (source, destination) = A::addresses(context, start)?;
+    fn read<S: ParserFunctions>(context: &S, endpoint: &Endpoint, ip_offset: u32) -> Option<Self> {
+        let packet = A::parse(context, ip_offset, false)?;
+        let (source, destination) = A::addresses(context, ip_offset)?;
         Some(Self {
             family: A::FAMILY,
             protocol: context.barrier_within::<255>(packet.protocol),
@@ -95,7 +95,7 @@ impl<A: Parse> EventPacket<A> {
             destination_port: packet.transport.destination_port,
             source: Self::original_source(context, endpoint, source),
             destination,
-            start,
+            ip_offset,
         })
     }
 
@@ -110,7 +110,7 @@ impl<A: Parse> EventPacket<A> {
             destination_port: packet.destination_port,
             source: Self::original_source(context, endpoint, packet.source),
             destination: packet.destination,
-            start: packet::PLAIN_START,
+            ip_offset: packet::PLAIN_IP_OFFSET,
         }
     }
 
@@ -207,13 +207,13 @@ macro_rules! with_packet {
             }
         }
         match packet::find_payload(&$context) {
-            Ok(link::LinkPayload::Ipv4(start)) => {
-                if let Some($packet) = EventPacket::<[u8; 4]>::read(&$context, $endpoint, start) {
+            Ok(link::LinkPayload::Ipv4(ip_offset)) => {
+                if let Some($packet) = EventPacket::<[u8; 4]>::read(&$context, $endpoint, ip_offset) {
                     return $body;
                 }
             }
-            Ok(link::LinkPayload::Ipv6(start)) => {
-                if let Some($packet) = EventPacket::<[u8; 16]>::read(&$context, $endpoint, start) {
+            Ok(link::LinkPayload::Ipv6(ip_offset)) => {
+                if let Some($packet) = EventPacket::<[u8; 16]>::read(&$context, $endpoint, ip_offset) {
                     return $body;
                 }
             }
@@ -296,7 +296,7 @@ where
     // The flow is evaluated in the same way as a stale flow (a flow that was evaluated before a change of policies).
     let stale = Stale { initiator: report.initiator(), state: report.origin() };
     let reevaluation = Reevaluation { direction, protocol: packet.protocol, stale, read_only: true };
-    VerdictFunctions::<A>::evaluate_shadow(context, packet.start, packet.flow_ports(direction), reevaluation.pack())
+    VerdictFunctions::<A>::evaluate_shadow(context, packet.ip_offset, packet.flow_ports(direction), reevaluation.pack())
 }
 
 /// Sends an event within the limits.
@@ -327,7 +327,7 @@ fn send<A: Parse, S: ReportFunctions>(context: S, details: EventDetails<'_>, pac
         source_endpoint: source_endpoint as u16,
         rule_set,
         suppressed: limited as u32,
-        length: context.length().saturating_sub(packet.start),
+        length: context.length().saturating_sub(packet.ip_offset),
         flags: kind_flag | if group { event_flags::GROUP } else { 0 },
         zero: [0; 3],
         direction: direction as u8,

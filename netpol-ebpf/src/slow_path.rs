@@ -25,13 +25,13 @@ pub(crate) trait IpFunctions<A: Parse>:
     /// Evaluates the IP packet at an offset of the frame. `None`: the IP packet is an ICMP error, and the flow of the
     /// packet that the error quotes was not looked up yet.
     #[inline(always)]
-    fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict> {
-        evaluate_ip::<A, Self>(self, direction, start, quoted)
+    fn evaluate_ip(self, direction: Direction, ip_offset: u32, quoted: Quoted) -> Option<PacketVerdict> {
+        evaluate_ip::<A, Self>(self, direction, ip_offset, quoted)
     }
     /// Evaluates the ICMP error in the IP packet at an offset of the frame, by the flow of the packet that it quotes.
     #[inline(always)]
-    fn evaluate_quoted(self, direction: Direction, start: u32) -> Quoted {
-        evaluate_quoted::<A, Self>(self, direction, start)
+    fn evaluate_quoted(self, direction: Direction, ip_offset: u32) -> Quoted {
+        evaluate_quoted::<A, Self>(self, direction, ip_offset)
     }
     /// Returns the verdict on a packet that is summarized in a [`Case`], and counts the packet.
     #[inline(always)]
@@ -77,20 +77,20 @@ pub(crate) enum Quoted {
 pub(crate) fn evaluate_frame<S: FrameFunctions>(context: S, direction: Direction) -> PacketVerdict {
     match context.check_frame(direction) {
         FrameResult::Evaluated(reason) => PacketVerdict::of(reason),
-        FrameResult::V4(start) => evaluate_ip_packet::<[u8; 4], S>(context, direction, start),
-        FrameResult::V6(start) => evaluate_ip_packet::<[u8; 16], S>(context, direction, start),
+        FrameResult::V4(ip_offset) => evaluate_ip_packet::<[u8; 4], S>(context, direction, ip_offset),
+        FrameResult::V6(ip_offset) => evaluate_ip_packet::<[u8; 16], S>(context, direction, ip_offset),
     }
 }
 
 /// Evaluates an IP packet. For an ICMP error, the flow of the quoted packet is looked up. If there is no such flow, the
 /// error is evaluated like any other packet.
 #[inline(always)]
-fn evaluate_ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, start: u32) -> PacketVerdict {
-    if let Some(verdict) = IpFunctions::<A>::evaluate_ip(context, direction, start, Quoted::NotChecked) {
+fn evaluate_ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, ip_offset: u32) -> PacketVerdict {
+    if let Some(verdict) = IpFunctions::<A>::evaluate_ip(context, direction, ip_offset, Quoted::NotChecked) {
         return verdict;
     }
-    let quoted = IpFunctions::<A>::evaluate_quoted(context, direction, start);
-    let verdict = IpFunctions::<A>::evaluate_ip(context, direction, start, quoted);
+    let quoted = IpFunctions::<A>::evaluate_quoted(context, direction, ip_offset);
+    let verdict = IpFunctions::<A>::evaluate_ip(context, direction, ip_offset, quoted);
     verdict.unwrap_or(PacketVerdict::of(Reason::Malformed))
 }
 
@@ -108,9 +108,11 @@ pub(crate) fn check_frame<S: GuardFunctions>(context: S, direction: Direction) -
         return conclude_frame(context, endpoint, direction, Reason::SpoofedNeighbor);
     }
     let reason = match packet::find_payload(&context) {
-        Ok(link::LinkPayload::Ipv4(start)) if <[u8; 4]>::is_readable(&context, start) => return FrameResult::V4(start),
-        Ok(link::LinkPayload::Ipv6(start)) if <[u8; 16]>::is_readable(&context, start) => {
-            return FrameResult::V6(start);
+        Ok(link::LinkPayload::Ipv4(ip_offset)) if <[u8; 4]>::is_readable(&context, ip_offset) => {
+            return FrameResult::V4(ip_offset);
+        }
+        Ok(link::LinkPayload::Ipv6(ip_offset)) if <[u8; 16]>::is_readable(&context, ip_offset) => {
+            return FrameResult::V6(ip_offset);
         }
         Ok(link::LinkPayload::Ipv4(_) | link::LinkPayload::Ipv6(_)) => {
             deny_if_isolated(endpoint, direction, Reason::Malformed)
@@ -139,7 +141,12 @@ fn deny_without_endpoint<S: Context>(context: S, direction: Direction) -> Reason
 /// See [`IpFunctions::evaluate_ip`].
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of packed words")]
-pub(crate) fn evaluate_ip<A, S>(context: S, direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict>
+pub(crate) fn evaluate_ip<A, S>(
+    context: S,
+    direction: Direction,
+    ip_offset: u32,
+    quoted: Quoted,
+) -> Option<PacketVerdict>
 where
     A: Parse,
     S: IpFunctions<A>,
@@ -148,7 +155,7 @@ where
         return Some(PacketVerdict::of(deny_without_endpoint(context, direction)));
     };
     // Never happens: `check_frame` has checked that the header can be read.
-    let Some(mut packet) = A::parse(&context, start, false) else {
+    let Some(mut packet) = A::parse(&context, ip_offset, false) else {
         return Some(PacketVerdict::of(Reason::Malformed));
     };
     hide_parse_path(&context, &mut packet);
@@ -165,13 +172,13 @@ where
     let mut report = FlowReport::NONE;
     if !case.is_decided() {
         let ports = case.flow_ports();
-        let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, case.flow_bits());
+        let found = FlowFunctions::<A>::lookup_flow(context, direction, ip_offset, ports, case.flow_bits());
         if found & STALE != 0 {
             // The flow was evaluated with earlier policies. `lookup_flow` does not call `is_still_allowed` itself,
             // because the two functions together need more stack than BPF has.
             let read_only = packet.fragment == Fragment::LATER;
             let reevaluation = Reevaluation { read_only, ..Reevaluation::unpack(found as u32) };
-            if VerdictFunctions::<A>::is_still_allowed(context, start, ports, reevaluation.pack()) {
+            if VerdictFunctions::<A>::is_still_allowed(context, ip_offset, ports, reevaluation.pack()) {
                 case.decide(Reason::Flow);
                 let stale = reevaluation.stale;
                 report = FlowReport::new(endpoint, stale.initiator, stale.state, false);
@@ -197,7 +204,7 @@ where
         FragmentFunctions::<A>::record_fragment(
             context,
             direction,
-            start,
+            ip_offset,
             packet.identification,
             fragment::FragmentInfo::of(&packet).pack(),
         );
@@ -235,13 +242,13 @@ where
     // RFC 6980: neighbor discovery is never fragmented.
     if is_discovery && packet.error.is_none() && packet.fragment == Fragment::WHOLE {
         let allowed = Reason::NeighborDiscovery;
-        return Some(if from_pod { context.check_discovery(packet.start, packet.payload) } else { allowed });
+        return Some(if from_pod { context.check_discovery(packet.ip_offset, packet.payload) } else { allowed });
     }
     if A::FAMILY == 4
         && packet.protocol == protocol::IGMP
         && packet.error.is_none()
         && packet.fragment == Fragment::WHOLE
-        && let Some(reason) = guard::check_igmp(context, endpoint, from_pod, packet.start, packet.payload)
+        && let Some(reason) = guard::check_igmp(context, endpoint, from_pod, packet.ip_offset, packet.payload)
     {
         return Some(barrier_within(context, reason));
     }
@@ -266,7 +273,8 @@ where
     }
     let (identification, first) = (packet.identification, packet.fragment == Fragment::FIRST);
     let info = fragment::FragmentInfo::of(packet).pack();
-    let word = FragmentFunctions::<A>::resolve_fragment(*context, direction, packet.start, identification, info, first);
+    let word =
+        FragmentFunctions::<A>::resolve_fragment(*context, direction, packet.ip_offset, identification, info, first);
     let info = fragment::FragmentInfo::unpack(word)?;
     packet.protocol = info.protocol;
     packet.transport = info.transport;
@@ -281,10 +289,10 @@ where
     S: IpFunctions<A>,
 {
     let (bits, ports) = case.words();
-    let [start, protocol, _, role_bits, ..] = bits.to_le_bytes();
+    let [ip_offset, protocol, _, role_bits, ..] = bits.to_le_bytes();
     // Never happens: the caller checked this.
     let Some(endpoint) = context.endpoint() else { return PacketVerdict::of(Reason::NoEndpoint) };
-    let Some((source, destination)) = A::addresses(&context, u32::from(start)) else {
+    let Some((source, destination)) = A::addresses(&context, u32::from(ip_offset)) else {
         return PacketVerdict::of(Reason::Malformed);
     };
     let version = verdict::version(&context, endpoint);
@@ -312,7 +320,7 @@ where
             initiates: role_bits & role::INITIATES != 0 && !masqueraded,
             new_connection: role_bits & role::NEW_CONNECTION != 0,
             flags: TcpFlags(flags),
-            start: u32::from(start),
+            ip_offset: u32::from(ip_offset),
         };
         let attempt =
             Attempt { port: [port_high, port_low], ..verdict::attempt(&context, direction, &key, source_check) };
@@ -332,7 +340,7 @@ where
 /// See [`IpFunctions::evaluate_quoted`]. An ICMP error is sent to the source of the quoted packet, so the quoted packet
 /// had the opposite direction. If the error is sent to another address, it belongs to no known flow.
 #[inline(always)]
-pub(crate) fn evaluate_quoted<A, S>(context: S, direction: Direction, start: u32) -> Quoted
+pub(crate) fn evaluate_quoted<A, S>(context: S, direction: Direction, ip_offset: u32) -> Quoted
 where
     A: Parse,
     S: IpFunctions<A>,
@@ -340,7 +348,7 @@ where
     /// Length of the ICMP header, which precedes the quoted packet.
     const ICMP_HEADER: u32 = 8;
     let Some(endpoint) = context.endpoint() else { return Quoted::UnknownFlow };
-    let Some(outer) = A::parse(&context, start, false) else { return Quoted::UnknownFlow };
+    let Some(outer) = A::parse(&context, ip_offset, false) else { return Quoted::UnknownFlow };
     let Some(quoted) = A::parse(&context, outer.payload + ICMP_HEADER, true) else { return Quoted::UnknownFlow };
     let has_ports = quoted.error.is_none() && quoted.fragment != Fragment::LATER;
     let direction = direction.opposite();
@@ -348,8 +356,8 @@ where
     if !has_ports || role == Role::NoFlow {
         return Quoted::UnknownFlow;
     }
-    let Some((_, to)) = A::addresses(&context, start) else { return Quoted::UnknownFlow };
-    let Some((source, destination)) = A::addresses(&context, quoted.start) else { return Quoted::UnknownFlow };
+    let Some((_, to)) = A::addresses(&context, ip_offset) else { return Quoted::UnknownFlow };
+    let Some((source, destination)) = A::addresses(&context, quoted.ip_offset) else { return Quoted::UnknownFlow };
     if source != to {
         return Quoted::UnknownFlow;
     }
@@ -359,7 +367,8 @@ where
     match find_flow(&context, endpoint, direction, &key, None) {
         Some(FlowVerdict::Allowed) => Quoted::Evaluated(Reason::IcmpError),
         Some(FlowVerdict::Stale(reevaluation, _)) => {
-            let allowed = VerdictFunctions::<A>::is_still_allowed(context, quoted.start, ports, reevaluation.pack());
+            let allowed =
+                VerdictFunctions::<A>::is_still_allowed(context, quoted.ip_offset, ports, reevaluation.pack());
             Quoted::Evaluated(if allowed { Reason::IcmpError } else { Reason::Revoked })
         }
         None => Quoted::UnknownFlow,

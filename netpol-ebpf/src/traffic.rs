@@ -12,29 +12,29 @@ fn is_counted<S: Context>(context: &S) -> bool {
     context.counts_traffic() && !context.is_post_dnat()
 }
 
-/// Returns the numbers that the packet adds to the traffic of its flow. `start` is the offset of the packet's IP
+/// Returns the numbers that the packet adds to the traffic of its flow. `ip_offset` is the offset of the packet's IP
 /// header.
 #[inline(always)]
-fn traffic_of_packet<S: Context>(context: &S, start: u32) -> Traffic {
-    let bytes = context.length().saturating_sub(start);
+fn traffic_of_packet<S: Context>(context: &S, ip_offset: u32) -> Traffic {
+    let bytes = context.length().saturating_sub(ip_offset);
     Traffic { packets: u64::from(context.segments().max(1)), bytes: u64::from(bytes) }
 }
 
 /// Counts an allowed packet in its flow (`slot`), if traffic is counted. Reads the flow's initiator again, although the
 /// caller has read it: if the caller kept the value for this call, it would take space on the stack.
 #[inline(always)]
-pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, direction: Direction, start: u32) {
+pub(crate) fn count<S: Context>(context: &S, slot: Slot<'_, FlowEntry>, direction: Direction, ip_offset: u32) {
     if is_counted(context) {
         let is_reply = slot.read(field!(FlowEntry, initiator)) != direction as u8;
         let traffic = if is_reply { slot.part(field!(FlowEntry, replies)) } else { slot.part(field!(FlowEntry, sent)) };
-        add(context, traffic, traffic_of_packet(context, start));
+        add(context, traffic, traffic_of_packet(context, ip_offset));
     }
 }
 
 /// Returns the traffic of a new flow: this packet is its only one so far.
 #[inline(always)]
-pub(crate) fn of_first_packet<S: Context>(context: &S, start: u32) -> Traffic {
-    if is_counted(context) { traffic_of_packet(context, start) } else { Traffic::default() }
+pub(crate) fn of_first_packet<S: Context>(context: &S, ip_offset: u32) -> Traffic {
+    if is_counted(context) { traffic_of_packet(context, ip_offset) } else { Traffic::default() }
 }
 
 /// Adds a packet's traffic to the traffic of its flow in one direction, if traffic is counted.

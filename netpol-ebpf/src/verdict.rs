@@ -18,17 +18,17 @@ use crate::traffic;
 /// The functions of one address family that are separate BPF functions in the kernel.
 pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
     /// Evaluates a known flow again, in its initiator's direction (the direction of its first packet), and returns
-    /// whether it is still allowed. `start` is the offset of the packet's IP header, `ports` are those of the flow's
-    /// key, and `word` is a packed [`Reevaluation`].
+    /// whether it is still allowed. `ip_offset` is the offset of the packet's IP header, `ports` are those of the
+    /// flow's key, and `word` is a packed [`Reevaluation`].
     #[inline(always)]
-    fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
-        is_still_allowed::<A, Self>(self, start, ports, Reevaluation::unpack(word))
+    fn is_still_allowed(self, ip_offset: u32, ports: u32, word: u32) -> bool {
+        is_still_allowed::<A, Self>(self, ip_offset, ports, Reevaluation::unpack(word))
     }
     /// Evaluates an allowed flow in its initiator's direction by the policies in shadow mode (only evaluated and
     /// reported), see [`evaluate_shadow`]. The arguments are those of [`Self::is_still_allowed`].
     #[inline(always)]
-    fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
-        evaluate_shadow::<A, Self>(self, start, ports, Reevaluation::unpack(word))
+    fn evaluate_shadow(self, ip_offset: u32, ports: u32, word: u32) -> Reason {
+        evaluate_shadow::<A, Self>(self, ip_offset, ports, Reevaluation::unpack(word))
     }
 }
 
@@ -136,7 +136,7 @@ pub(crate) struct FlowStart {
     pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
     /// The offset of the IP header.
-    pub(crate) start: u32,
+    pub(crate) ip_offset: u32,
 }
 
 /// Evaluates a packet that belongs to no known flow or starts a connection, and records the flow that it initiates. If
@@ -177,7 +177,7 @@ where
             | recheck_flag(context, attempt.direction, key.protocol, &evaluation);
         let entry = FlowEntry {
             remote_endpoint: remote_endpoint(context, attempt.direction),
-            sent: traffic::of_first_packet(context, flow_start.start),
+            sent: traffic::of_first_packet(context, flow_start.ip_offset),
             ..new_entry(version, context.now(), attempt.direction, state)
         };
         // A packet that starts a connection (SYN or INIT) may be forged, or its receiver may ignore it. So it does not
@@ -257,7 +257,7 @@ where
 
 /// See [`VerdictFunctions::is_still_allowed`].
 #[inline(always)]
-pub(crate) fn is_still_allowed<A, S>(context: S, start: u32, ports: u32, reevaluation: Reevaluation) -> bool
+pub(crate) fn is_still_allowed<A, S>(context: S, ip_offset: u32, ports: u32, reevaluation: Reevaluation) -> bool
 where
     A: Parse,
     S: Context + Family<A>,
@@ -265,7 +265,7 @@ where
     let Reevaluation { direction, protocol, stale, read_only } = reevaluation;
     // Never happens: endpoint and addresses were read to look up the flow.
     let Some(endpoint) = context.endpoint() else { return false };
-    let Some((source, destination)) = A::addresses(&context, start) else { return false };
+    let Some((source, destination)) = A::addresses(&context, ip_offset) else { return false };
     let version = version(&context, endpoint);
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
@@ -300,7 +300,7 @@ where
         let evaluated = KnownFlow { version, last_used: context.now(), initiator: stale.initiator, state };
         // A packet from the pod does not carry the ID of the remote endpoint; the next packet to the pod does.
         flow::set_evaluated(slot, &evaluated, remote_endpoint(&context, direction));
-        traffic::count(&context, slot, direction, start);
+        traffic::count(&context, slot, direction, ip_offset);
     }
     allowed
 }
@@ -312,7 +312,7 @@ where
 /// pre-DNAT, its packet is marked for a recheck (a second evaluation, post-DNAT). Only the first packet of the flow is
 /// marked, so a later change of the backend is not evaluated.
 #[inline(always)]
-pub(crate) fn evaluate_shadow<A, S>(context: S, start: u32, ports: u32, reevaluation: Reevaluation) -> Reason
+pub(crate) fn evaluate_shadow<A, S>(context: S, ip_offset: u32, ports: u32, reevaluation: Reevaluation) -> Reason
 where
     A: Parse,
     S: Context + Family<A>,
@@ -320,7 +320,7 @@ where
     let Reevaluation { direction, protocol, stale, .. } = reevaluation;
     // Never happens: endpoint and addresses were read to evaluate the packet.
     let Some(endpoint) = context.endpoint() else { return Reason::NotIsolated };
-    let Some((source, destination)) = A::addresses(&context, start) else { return Reason::NotIsolated };
+    let Some((source, destination)) = A::addresses(&context, ip_offset) else { return Reason::NotIsolated };
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
     let attempt = original_attempt(endpoint, &key, stale, context.is_post_dnat());

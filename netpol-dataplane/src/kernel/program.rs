@@ -75,9 +75,8 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program after which the mark of this role is named: the mark has the program's short name. The mark
-    /// is an empty directory in the pin path, and records that an interface has this role. Returns `None` for a pod's
-    /// veth, which has no such mark.
+    /// A mark is an empty directory in the pin path. It records that an interface has this role, and its name is the
+    /// short name of the program that this function returns. Returns `None` for a pod's veth, which has no mark.
     pub(super) const fn mark_program(self) -> Option<Program> {
         match self {
             Self::Pod => None,

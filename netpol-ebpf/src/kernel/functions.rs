@@ -98,9 +98,9 @@ impl GuardFunctions for Skb {
     }
 
     #[inline(always)]
-    fn check_discovery(self, start: u32, payload: u32) -> Reason {
-        let code = call!(self, netpol_discovery(start: u32, payload: u32) -> u32, |skb| {
-            guard::check_discovery(&skb, start, payload) as u32
+    fn check_discovery(self, ip_offset: u32, payload: u32) -> Reason {
+        let code = call!(self, netpol_discovery(ip_offset: u32, payload: u32) -> u32, |skb| {
+            guard::check_discovery(&skb, ip_offset, payload) as u32
         });
         // SAFETY: as above.
         unsafe { reason(code) }
@@ -121,8 +121,8 @@ impl FrameFunctions for Skb {
         const V6: u32 = 2 << 8;
         let word = call!(self, netpol_check_frame() -> u32, |skb| match slow_path::check_frame(skb, skb.direction()) {
             FrameResult::Evaluated(reason) => reason as u32,
-            FrameResult::V4(start) => V4 | start,
-            FrameResult::V6(start) => V6 | start,
+            FrameResult::V4(ip_offset) => V4 | ip_offset,
+            FrameResult::V6(ip_offset) => V6 | ip_offset,
         });
         match word & !0xff {
             // SAFETY: without an IP version, the word is a reason's code.
@@ -220,8 +220,8 @@ const HOOK_SHIFT: u32 = 9;
 /// Packs three values into one argument: the offset of a fragment's IP header, the hook, and whether the fragment is
 /// the first one. A BPF function can have only five arguments.
 #[inline(always)]
-fn pack_location(skb: Skb, start: u32, first: bool) -> u32 {
-    start | skb.hook() << HOOK_SHIFT | if first { FIRST_FRAGMENT } else { 0 }
+fn pack_location(skb: Skb, ip_offset: u32, first: bool) -> u32 {
+    ip_offset | skb.hook() << HOOK_SHIFT | if first { FIRST_FRAGMENT } else { 0 }
 }
 
 /// Implements, for one address family, the traits with functions that depend on the family. `$address`: the type of
@@ -234,24 +234,24 @@ macro_rules! family {
             fn resolve_fragment(
                 self,
                 _direction: Direction,
-                start: u32,
+                ip_offset: u32,
                 identification: u32,
                 info: u64,
                 first: bool,
             ) -> u64 {
-                let word = pack_location(self, start, first);
+                let word = pack_location(self, ip_offset, first);
                 call!(self, $resolve(word: u32, identification: u32, info: u64) -> u64, at word >> HOOK_SHIFT, |skb| {
-                    let (start, first) = (word & 0xff, word & FIRST_FRAGMENT != 0);
-                    fragment::resolve::<$address, Skb>(skb, skb.direction(), start, identification, info, first)
+                    let (ip_offset, first) = (word & 0xff, word & FIRST_FRAGMENT != 0);
+                    fragment::resolve::<$address, Skb>(skb, skb.direction(), ip_offset, identification, info, first)
                 })
             }
 
             #[inline(always)]
-            fn record_fragment(self, _direction: Direction, start: u32, identification: u32, info: u64) {
-                let word = pack_location(self, start, true);
+            fn record_fragment(self, _direction: Direction, ip_offset: u32, identification: u32, info: u64) {
+                let word = pack_location(self, ip_offset, true);
                 call!(self, $record(word: u32, identification: u32, info: u64) -> u32, at word >> HOOK_SHIFT, |skb| {
-                    let start = word & 0xff;
-                    fragment::record::<$address, Skb>(skb, skb.direction(), start, identification, info);
+                    let ip_offset = word & 0xff;
+                    fragment::record::<$address, Skb>(skb, skb.direction(), ip_offset, identification, info);
                     0
                 });
             }
@@ -259,18 +259,18 @@ macro_rules! family {
 
         impl VerdictFunctions<$address> for Skb {
             #[inline(always)]
-            fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
-                call!(self, $still_allowed(start: u32, ports: u32, word: u32) -> u32, |skb| {
+            fn is_still_allowed(self, ip_offset: u32, ports: u32, word: u32) -> bool {
+                call!(self, $still_allowed(ip_offset: u32, ports: u32, word: u32) -> u32, |skb| {
                     let reevaluation = Reevaluation::unpack(word);
-                    u32::from(verdict::is_still_allowed::<$address, Skb>(skb, start, ports, reevaluation))
+                    u32::from(verdict::is_still_allowed::<$address, Skb>(skb, ip_offset, ports, reevaluation))
                 }) != 0
             }
 
             #[inline(always)]
-            fn evaluate_shadow(self, start: u32, ports: u32, word: u32) -> Reason {
-                let code = call!(self, $shadow(start: u32, ports: u32, word: u32) -> u32, |skb| {
+            fn evaluate_shadow(self, ip_offset: u32, ports: u32, word: u32) -> Reason {
+                let code = call!(self, $shadow(ip_offset: u32, ports: u32, word: u32) -> u32, |skb| {
                     let reevaluation = Reevaluation::unpack(word);
-                    verdict::evaluate_shadow::<$address, Skb>(skb, start, ports, reevaluation) as u32
+                    verdict::evaluate_shadow::<$address, Skb>(skb, ip_offset, ports, reevaluation) as u32
                 });
                 // SAFETY: the function returns a reason's code.
                 unsafe { reason(code) }
@@ -279,30 +279,30 @@ macro_rules! family {
 
         impl FlowFunctions<$address> for Skb {
             #[inline(always)]
-            fn lookup_flow(self, _direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
-                call!(self, $lookup_flow(start: u32, ports: u32, bits: u32) -> u64, |skb| {
-                    flow_lookup::lookup_flow::<$address, Skb>(skb, skb.direction(), start, ports, bits)
+            fn lookup_flow(self, _direction: Direction, ip_offset: u32, ports: u32, bits: u32) -> u64 {
+                call!(self, $lookup_flow(ip_offset: u32, ports: u32, bits: u32) -> u64, |skb| {
+                    flow_lookup::lookup_flow::<$address, Skb>(skb, skb.direction(), ip_offset, ports, bits)
                 })
             }
         }
 
         impl IpFunctions<$address> for Skb {
             #[inline(always)]
-            fn evaluate_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<PacketVerdict> {
+            fn evaluate_ip(self, _direction: Direction, ip_offset: u32, quoted: Quoted) -> Option<PacketVerdict> {
                 let quoted = pack_quoted(quoted);
-                let word = call!(self, $ip(start: u32, quoted: u64) -> u32, |skb| {
+                let word = call!(self, $ip(ip_offset: u32, quoted: u64) -> u32, |skb| {
                     let direction = skb.direction();
                     // SAFETY: the argument is packed above.
                     let quoted = unsafe { unpack_quoted(quoted) };
-                    PacketVerdict::pack(slow_path::evaluate_ip::<$address, Skb>(skb, direction, start, quoted))
+                    PacketVerdict::pack(slow_path::evaluate_ip::<$address, Skb>(skb, direction, ip_offset, quoted))
                 });
                 PacketVerdict::unpack(word)
             }
 
             #[inline(always)]
-            fn evaluate_quoted(self, _direction: Direction, start: u32) -> Quoted {
-                let word = call!(self, $quoted(start: u32) -> u64, |skb| {
-                    pack_quoted(slow_path::evaluate_quoted::<$address, Skb>(skb, skb.direction(), start))
+            fn evaluate_quoted(self, _direction: Direction, ip_offset: u32) -> Quoted {
+                let word = call!(self, $quoted(ip_offset: u32) -> u64, |skb| {
+                    pack_quoted(slow_path::evaluate_quoted::<$address, Skb>(skb, skb.direction(), ip_offset))
                 });
                 // SAFETY: the function returns a packed word.
                 unsafe { unpack_quoted(word) }

@@ -42,28 +42,28 @@ pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 4]>> {
 
 impl Parse for [u8; 4] {
     #[inline(always)]
-    fn is_readable<S: Context>(context: &S, start: u32) -> bool {
-        context.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 4 && first & 0xf >= 5)
+    fn is_readable<S: Context>(context: &S, ip_offset: u32) -> bool {
+        context.load::<HEADER>(ip_offset).is_some_and(|Bytes([first, ..])| first >> 4 == 4 && first & 0xf >= 5)
     }
 
     #[inline(always)]
-    fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
-        let Bytes(bytes): &Bytes<8> = &context.load(start + BEFORE_ADDRESSES as u32)?;
+    fn addresses<S: Context>(context: &S, ip_offset: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<8> = &context.load(ip_offset + BEFORE_ADDRESSES as u32)?;
         let addresses = Window::of(bytes);
         Some((addresses.four_bytes::<0>(), addresses.four_bytes::<4>()))
     }
 
     #[inline(always)]
-    fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
-        let Bytes(bytes): &Bytes<BEFORE_ADDRESSES> = &context.load(start)?;
+    fn parse<S: ParserFunctions>(context: &S, ip_offset: u32, quoted: bool) -> Option<Packet<Self>> {
+        let Bytes(bytes): &Bytes<BEFORE_ADDRESSES> = &context.load(ip_offset)?;
         let header = Window::of(bytes);
         let length = u32::from(header.byte::<0>() & 0xf) * 4;
         if header.byte::<0>() >> 4 != 4 || length < HEADER as u32 {
             return None;
         }
         let mut packet = Packet {
-            start,
-            payload: start + length,
+            ip_offset,
+            payload: ip_offset + length,
             protocol: header.byte::<9>(),
             hops: header.byte::<8>(),
             fragment: fragment(header),

@@ -48,27 +48,27 @@ pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 16]>> {
 
 impl Parse for [u8; 16] {
     #[inline(always)]
-    fn is_readable<S: Context>(context: &S, start: u32) -> bool {
-        context.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 6)
+    fn is_readable<S: Context>(context: &S, ip_offset: u32) -> bool {
+        context.load::<HEADER>(ip_offset).is_some_and(|Bytes([first, ..])| first >> 4 == 6)
     }
 
     #[inline(always)]
-    fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
-        let Bytes(bytes): &Bytes<32> = &context.load(start + BEFORE_ADDRESSES as u32)?;
+    fn addresses<S: Context>(context: &S, ip_offset: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<32> = &context.load(ip_offset + BEFORE_ADDRESSES as u32)?;
         let addresses = Window::of(bytes);
         Some((addresses.sixteen_bytes::<0>(), addresses.sixteen_bytes::<16>()))
     }
 
     #[inline(always)]
-    fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
-        let Bytes(bytes): &Bytes<BEFORE_ADDRESSES> = &context.load(start)?;
+    fn parse<S: ParserFunctions>(context: &S, ip_offset: u32, quoted: bool) -> Option<Packet<Self>> {
+        let Bytes(bytes): &Bytes<BEFORE_ADDRESSES> = &context.load(ip_offset)?;
         let header = Window::of(bytes);
         if header.byte::<0>() >> 4 != 6 {
             return None;
         }
         let mut packet = Packet {
-            start,
-            payload: start + HEADER as u32,
+            ip_offset,
+            payload: ip_offset + HEADER as u32,
             protocol: header.byte::<6>(),
             hops: header.byte::<7>(),
             fragment: Fragment::WHOLE,
@@ -82,7 +82,7 @@ impl Parse for [u8; 16] {
         packet.payload += u32::from(extensions.length);
         packet.error = extensions.error;
         if extensions.fragment_at != NOT_FRAGMENTED {
-            let at = start + HEADER as u32 + u32::from(extensions.fragment_at);
+            let at = ip_offset + HEADER as u32 + u32::from(extensions.fragment_at);
             let Bytes(bytes): &Bytes<8> = &context.load(at)?;
             (packet.fragment, packet.identification) = fragment(Window::of(bytes));
         }
@@ -232,6 +232,6 @@ fn is_short<const N: usize>(header: Window<'_, N>, protocol: u8) -> bool {
 #[inline(always)]
 fn ends_before_transport(header: Window<'_, BEFORE_ADDRESSES>, packet: &Packet<[u8; 16]>) -> bool {
     let length = u32::from(header.u16_be::<4>());
-    let extensions = packet.payload.wrapping_sub(packet.start + HEADER as u32);
+    let extensions = packet.payload.wrapping_sub(packet.ip_offset + HEADER as u32);
     length != 0 && length < extensions + transport::needed(packet.protocol)
 }

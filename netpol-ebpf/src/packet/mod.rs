@@ -20,7 +20,7 @@ use crate::context::{Context, PacketAddress};
 use crate::window::Window;
 
 /// The offset of the IP header of a [`Plain`] packet.
-pub(crate) const PLAIN_START: u32 = link::ETHERNET as u32;
+pub(crate) const PLAIN_IP_OFFSET: u32 = link::ETHERNET as u32;
 
 /// A plain packet: its protocol has ports, and it has only Ethernet, IP and transport headers.
 pub(crate) struct Plain<A> {
@@ -60,7 +60,7 @@ impl<A> Plain<A> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet<A> {
     /// The offset of the IP header in the frame.
-    pub(crate) start: u32,
+    pub(crate) ip_offset: u32,
     /// The offset of the transport header in the frame.
     pub(crate) payload: u32,
     /// The transport protocol.
@@ -196,10 +196,10 @@ pub(crate) trait ParserFunctions: Context {
 /// Parsers for the IP headers at an offset of a frame.
 pub(crate) trait Parse: PacketAddress {
     /// Returns whether an IP header of this family is at an offset, and can be read.
-    fn is_readable<S: Context>(context: &S, start: u32) -> bool;
+    fn is_readable<S: Context>(context: &S, ip_offset: u32) -> bool;
     /// Returns source and destination of the packet with its IP header at an offset.
-    fn addresses<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;
+    fn addresses<S: Context>(context: &S, ip_offset: u32) -> Option<(Self, Self)>;
     /// Parses the packet with its IP header at an offset; `None` if no such header is there. `quoted`: an ICMP error
     /// quotes the packet, so the packet may be cut off.
-    fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
+    fn parse<S: ParserFunctions>(context: &S, ip_offset: u32, quoted: bool) -> Option<Packet<Self>>;
 }

@@ -139,8 +139,8 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
         let Ok(socket) = listener.try_clone().and_then(tokio::net::TcpListener::from_std) else { return };
         loop {
             tokio::select! {
-                // `changed` must be polled first. After a shutdown, the socket is always ready but has no connection,
-                // and `accept` never returns.
+                // `changed` must be polled first. After a shutdown, the socket is always reported as ready, but has no
+                // connection. So `accept` tries again and again, and the other branch would never be polled.
                 biased;
                 changed = network.changed() => match changed {
                     Ok(()) => break,
