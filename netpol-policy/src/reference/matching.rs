@@ -7,7 +7,7 @@ use netpol_common::protocol;
 use crate::cluster_state::ClusterState;
 use crate::model::{Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports};
 
-/// The remote side of a flow, seen from the pod whose policies are evaluated.
+/// The remote side of a flow, seen from the pod with the policies that are evaluated.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote<'w> {
     /// The remote address, as in the packet.
