@@ -1,5 +1,5 @@
-//! Explains the packets that the eBPF programs report. A packet is evaluated at the *local* pod (the pod at whose
-//! interface the packet was reported), and at the pod at the other end. The agent calls this to describe flows.
+//! Explains the packets that the eBPF programs report. A packet is evaluated at the *local* pod (the pod with the
+//! interface at which the packet was reported), and at the pod at the other end. The agent calls this to describe flows.
 
 use std::fmt;
 use std::net::IpAddr;
