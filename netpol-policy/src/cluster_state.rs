@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 pub use frontends::FrontendOwner;
 use frontends::Frontends;
+use modes::PolicyModes;
 pub use modes::{AGENT_NAMESPACE, EffectiveModes, MAX_SUSPENSION_SECONDS};
 
 use crate::index::Index;
@@ -59,6 +60,7 @@ pub struct ClusterState {
     pub clock: Timestamp,
     /// The namespace in which agents run. `None` means [`AGENT_NAMESPACE`].
     agent_namespace: Option<NamespaceName>,
+    policy_modes: PolicyModes,
     /// For each address, the pods that list it. Finished and host-network pods are left out.
     pods_by_address: Index<IpAddr, PodKey>,
     /// For each address, the finished and host-network pods that list it. Selectors do not match them.
@@ -118,6 +120,8 @@ impl ClusterState {
                 self.nodes.insert(node.name.clone(), node);
             }
             Object::Policy(policy) => {
+                self.remove_policy(&policy.key);
+                self.policy_modes.add(&policy);
                 self.policies.insert(policy.key.clone(), policy);
             }
             Object::Service(service) => {
@@ -140,9 +144,7 @@ impl ClusterState {
             }
             ObjectKey::Pod(key) => self.remove_pod(key),
             ObjectKey::Node(name) => self.remove_node(name),
-            ObjectKey::Policy(key) => {
-                self.policies.remove(key);
-            }
+            ObjectKey::Policy(key) => self.remove_policy(key),
             ObjectKey::Service(key) => self.remove_service(key),
             ObjectKey::Slice(key) => self.remove_slice(key),
         }
@@ -155,6 +157,12 @@ impl ClusterState {
             self.unselectable_by_address.remove(address, key);
         }
         self.frontends.remove_pod(&pod);
+    }
+
+    fn remove_policy(&mut self, key: &PolicyKey) {
+        if let Some(policy) = self.policies.remove(key) {
+            self.policy_modes.remove(&policy);
+        }
     }
 
     fn remove_node(&mut self, name: &str) {

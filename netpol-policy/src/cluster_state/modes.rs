@@ -1,6 +1,7 @@
 //! Finds out which policies are enforced now, from the annotations of policies and namespaces. An annotation sets the
 //! mode (enforced; or shadow: evaluated and reported, but not enforced), or suspends enforcement until a time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ClusterState;
@@ -24,7 +25,33 @@ pub struct EffectiveModes {
 impl EffectiveModes {
     /// Returns the mode of a policy of the namespace.
     pub fn of(self, policy: &Policy) -> Mode {
-        if self.suspended { Mode::Shadow } else { policy.mode.unwrap_or(self.default) }
+        self.of_annotation(policy.mode)
+    }
+
+    /// Returns the mode of a policy with this annotation.
+    fn of_annotation(self, annotation: Option<Mode>) -> Mode {
+        if self.suspended { Mode::Shadow } else { annotation.unwrap_or(self.default) }
+    }
+}
+
+/// For each namespace, the number of policies with each annotation. A number of 0 is not stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PolicyModes(BTreeMap<(NamespaceName, Option<Mode>), usize>);
+
+impl PolicyModes {
+    pub(super) fn add(&mut self, policy: &Policy) {
+        *self.0.entry((policy.key.namespace.clone(), policy.mode)).or_default() += 1;
+    }
+
+    /// Removes a policy that was added before.
+    pub(super) fn remove(&mut self, policy: &Policy) {
+        let key = (policy.key.namespace.clone(), policy.mode);
+        if let Some(count) = self.0.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&key);
+            }
+        }
     }
 }
 
@@ -54,6 +81,17 @@ impl ClusterState {
             default: modes.and_then(|modes| modes.mode).unwrap_or_default(),
             suspended: self.is_active(namespace_suspended_until) || self.is_active(self.cluster_suspended_until()),
         }
+    }
+
+    /// Returns whether at least one policy of a namespace is in shadow mode now. The time that this takes does not
+    /// depend on the number of policies.
+    pub fn has_shadow_policies(&self, namespace: &NamespaceName) -> bool {
+        let modes = self.effective_modes(namespace);
+        let mut annotations = [None, Some(Mode::Enforce), Some(Mode::Shadow)].into_iter();
+        annotations.any(|annotation| {
+            modes.of_annotation(annotation) == Mode::Shadow
+                && self.policy_modes.0.contains_key(&(namespace.clone(), annotation))
+        })
     }
 
     fn agent_modes(&self) -> Option<&NamespaceModes> {
@@ -135,7 +173,7 @@ mod tests {
 
     use super::*;
     use crate::cluster_state::Event;
-    use crate::model::{Labels, Namespace, NamespaceModes, Object};
+    use crate::model::{Labels, Namespace, NamespaceModes, Object, PolicyKey, Selector};
 
     const NOW: Timestamp = Timestamp(1_800_000_000);
 
@@ -175,6 +213,36 @@ mod tests {
                 (active, end > MAX_SUSPENSION_SECONDS)
             );
         }
+    }
+
+    #[test]
+    fn s43_a_namespace_has_shadow_policies_while_a_policy_is_in_shadow_mode() {
+        let policy = |mode| {
+            Object::Policy(Policy {
+                key: PolicyKey::new("shop", "all"),
+                mode,
+                pods: Selector::default(),
+                ingress: Some(Vec::new()),
+                egress: None,
+                diagnostics: Vec::new(),
+            })
+        };
+        let has_shadow = |state: &ClusterState| {
+            let found = state.has_shadow_policies(&"shop".into());
+            let expected = state.policies.values().any(|policy| state.mode(policy) == Mode::Shadow);
+            assert_eq!(found, expected);
+            found
+        };
+        let mut state = state_at(NOW, [suspended_namespace("shop", None, None)]);
+        assert!(!has_shadow(&state));
+        for (mode, expected) in [(None, false), (Some(Mode::Shadow), true), (Some(Mode::Enforce), false)] {
+            state.apply(Event::Apply(policy(mode)));
+            assert_eq!(has_shadow(&state), expected, "{mode:?}");
+        }
+        state.apply(Event::Apply(suspended_namespace("shop", Some(60), None)));
+        assert!(has_shadow(&state));
+        state.apply(Event::Delete(policy(None).key()));
+        assert!(!has_shadow(&state), "the only policy was deleted");
     }
 
     #[test]

@@ -182,9 +182,7 @@ impl MemoryLimit {
         if self.limit.is_none() {
             return;
         }
-        let modes = cluster_state.effective_modes(namespace);
-        let has_shadow = policies_of(cluster_state, namespace).any(|policy| modes.of(policy) == Mode::Shadow);
-        if has_shadow {
+        if cluster_state.has_shadow_policies(namespace) {
             self.shadow.insert(namespace.clone());
         } else {
             self.shadow.remove(namespace);

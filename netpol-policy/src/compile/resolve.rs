@@ -26,8 +26,12 @@ fn isolating<'a>(
     pod: &'a Pod,
     direction: Direction,
 ) -> impl Iterator<Item = &'a Policy> {
-    policies_of(cluster_state, &pod.key.namespace)
-        .filter(move |policy| policy.pods.isolates(&pod.labels) && policy.isolates_in(direction))
+    policies_of(cluster_state, &pod.key.namespace).filter(move |policy| isolates(policy, pod, direction))
+}
+
+/// Returns whether a policy of the pod's namespace isolates the pod in a direction, in any mode.
+fn isolates(policy: &Policy, pod: &Pod, direction: Direction) -> bool {
+    policy.pods.isolates(&pod.labels) && policy.isolates_in(direction)
 }
 
 impl Engine {
@@ -54,9 +58,13 @@ impl Engine {
 
     /// Returns whether a policy in shadow mode isolates a pod in a direction, and there is memory for such policies.
     pub(super) fn has_shadow(&self, pod: &Pod, direction: Direction) -> bool {
-        let modes = self.cluster_state.effective_modes(&pod.key.namespace);
-        self.memory_limit.has_room_for_shadow(&pod.key.namespace)
-            && isolating(&self.cluster_state, pod, direction).any(|policy| modes.of(policy) == Mode::Shadow)
+        let namespace = &pod.key.namespace;
+        if !self.cluster_state.has_shadow_policies(namespace) || !self.memory_limit.has_room_for_shadow(namespace) {
+            return false;
+        }
+        let modes = self.cluster_state.effective_modes(namespace);
+        policies_of(&self.cluster_state, namespace)
+            .any(|policy| modes.of(policy) == Mode::Shadow && isolates(policy, pod, direction))
     }
 
     /// Returns a policy's part for a pod, if the policy isolates the pod in this direction. Adds the part if it does
