@@ -18,7 +18,7 @@ use netpol_policy::manifest;
 const A: &str = "10.0.0.2";
 const B: &str = "10.0.0.3";
 
-/// A pod of this node that no policy isolates.
+/// Returns a pod of this node. No policy isolates the pod.
 fn pod(name: &str, address: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop}}, spec: {{nodeName: n1}}, \

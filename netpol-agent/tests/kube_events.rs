@@ -63,7 +63,7 @@ impl Pipeline {
         }
         let pods = server.all(Resource::Pods);
         let mut text = pods.iter().fold(String::new(), |text, object| text + &object.to_string() + "\n---\n");
-        // An Event about a policy contains the UID of the policy, which the agent reads from the API server. So the
+        // An Event about a policy contains the policy's UID. The agent reads this UID from the API server. So the
         // server has an object with the policy's name, without spec.
         let name = if policies == INVALID_POLICY { "bad" } else { "deny-all" };
         let metadata = json!({"name": name, "namespace": "shop"});
@@ -104,7 +104,8 @@ impl Pipeline {
         self.report(0, destination, port, suppressed);
     }
 
-    /// Reports a packet that the policies (`flags` 0) or the policies in shadow mode (`event_flags::SHADOW`) deny.
+    /// Reports a packet that policies deny. `flags`: 0 for enforced policies, `event_flags::SHADOW` for policies in
+    /// shadow mode. The other parameters are those of [`Self::deny`].
     fn report(&mut self, flags: u8, destination: [u8; 4], port: u16, suppressed: u32) {
         let bytes = |address: [u8; 4]| std::array::from_fn(|index| address.get(index).copied().unwrap_or(0));
         let endpoint = &self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint;

@@ -20,8 +20,8 @@ pub struct ExplainResponse {
     /// The explanation, evaluated from the objects, in the format of `netpol explain -o json`.
     pub explanation: serde_json::Value,
     /// The verdicts of the tables. The source and the destination each have one verdict for each address family, if
-    /// they are pods of this node. If the destination is a Service, such a source also has a verdict for each backend,
-    /// and each backend that is a pod of this node has a verdict.
+    /// they are pods of this node. If the destination is a Service, a source on this node also has a verdict for each
+    /// backend, and each backend that is a pod of this node has a verdict.
     pub tables: Vec<TableVerdict>,
     /// Whether a verdict of the tables differs from the verdict evaluated from the objects. If `generation` is lower
     /// than `generationReceived`, the likely cause is that changes are not enforced yet.
@@ -32,7 +32,7 @@ pub struct ExplainResponse {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TableVerdict {
-    /// The pod of this node, `namespace/name`.
+    /// The pod at this end, `namespace/name`.
     pub pod: String,
     /// `egress` if the pod is the source.
     pub direction: FlowDirection,

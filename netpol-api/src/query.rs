@@ -38,7 +38,7 @@ pub struct FlowQuery {
 /// A filter for one end of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndFilter {
-    /// A pod. As the parameter `from`, also matches packets that this pod sent, but with another source address.
+    /// A pod. In the parameter `from`, also matches packets that this pod sent from an address that is not the pod's.
     Pod {
         /// Its namespace.
         namespace: String,
@@ -143,7 +143,7 @@ impl FlowQuery {
     /// Returns whether the client requested a record. [`Record::Lost`] is always requested. [`Record::Multicast`] and
     /// [`Record::RateLimited`] summarize several packets or flows. They are not requested if the query filters by a
     /// field that these records do not have, such as `policy`. A filter by `from` selects a [`Record::Multicast`] by
-    /// its first senders.
+    /// the senders that it lists.
     pub fn matches(&self, record: &Record) -> bool {
         match record {
             Record::Flow(flow) => self.matches_flow(flow),

@@ -74,8 +74,7 @@ pub struct ShadowDenial {
     pub reason: String,
     /// The number of flows in the reported period. The start of the period is rounded down to a whole minute.
     pub flows: u64,
-    /// The time of the first of these flows since the agent started to count them. It can be before the reported
-    /// period.
+    /// The time of the first such flow since the agent started to count. It can be before the reported period.
     pub first: String,
     /// The time of the last of these flows.
     pub last: String,

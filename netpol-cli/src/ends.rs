@@ -240,7 +240,7 @@ fn check_pod_network(cluster: &OfflineCluster, argument: &EndArgument, set: &End
     Ok(())
 }
 
-/// Finds the pods, addresses or Service that an end stands for. `default`: the namespace of an end that names none.
+/// Finds the pods, addresses or Service that an end stands for. `default`: the namespace of `-n`.
 pub(crate) fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {
     let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
     Ok(match end {

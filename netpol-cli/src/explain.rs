@@ -27,7 +27,7 @@ use live_tables::live_tables;
 
 /// The maximum number of connections that are evaluated.
 const MAX_CONNECTIONS: usize = 100_000;
-/// The number of connections that are listed for each verdict.
+/// The maximum number of sources listed for each verdict, and of destinations listed for each source.
 const SHOWN: usize = 10;
 
 /// The output of `-o json`, if each end is a single pod, address or Service.

@@ -27,8 +27,8 @@ pub(crate) struct Input {
     pub(crate) parsed: Parsed,
     /// Errors of files and directories that could not be read.
     pub(crate) unreadable: Vec<String>,
-    /// Skipped files, all found in directories. A file that is itself an argument is not skipped: it is in
-    /// `unreadable`.
+    /// Skipped files, all found in directories. If a file that is itself an argument would be skipped, it is in
+    /// `unreadable` instead.
     pub(crate) skipped: Vec<SkippedFile>,
     /// Objects of a cluster that the user cannot list.
     pub(crate) missing: Vec<Missing>,

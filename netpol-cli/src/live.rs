@@ -33,7 +33,7 @@ const PAGE_SIZE: u32 = 500;
 /// The default time limit for each response of the API server.
 pub(crate) const RESPONSE_TIME: Duration = Duration::from_secs(30);
 
-/// The end of the error message about a missing kubeconfig.
+/// Appended to the error message about a missing kubeconfig.
 pub(crate) const OR_MANIFESTS: &str = ", or pass manifests with -f";
 
 /// Objects of one kind that the user has no right to list.

@@ -50,9 +50,9 @@ pub(crate) enum Exit {
     /// Done. `explain`: allowed; `lint`: no finding of the severity of `--fail-on` or above; `assert`: all expectations
     /// are met; `wait`: enforced.
     Ok = 0,
-    /// `explain`: denied, or only some connections or backends allowed, or with `--live` a table of a node denies the
-    /// connection; `lint`: a finding of the severity of `--fail-on` or above; `assert`: an expectation fails; `diff`
-    /// with `--exit-code`: a connection changes; `wait`: not enforced.
+    /// `explain`: denied, or only some connections or backends allowed, or with `--live` the compiled tables of a node
+    /// deny the connection; `lint`: a finding of the severity of `--fail-on` or above; `assert`: an expectation fails;
+    /// `diff` with `--exit-code`: a connection changes; `wait`: not enforced.
     Negative = 1,
     /// Some input could not be read or is invalid, the input does not have a requested object, the API server does not
     /// respond, or no agent responds. (Code 2 is missing here: clap uses it for wrong usage.)

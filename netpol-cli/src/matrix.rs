@@ -30,7 +30,7 @@ use crate::output::print_json;
 use crate::table;
 use crate::unevaluated;
 
-/// For each reason, the maximum number of excluded pods of which the names are printed.
+/// Maximum number of pod names in each line of [`print_excluded`].
 const PODS_SHOWN: usize = 10;
 
 /// The output of `-o json`.

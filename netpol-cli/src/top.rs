@@ -274,7 +274,11 @@ fn print_table(
         writeln!(out, "{} more: see netpol top --once", pairs.len() - rows)?;
     }
     if window.removed > 0 {
-        writeln!(out, "{} not counted: the {MAX_FLOWS} newest ones are", counted_u64(window.removed, "older record"))?;
+        writeln!(
+            out,
+            "{} not counted: only the newest {MAX_FLOWS} are counted",
+            counted_u64(window.removed, "older record")
+        )?;
     }
     Ok(())
 }

@@ -41,8 +41,8 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
-    /// Combines the verdicts of IPv4 and IPv6. Each family has a verdict for egress and one for ingress. A family that
-    /// not both ends have is `None`. If both families are `None`, returns `None`.
+    /// Combines the verdicts of IPv4 and IPv6. Each family has a verdict for egress and one for ingress. A family is
+    /// `None` unless both ends have it. If both families are `None`, returns `None`.
     pub(crate) fn of(families: [Option<[Verdict; 2]>; 2]) -> Option<Self> {
         // The maximum is the stricter verdict: `Allow` is the lowest one and `Deny` is the highest.
         let verdict = |[egress, ingress]: [Verdict; 2]| egress.max(ingress);

@@ -84,7 +84,7 @@ const IPV6_POD: &str =
     "---\n{apiVersion: v1, kind: Pod, metadata: {name: six, namespace: s}, status: {podIP: 'fd00::1'}}\n";
 
 #[test]
-fn a_row_has_all_as_the_source_only_if_it_includes_every_source() {
+fn the_source_of_a_row_is_all_only_if_the_row_includes_every_source() {
     // The IPv6 pod has no address family in common with the other pods, so it is not a source for them.
     let (ipv4_only, with_ipv6) = (FIVE_PODS.to_owned(), format!("{FIVE_PODS}{IPV6_POD}"));
     for (text, arguments, expected) in [

@@ -42,7 +42,7 @@ pub const RECHECK: u32 = 0x8000;
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// The interface of the endpoint in this slot. If it is not the packet's interface, the index of the packet's
+    /// The interface of the endpoint in this slot. If it is not the packet's interface, the slot of the packet's
     /// endpoint is looked up in `ENDPOINTS_OVERFLOW`.
     pub ifindex: IfIndex,
     /// Increases with each change to this endpoint. It is written after all other fields and map entries of the change.
@@ -70,8 +70,8 @@ pub struct Endpoint {
     /// The pod's IPv6 link-local address on this interface, or zero.
     pub link_local: [u8; 16],
     /// The policy that would apply to packets to the pod if policies in shadow mode were enforced. (Policies in shadow
-    /// mode are only evaluated and reported.) [`DirectionPolicy::isolated`] returns false if no policy in shadow mode
-    /// isolates this direction.
+    /// mode are only evaluated and reported.) If no policy in shadow mode isolates this direction, the value is
+    /// [`DirectionPolicy::OPEN`].
     pub shadow_ingress: DirectionPolicy,
     /// The same for packets from the pod.
     pub shadow_egress: DirectionPolicy,

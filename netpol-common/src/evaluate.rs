@@ -79,7 +79,7 @@ pub trait Tables<A> {
     fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendEntry>;
     /// Returns what a rule set allows to a class. `None`: no more than it allows to every address.
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry>;
-    /// Returns the entry of the longest port prefix that contains a port in a port set.
+    /// Looks up a port in a port set: returns the entry of the longest port prefix that contains the port.
     fn port(&self, key: &PortKey) -> Option<PortEntry>;
     /// Returns the value unchanged, but hides it from the verifier. The verifier then checks the code that follows only
     /// once, and not once for each value.
@@ -166,8 +166,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// For a flow to a frontend (a port of a Service at one address). Returns the port set that gives this result if it
-    /// is stored in the `ALLOW` entry of the frontend's class.
+    /// Only for a flow to a frontend (a port of a Service at one address). Returns the port set that the `ALLOW` entry
+    /// of the frontend's class must have to lead to this result.
     pub const fn port_set(&self) -> PortSetId {
         match (self.reason.allows(), self.recheck) {
             (true, false) => PortSetId::ALL,

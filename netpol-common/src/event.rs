@@ -23,9 +23,9 @@ pub struct FlowEvent {
     /// The rule set of the policies that isolate the pod in this direction. With [`event_flags::SHADOW`], the rule set
     /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
-    /// The number of packets that caused no event because of the limits, although an event of the same kind and reason
-    /// was due. They are counted since the last event that was sent. For a denied packet, only packets of its flow are
-    /// counted. For all other events, packets between the same addresses and to the same destination port are counted.
+    /// The number of packets for which the limits suppressed an event of the same kind and reason since the previous
+    /// event. For a denied packet, only packets of its flow are counted. For all other events, packets between the same
+    /// addresses and to the same destination port are counted.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,

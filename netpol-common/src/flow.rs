@@ -122,10 +122,10 @@ pub mod flow_timeout {
     pub const ICMP: u32 = 30;
     /// SCTP, which sends heartbeats, and all other protocols.
     pub const OTHER: u32 = 600;
-    /// For protocols without a handshake: this time after the last allowed packet of a revoked flow, its responder
-    /// can start a new flow with the same addresses and ports. The responder's packets can then no longer be replies to
-    /// packets that were allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without replies in
-    /// conntrack.
+    /// For protocols without a handshake: the time from the last allowed packet of a revoked flow until its responder
+    /// can start a new flow with the same addresses and ports. After this time, the responder's packets can no longer
+    /// be replies to packets that were allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without
+    /// replies in conntrack.
     pub const REVERSAL: u32 = 30;
     /// The shortest of the timeouts above.
     pub const SHORTEST: u32 = ICMP;

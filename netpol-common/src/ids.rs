@@ -43,8 +43,8 @@ id! {
 }
 id! {
     /// The version of an endpoint (a pod interface under enforcement). Each change of any endpoint takes the next
-    /// number, so no two endpoints have the same version. A flow that was evaluated with another version is evaluated
-    /// again.
+    /// number, so no two endpoints have the same version. If a flow was evaluated with another version than its
+    /// endpoint has now, the flow is evaluated again.
     EndpointVersion
 }
 

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 /// IDs of the old tables are lower than this, IDs of the new tables higher.
 const NEW_IDS: u32 = 100;
 
-/// Returns the port set that a rule set allows to an address: the result of all lookups before that of the port.
+/// Returns the port set that a rule set allows to an address. The lookup of a port in this set is omitted.
 fn verdict(tables: &Snapshot, rule_set: RuleSetId, address: IpAddr) -> Option<PortSetId> {
     let covering = tables.prefixes.iter().filter(|(net, _)| net.contains(&address));
     let longest = covering.max_by_key(|(net, _)| net.prefix_len()).map(|(_, class)| *class);
@@ -24,8 +24,8 @@ fn verdict(tables: &Snapshot, rule_set: RuleSetId, address: IpAddr) -> Option<Po
     tables.allow.get(&AllowKey { rule_set, class }).map(|entry| entry.port_set)
 }
 
-/// Returns whether a rule set allows `ALL`, `SOME` or `NONE` of a frontend's backends. Returns `None` if there is no such
-/// frontend.
+/// Returns whether a rule set allows `ALL`, `SOME` or `NONE` of a frontend's backends. Returns `None` if there is no
+/// such frontend.
 fn frontend_verdict(tables: &Snapshot, rule_set: RuleSetId, frontend: Frontend) -> Option<PortSetId> {
     let class = *tables.frontends.get(&frontend)?;
     Some(tables.allow.get(&AllowKey { rule_set, class }).map_or(PortSetId::NONE, |entry| entry.port_set))

@@ -26,7 +26,7 @@ pub(crate) trait NodeContext: Copy {
     fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
     /// Returns whether more than half of the ring buffer is filled with events that the agent has not read yet.
     fn is_ring_half_full(&self) -> bool;
-    /// Returns a budget, which limits the events of an endpoint, by the index from [`netpol_common::event_budget`].
+    /// Returns the budget at the index from [`netpol_common::event_budget`]. A budget limits the events of an endpoint.
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
 }
 
@@ -81,7 +81,7 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     /// Returns the number of segments of a packet with segmentation offload (GSO). Returns 0 for a packet without GSO,
     /// or if the kernel does not know the number of segments.
     fn segments(&self) -> u32;
-    /// Returns a word of the random key for hashing flows. The index is below
+    /// Returns a word of the random key for hashing flows. `word`: the index of the word, below
     /// [`netpol_common::EVENT_KEY_WORDS`].
     fn event_key(&self, word: usize) -> u32;
     /// Returns whether the frame is for an Ethernet group address: multicast or broadcast.

@@ -43,8 +43,8 @@ pub(crate) struct FlowUpdate {
 }
 
 /// Looks up a flow, and updates the flow for the packet. Returns `None` if there is no flow with this key, or if the
-/// packet does not belong to it. `update` is `None` for an ICMP error: the error quotes a packet of the flow, but is
-/// not a packet of the flow itself, so the flow is not updated.
+/// packet does not belong to the flow. `update` is `None` for an ICMP error: the error quotes a packet of the flow, but
+/// is not a packet of the flow itself, so the flow is not updated.
 #[inline(always)]
 pub(crate) fn find_flow<A, S>(
     context: &S,

@@ -47,7 +47,7 @@ impl FragmentInfo {
         Self { protocol: packet.protocol, transport: packet.transport }
     }
 
-    /// Packs the fields into one word, which fits into a register: ports, flags and protocol.
+    /// Packs ports, flags and protocol into one word, which fits into a register.
     #[inline(always)]
     pub(crate) fn pack(self) -> u64 {
         let [a, b] = self.transport.source_port;

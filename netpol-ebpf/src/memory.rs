@@ -156,7 +156,7 @@ impl Memory {
         process_post_dnat(self.post_dnat_frame(frame, ifindex))
     }
 
-    /// Checks only the source address of a frame that the pod at the interface `ifindex` sent, post-DNAT.
+    /// Checks, post-DNAT, only the source address of a frame that the pod at the interface `ifindex` sent.
     /// `netpol_recheck` starts with this check. `None`: the source address is valid.
     pub fn run_source(&self, frame: &[u8], ifindex: u32) -> Option<Reason> {
         process_source(self.post_dnat_frame(frame, ifindex))

@@ -26,7 +26,7 @@ impl FlowReport {
     pub(crate) const NONE: Self = Self(0);
 
     /// Returns what to report about a flow with this initiator (direction of its first packet) and state. If policies
-    /// in shadow mode isolate the pod in this direction, they are to be evaluated.
+    /// in shadow mode isolate the pod in this direction, they are to be evaluated. `is_new` sets [`NEW`].
     #[inline(always)]
     pub(crate) fn new(endpoint: &Endpoint, initiator: Direction, state: u8, is_new: bool) -> Self {
         let shadow = if endpoint.shadow_policy(initiator).isolated() { SHADOW } else { 0 };

@@ -34,7 +34,7 @@ pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> 
     })
 }
 
-/// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
+/// Evaluates, post-DNAT, a packet with a source endpoint ID, by the egress policy of its source endpoint. Requires
 /// [`Context::is_post_dnat`]. Packets are marked for this recheck if a policy isolates the pod for egress, or if a
 /// policy in shadow mode (only evaluated and reported) would isolate it.
 #[inline(always)]

@@ -46,7 +46,7 @@ const OTHER_INTERFACE: u32 = u32::MAX;
 /// again when an agent that enforces policies replaces the programs.
 #[inline(always)]
 pub(crate) fn version<S: Context>(context: &S, endpoint: &Endpoint) -> EndpointVersion {
-    let version = current_version(endpoint);
+    let version = read_endpoint_version(endpoint);
     if context.observes() { EndpointVersion(version.0 ^ OBSERVED_VERSION) } else { version }
 }
 
@@ -55,7 +55,7 @@ const OBSERVED_VERSION: u32 = 1 << 31;
 
 /// Reads the endpoint's version. The compiler cannot move later reads of other fields before this read.
 #[inline(always)]
-fn current_version(endpoint: &Endpoint) -> EndpointVersion {
+fn read_endpoint_version(endpoint: &Endpoint) -> EndpointVersion {
     // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
     let version = unsafe { (&raw const endpoint.version).read_volatile() };
     #[cfg(target_arch = "bpf")]
@@ -118,7 +118,7 @@ pub(crate) fn conclude_new<S: Context>(
 pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
     let reason = barrier_within(context, reason);
     let reason = final_reason(context, reason);
-    // An allowed packet was already counted pre-DNAT; it is not counted again post-DNAT.
+    // If an allowed packet is post-DNAT, it was already counted pre-DNAT.
     if !reason.allows() || !context.is_post_dnat() {
         context.count(endpoint.id, direction, reason);
     }
@@ -443,7 +443,7 @@ fn remote_endpoint<S: Context>(context: &S, direction: Direction) -> u16 {
     }
 }
 
-/// Returns the attempt that initiated a known flow, to evaluate it again.
+/// Returns the attempt that initiated a known flow, to evaluate the flow again.
 #[inline(always)]
 fn original_attempt<A: PacketAddress>(
     endpoint: &Endpoint,

@@ -3,7 +3,7 @@
 
 use core::marker::PhantomData;
 
-/// `N` bytes of the frame, copied to the stack. They are aligned, because the verifier requires this for reading words
+/// `N` bytes of the packet, copied to the stack. They are aligned, because the verifier requires this for reading words
 /// from the stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]

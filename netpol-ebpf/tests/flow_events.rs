@@ -61,8 +61,8 @@ fn reply(memory: &Memory, flags: u8) -> Reason {
     memory.run(Egress, &frame(POD, CLIENT, protocol::TCP, 0, &tcp(flags, [80, 1000])), VETH, 0)
 }
 
-/// Runs a datagram from the pod. Returns the reason, and what the program stores in the packet: the source endpoint ID
-/// (1) and, for a packet that has to be evaluated again post-DNAT, the bit [`RECHECK`].
+/// Runs a datagram from the pod. Returns the reason, and what the program stores in the packet: the source endpoint ID,
+/// which is 1, and the bit [`RECHECK`] if the packet has to be evaluated again post-DNAT.
 fn send(memory: &Memory, to: [u8; 4], port: u16) -> (Reason, u32) {
     let reason = memory.run(Egress, &frame(POD, to, protocol::UDP, 0, &udp([1000, port])), VETH, 0);
     (reason, memory.source_endpoint.get())

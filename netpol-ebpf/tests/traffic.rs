@@ -130,7 +130,7 @@ fn a_denied_packet_changes_its_flow_only_by_marking_it_as_revoked() {
         request(&memory, SYN, 0);
         let before = connection(&memory);
         change_endpoint(&mut memory, |endpoint| endpoint.ingress = DENIES);
-        // With `--observe`, nothing is enforced. Then the flow is not marked as revoked either.
+        // With `--observe`, nothing is enforced, so the flow is not marked as revoked.
         memory.observe.set(observe);
         // Neither REPLIED nor RESET is stored, so the timeout stays that of a flow without replies.
         for flags in [SYN_ACK, RST] {

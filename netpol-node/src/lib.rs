@@ -2,8 +2,8 @@
 //! addresses in this namespace; the API objects have the pods' addresses.
 //!
 //! Like a Kubernetes controller, the agent is level-triggered here: an event only names what has changed, and then the
-//! agent reads the current state. So the result is the same if events are merged. The agent reads everything after
-//! events were lost. It also does this every 10 seconds.
+//! agent reads the current state. So the result is the same if events are merged. If events were lost, the agent
+//! reads everything. It also does this every 10 seconds.
 
 mod clsact;
 mod interface_watcher;

@@ -11,8 +11,8 @@ use crate::netlink::{Netlink, NetlinkError};
 
 impl Netlink {
     /// Returns the ID of a network namespace (the namespace of `file`), as seen from the namespace of this socket. The
-    /// kernel assigns an ID when a veth between the two namespaces is created. `CAP_SYS_ADMIN`, which `setns` requires,
-    /// is not needed to read the ID, nor to read the addresses of the namespace with this ID.
+    /// kernel assigns an ID when a veth between the two namespaces is created. Reading the ID, and reading the
+    /// addresses of the namespace by this ID, does not need `CAP_SYS_ADMIN`. `setns` would need it.
     ///
     /// # Errors
     /// If the file is no network namespace, or no interface in the socket's namespace has a peer in the file's

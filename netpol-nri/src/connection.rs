@@ -91,7 +91,7 @@ struct Connection<'a, H> {
     completed: CompletedSteps,
     /// Whether the runtime has announced that it shuts down.
     shutting_down: bool,
-    /// The runtime's timeout for all requests, see [`crate::Runtime::request_timeout`].
+    /// How long the runtime waits for each response, see [`crate::Runtime::request_timeout`].
     request_timeout: Option<Duration>,
     /// ID of the last request from the runtime.
     last_stream: u32,

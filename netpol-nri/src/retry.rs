@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::{Disconnected, Error, Handler, Options, connect};
 
-/// Wait before the first new connection. Until the plugin is connected, pods start without it.
+/// The wait before the first new connection. Until the plugin is connected, pods start without it.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// Longest wait.
+/// The longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Connects to the runtime, and connects again whenever the connection ends, with a back-off from 50 ms to 2 s. A

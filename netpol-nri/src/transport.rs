@@ -43,7 +43,7 @@ impl Transport {
         Self { socket, frames: BytesMut::new(), plugin: BytesMut::new(), runtime: BytesMut::new() }
     }
 
-    /// Returns the next message, or `None` if the runtime closed the connection. Cancel-safe.
+    /// Returns the next message, or `None` if the runtime closed the socket. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Incoming>, Error> {
         loop {
             if let Some(message) = ttrpc::parse(&mut self.plugin)? {

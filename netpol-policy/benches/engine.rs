@@ -26,7 +26,7 @@ fn main() {
         print_row(&label("all objects at once"), &mut [started.elapsed()], writes);
         let sample = |keep: fn(&Object) -> bool| {
             let chosen: Vec<_> = objects.iter().filter(|object| keep(object)).cloned().collect();
-            // An odd step, because the number of a pod modulo 100 is the number of its node.
+            // Pods are on 100 nodes in turn. The step is odd, so that the chosen pods are on many nodes.
             let step = (chosen.len() / SAMPLES) | 1;
             chosen.into_iter().step_by(step).collect::<Vec<_>>()
         };

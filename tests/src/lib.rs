@@ -10,7 +10,7 @@
 //!
 //! Namespaces have no names. Only file descriptors refer to them, so that the kernel removes the namespaces and their
 //! links when the process ends for any reason. BPF pins and temporary directories outlive the process. They are removed
-//! by values that are dropped, by an interrupt handler, or by the next run, which finds the process ID in their names.
+//! by `Drop` implementations, by an interrupt handler, or by the next run, which finds the process ID in their names.
 
 pub mod agent;
 mod bpf_object;

@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// about the same time, so a frame that is not dropped arrives within this time.
 const GRACE: Duration = Duration::from_millis(250);
 
-// libc declares these constants with integer types that differ from those of the fields below.
+// libc declares these constants with other integer types than the fields and parameters that need them.
 const EVERY_PROTOCOL: u16 = 3;
 const PACKET_FAMILY: libc::sa_family_t = 17;
 const ADDRESS_LENGTH: libc::socklen_t = 20;

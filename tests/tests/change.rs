@@ -241,8 +241,8 @@ fn in_shadow_mode(policy: &str) -> String {
     policy.replacen("metadata: {", "metadata: {annotations: {netpol.io/mode: shadow}, ", 1)
 }
 
-/// Replaces the policies, and waits until the agent has applied the change: then the agent's generation (the number of
-/// the last applied change) is higher. Connections cannot show that the change is applied, because policies in shadow
+/// Replaces the policies, and waits until the agent has applied the change. This increases the agent's generation (the
+/// number of the last applied change). Connections cannot show that the change is applied, because policies in shadow
 /// mode change no verdict.
 fn change_and_wait(lab: &mut Lab, policies: &[String]) -> Result<()> {
     let generation = |lab: &mut Lab| -> Result<Option<u64>> {

@@ -45,7 +45,7 @@ fn status_prints_what_is_enforced_as_text_and_as_json() -> Result<()> {
         ensure!(output.code == Some(0), "status failed, agent running: {running}: {output:?}");
         let line = output.stdout.lines().find(|line| line.contains(&address)).context("no line for shop/back")?;
         let veth = lab.cluster.host("shop/back").veth();
-        // Policy names come from the agent; without it, status prints the numbers of rule sets.
+        // Policy names come from the agent; without it, status prints the IDs of rule sets.
         let rules = if running { " deny-all " } else { "set " };
         ensure!(line.contains(veth) && line.contains(rules), "the line for shop/back is incomplete: {line}");
         ensure!(

@@ -42,8 +42,8 @@ enum Operation {
 }
 
 impl Operation {
-    /// Returns the arguments of `ip`, and the pod with the namespace in which the command runs; `None` is the node's
-    /// namespace.
+    /// Returns the arguments of `ip`, and the number of the pod in which the command runs. `None`: the command runs in
+    /// the node's namespace.
     fn command(self, pods: &[Netns]) -> (String, Option<usize>) {
         let in_node = |command: String| (command, None);
         match self {

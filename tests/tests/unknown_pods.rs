@@ -1,6 +1,6 @@
-//! Interfaces for which the agent knows no pod: before the agent has received the pod's object, and after the object is
-//! deleted. Item 27 of docs/semantics.md. The agents of these tests read objects from a directory, so a pod without a
-//! manifest there is unknown.
+//! Tests interfaces of unknown pods: the agent has not received the pod's object yet, or the object was deleted. See
+//! item 27 of docs/semantics.md. The agents of these tests read objects from a directory, so a pod without a manifest
+//! there is unknown.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 

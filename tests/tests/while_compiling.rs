@@ -11,8 +11,8 @@ use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, deny_all,
 const POLICIES: usize = 40_000;
 /// How long the agent may take to read these policies.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long a response may take, and how long until a new pod's traffic is denied. On an idle machine, the traffic
-/// is denied after 10 ms. The limit is higher because other tests run at the same time.
+/// The maximum time of a response, and the maximum time until a new pod's traffic is denied. On an idle machine, the
+/// traffic is denied after 10 ms. The limit is higher because other tests run at the same time.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The tests also add pods, some of them to the namespace `locked`, in which [`deny_all`] denies all traffic. No policy
@@ -141,7 +141,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
 }
 
 #[test]
-fn a_denied_new_pod_is_enforced_once_its_policies_are_compiled() -> Result<()> {
+fn policies_of_a_denied_new_pod_are_enforced_after_they_are_compiled() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("locked")])?;
     // 60 policies are compiled within milliseconds. All traffic of a new pod may be dropped until then.
     lab.cluster.apply("many", &many_policies().split_inclusive("---\n").take(60).collect::<String>())?;

@@ -13,7 +13,7 @@ mod image;
 mod kernels;
 mod krew;
 mod kubectl;
-// Without feature `lab`, this module builds xtask with it, and runs the command again.
+// Used only if xtask was built without the feature `lab`: builds xtask with this feature, and runs the command again.
 #[cfg(not(feature = "lab"))]
 mod lab;
 mod prometheus;

@@ -8,7 +8,7 @@ use crate::{debian, run, workspace};
 
 /// Environment variable with the directory of both programs.
 const OVERRIDE: &str = "NETPOL_PROMETHEUS";
-/// Debian suite with Prometheus 2.42. The package in the suite after it has no promtool.
+/// Debian suite with Prometheus 2.42. In the next suite, the package has no promtool.
 const SUITE: &str = "bookworm";
 const PACKAGE: &str = "prometheus";
 const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
@@ -35,7 +35,7 @@ pub(crate) fn describe() -> Result<String, String> {
 }
 
 /// Finds both programs: in the directory that the environment variable names, or else the downloaded ones, or else
-/// those on the PATH. tests/src/prometheus.rs finds them in the same way. Returns the path of the first program.
+/// those on the PATH. Returns the path of the first program. tests/src/prometheus.rs finds programs in the same way.
 fn find() -> Result<PathBuf> {
     let programs = PROGRAMS.map(|name| {
         let in_folder = |folder: &Path| Some(folder.join(name)).filter(|path| path.is_file());

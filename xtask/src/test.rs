@@ -16,8 +16,8 @@ use crate::{ebpf, run, setup, workspace};
 use executables::{Executable, Source};
 use tally::Tally;
 
-/// Number of live tests for each CPU. Live tests use real packets. They mostly wait for packets that do not arrive
-/// because they are dropped, so more of these tests run in parallel than there are CPUs.
+/// Number of live tests for each CPU. Live tests use real packets. These tests spend most of their time waiting for
+/// packets that were dropped, so more of them run in parallel than there are CPUs.
 const LIVE_PER_CPU: usize = 2;
 
 /// How long an executable may run without output before it counts as hung.

@@ -108,7 +108,7 @@ pub struct Requests {
     pub(super) warnings: Warnings,
     /// Adds the addresses of starting pods (pods with a delayed start) to the objects that the loop receives.
     pub(crate) starting: StartingPods,
-    /// Pods with containers that do not run yet, or started too early.
+    /// The pods that the gate delays now, and the pods that could start before their policies were enforced.
     pub(crate) container_starts: ContainerStarts,
     /// State and counters of the start gate, which delays the start of a pod until its policies are enforced.
     pub gate: GateStats,

@@ -204,7 +204,7 @@ mod tests {
     use crate::gate::StartingPods;
     use netpol_source::{SourceQuery, SourceState};
 
-    /// A server without a main loop: the test answers the requests to the loop.
+    /// A server without a main loop: the test answers requests in place of the loop.
     struct TestServer {
         directory: tempfile::TempDir,
         _socket: Socket,

@@ -38,8 +38,8 @@ fn summary(gate: &GateStatus) -> String {
     format!("start gate: {mode}{reason}")
 }
 
-/// Returns a table of starts. If a result has a reason, the reason follows in the same line if it fits there, otherwise
-/// in separate lines.
+/// Returns a table of starts. The reason of a result, if any, is in the same line. If this line would be too long, the
+/// reason is in separate lines.
 fn starts(recent: &[RecentStart], width: usize) -> String {
     let mut rows = vec![["LAST START", "POD", "VIA", "DELAY", "RESULT"].map(str::to_owned)];
     rows.extend(recent.iter().map(|start| {

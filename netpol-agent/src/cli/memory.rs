@@ -13,10 +13,10 @@ const UNITS: [(&str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
 pub(super) struct PolicyMemory(pub(super) u64);
 
 impl PolicyMemory {
-    /// Returns the capacity of the BPF map `ALLOW`: as many entries as fit into the memory. This map is a hash map.
-    /// Of the [`ALLOW_ENTRY`] bytes of an entry, the map reserves 16 for each entry of its capacity, even if the entry
-    /// does not exist. The other maps of policies are tries, which only use memory for existing entries. So their
-    /// capacities do not depend on `self`.
+    /// Returns the capacity of the BPF map `ALLOW`: as many entries of [`ALLOW_ENTRY`] bytes as fit into the memory.
+    /// This map is a hash map: its capacity alone takes 16 of these bytes per entry, before any entry exists. The other
+    /// maps of policies are tries, which only use memory for existing entries. So their capacities do not depend on
+    /// `self`.
     pub(super) fn allow_entries(self) -> u32 {
         u32::try_from(self.0 / ALLOW_ENTRY).unwrap_or(u32::MAX).min(1 << 26)
     }

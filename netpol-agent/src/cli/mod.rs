@@ -87,8 +87,8 @@ If map sizes change, the agent creates maps of the new sizes and copies all entr
 keep their old sizes, and the log reports it.
 
 After a pod is deleted, its policies stay in force on its interface until the interface is removed or another pod gets the
-same address. --unknown-pods applies to interfaces that never belonged to a known pod. This includes every other veth with
-its peer in another network namespace, including veths that Kubernetes did not create.";
+same address. --unknown-pods applies to each veth that has its peer in another network namespace and never belonged to a
+known pod, even if Kubernetes did not create the veth.";
 
 const STATUS_HELP: &str = "\
 Examples:

@@ -36,7 +36,7 @@ impl Agreement {
     }
 
     /// Returns whether the eBPF programs (`observed`) and the reference evaluator (`explanation`) differ in verdict,
-    /// reason or policies, although both had the same objects. Counts and logs a difference.
+    /// reason or policies. Counts and logs a difference. If [`compared_reason`] returns `None`, nothing is compared.
     pub(super) fn differs<D: Dataplane>(
         &mut self,
         observed: &Observed<'_>,
@@ -67,7 +67,8 @@ impl Agreement {
 }
 
 /// Returns the event's reason if the reference evaluator must return the same reason. Returns `None` for reasons that
-/// are not compared. For example, the reasons of revoked flows and of packets post-DNAT depend on earlier packets.
+/// are not compared. For example, the reasons of revoked flows and of packets post-DNAT depend on earlier packets. Also
+/// returns `None` if the programs may have evaluated the packet with other API objects than the engine has now.
 fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconciler<D>) -> Option<Reason> {
     let reason = Reason::from_code(observed.event.reason)?;
     let is_compared = match reason {
@@ -79,8 +80,8 @@ fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconcile
     (is_compared && reconciler.has_objects_of(observed.event)).then_some(reason)
 }
 
-/// Returns whether an explanation has these policies. If the explanation lists only some of its policies, only the
-/// numbers of all policies are compared.
+/// Returns whether an explanation has these policies. If the explanation lists only some of its policies, checks only
+/// that the total number of policies is the same.
 fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
     // The evaluation at this pod, not at the other end of the flow.
     let own = &explanation.own;

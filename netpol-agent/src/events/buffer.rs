@@ -179,7 +179,7 @@ pub(crate) mod tests {
         for number in 0..1000 {
             buffer.push(1, record("shop/victim", number));
         }
-        // Each record contains the name of its pod, so records of this pod are large.
+        // Each record contains the name of its pod. So a pod with a long name has large records.
         let large = "x".repeat(MAX_BYTES / 100);
         for number in 0..120 {
             buffer.push(2, record(&large, number));

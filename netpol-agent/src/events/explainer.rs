@@ -29,7 +29,8 @@ const fn micros_of(verdict: FlowVerdict) -> u64 {
 /// Explains flows: which policies and rules lead to the verdict. Keeps the explanations in a cache.
 #[derive(Debug)]
 pub(super) struct Explainer {
-    /// Limits the microseconds per second, for each verdict. Each pair of a pod and a direction has a share.
+    /// For each verdict, limits the CPU time in microseconds per second. Each pair of a pod and a direction has a
+    /// share.
     shares: [Shares; FlowVerdict::ALL.len()],
     cache: ExplanationCache,
     /// Compares verdicts with those of the reference evaluator, the direct implementation of the policy API.

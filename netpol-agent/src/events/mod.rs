@@ -472,7 +472,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_of_records_are_right_after_the_wall_clock_was_set() {
+    fn records_have_correct_times_after_the_wall_clock_was_set() {
         let mut reporter = Reporter::new(Lines::to(std::io::sink()), FlowBuffer::new(1));
         let before = reporter.boot;
         reporter.boot = before + Duration::from_hours(24);

@@ -24,8 +24,8 @@ pub(super) struct Observed<'a> {
 }
 
 impl Observed<'_> {
-    /// Returns the number of flows or denied packets that the event stands for: its own one, and those that had no
-    /// event because of the rate limit.
+    /// Returns the number of flows or denied packets that the event stands for: the one that caused the event, and
+    /// those without an event because of the rate limit.
     pub(super) fn count(&self) -> u64 {
         1 + u64::from(self.event.suppressed)
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The number of counters in use.
+/// The limits, and the number of counters in use.
 #[derive(Debug)]
 pub(super) struct Quota {
     total: usize,

@@ -38,7 +38,7 @@ struct ShadowKey {
 }
 
 impl ShadowKey {
-    /// Returns the namespace in which policies apply: that of the pod at which they would deny the flow.
+    /// Returns the namespace of the policies and of the pod at which they would deny the flow.
     fn namespace(&self) -> Arc<str> {
         let pod = match self.direction {
             FlowDirection::Ingress => &self.to,

@@ -40,7 +40,7 @@ pub(super) struct Overlay {
     pods: BTreeMap<PodKey, Pod>,
     /// Starting pods: the API server has not published their addresses yet.
     starts: BTreeMap<PodKey, RecordedStart>,
-    /// Pods that already ran when the runtime connected to the agent, and that the source has not sent yet.
+    /// Pods that already ran when the agent connected to the runtime, and that the source has not sent yet.
     running: BTreeMap<PodKey, PodStart>,
 }
 
@@ -102,7 +102,7 @@ impl Overlay {
         known.iter().filter_map(|key| self.start_running(key)).collect()
     }
 
-    /// Adds the addresses of a pod that already ran when the runtime connected. Returns the changed pod.
+    /// Adds the addresses of a pod that already ran when the agent connected to the runtime. Returns the changed pod.
     fn start_running(&mut self, key: &PodKey) -> Option<Event> {
         let start = self.running.remove(key)?;
         self.pods.get(key).filter(|pod| pod.addresses.is_empty())?;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_no_address_after_its_sandbox_stops_before_the_address_is_published() {
+    fn if_a_sandbox_stops_before_its_address_is_published_the_pod_has_no_address() {
         let mut overlay = Overlay::new("n1".into());
         addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
         overlay.start(&pod_start(1, "a", 5));

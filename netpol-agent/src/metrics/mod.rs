@@ -89,7 +89,7 @@ impl Meter {
         self.convergence.applied
     }
 
-    /// Returns the number of the last batch that is enforced, with all batches before it.
+    /// Returns the number of the last enforced batch. All batches before it are enforced, too.
     pub fn last_enforced(&self) -> Generation {
         self.convergence.enforced
     }

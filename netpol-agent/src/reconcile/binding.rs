@@ -1,11 +1,10 @@
 //! Binds veths to pods. A veth (the end in the node's network namespace) is bound once, to the pod address that is
 //! found in the network namespace of its other end (the pod end). The veth stays bound until it is removed. The pod of
 //! a bound veth is the pod that has this address according to API objects. So nothing that a pod does inside its
-//! namespace changes which policies apply to it.
+//! network namespace changes which policies apply to it.
 //!
-//! It is a conflict if an unbound interface has the address of a pod to which another interface is bound. Then the
-//! unbound interface is shut (all of its traffic is dropped), and the conflict is reported. A shut interface stays shut
-//! until it is bound or removed.
+//! It is a conflict if an unbound interface has the address of a pod to which another interface is bound. The
+//! conflict is reported, and all traffic of the unbound interface is dropped until this interface is bound or removed.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -57,7 +56,7 @@ pub(super) enum Binding {
 /// The binding of a veth.
 #[derive(Debug, Default)]
 pub(super) struct Bound {
-    /// Addresses of the pod that were found in the namespace when the veth was bound.
+    /// Addresses of the pod that were found in the network namespace when the veth was bound.
     addresses: Vec<IpAddr>,
     /// The pod that the veth is bound to. If the binding was adopted from an earlier agent, `None` until the pod is
     /// found.
@@ -92,8 +91,8 @@ impl Identity {
         }
     }
 
-    /// Shuts the interface, and reports the conflict.
-    fn shut(&mut self, veth: &Veth, conflict: &str) {
+    /// Records a conflict, so that all traffic of the interface is dropped, and reports the conflict.
+    fn set_conflict(&mut self, veth: &Veth, conflict: &str) {
         (self.binding, self.pod) = (Binding::Conflict, None);
         self.report(veth, Some(format!("{conflict}; dropping all of its traffic")));
     }
@@ -150,7 +149,7 @@ impl<D: Dataplane> Reconciler<D> {
             let conflict = self.conflict(&claims, ifindex, other).or_else(|| self.same_mac(&interfaces, veth, pod_end));
             let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex) else { continue };
             if let Some(conflict) = conflict {
-                identity.shut(veth, &conflict);
+                identity.set_conflict(veth, &conflict);
                 continue;
             }
             let pod = pods[0].clone();
@@ -287,7 +286,7 @@ impl<D: Dataplane> Reconciler<D> {
         for (ifindex, veth, mac, link_local, conflict) in updates {
             let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex) else { continue };
             if let Some(conflict) = conflict {
-                identity.shut(veth, &conflict);
+                identity.set_conflict(veth, &conflict);
             } else if let Binding::Bound(bound) = &mut identity.binding {
                 (bound.mac, bound.link_local) = (mac, link_local);
             }
@@ -295,7 +294,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Reports pods that took the address of another pod, addresses that the pod's object does not list, and additional
-    /// interfaces in pods' namespaces.
+    /// interfaces in pods' network namespaces.
     fn report_irregular(&self, interfaces: &mut Interfaces) {
         let pod_in_namespace = |(ifindex, interface): (&IfIndex, &Interface)| {
             Some((self.snapshot.veths.get(ifindex)?.0.namespace, interface.identity.pod.clone()?))
@@ -326,7 +325,7 @@ impl<D: Dataplane> Reconciler<D> {
                 );
             }
             if let Some(pod) = secondary.as_ref().filter(|_| identity.secondary != secondary) {
-                tracing::warn!(%pod, interface, "policies do not apply to this further interface of the pod's namespace: it has no pod address");
+                tracing::warn!(%pod, interface, "policies do not apply to this additional interface in the pod's network namespace: it has no pod address");
             }
             (identity.unlisted, identity.secondary) = (unlisted, secondary);
         }

@@ -2,7 +2,8 @@
 //! main loop.
 //!
 //! The main loop moves the engine and a job to the thread. The thread returns the engine and the changes of the maps
-//! (the writes). Until then, the loop uses the pods of this node ([`super::pods`]) and the policies that are enforced.
+//! (the writes). Until then, the loop works without the engine, with its index of this node's pods ([`super::pods`])
+//! and the policies that are already enforced.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -8,8 +8,8 @@ use std::time::Instant;
 use netpol_policy::model::PodKey;
 
 /// Maximum number of pods in [`ContainerStarts`]. When one more pod is recorded, all others are removed. The
-/// unprotected time of a pod (the time without enforcement) starts when the pod's containers can start. If the pod is
-/// not recorded, its unprotected time starts when its interface appears.
+/// unprotected time (without enforcement) of a removed pod starts when its interface appears, not when its containers
+/// can start.
 const MAX_PODS: usize = 4_096;
 
 /// When the first container of a pod could start.
@@ -17,7 +17,7 @@ const MAX_PODS: usize = 4_096;
 pub(super) enum ContainerStart {
     /// The container runtime waits for the agent, so no container runs.
     Held,
-    /// The start is delayed only until this time. The pod's policies were not enforced at this time.
+    /// The container can start from this time on. The pod's policies were not enforced yet at this time.
     Possible(Instant),
 }
 

@@ -1,5 +1,5 @@
 //! Tracks map entries that could not be written, so that the reconciler retries the writes (see `work`). Until a
-//! retry succeeds, the reconciler marks endpoints that may need the missing entry as incomplete (see `desired`).
+//! retry succeeds, the reconciler marks endpoints as incomplete if they may need the missing entry (see `desired`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,8 +37,8 @@ pub struct FailedWrites {
 /// Failed writes, and the entries that are missing because of them.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
-    /// The change that failed, for each missing entry. The change can also be a deletion. Then the entry is obsolete,
-    /// but it counts as missing, too.
+    /// The change that failed, for each missing entry. An obsolete entry that could not be deleted counts as missing,
+    /// too.
     pending: BTreeMap<EntryKey, Change>,
     /// Whether a failure was logged. Reset as soon as no entry is missing.
     reported: bool,

@@ -98,8 +98,7 @@ pub struct Options {
     pub agent_namespace: Arc<str>,
     /// Whether nothing is enforced (`--observe`).
     pub observe: bool,
-    /// When the containers of each pod could start. `None`: no start gate delays containers until policies are
-    /// enforced.
+    /// When the containers of each pod could start, as reported by the start gate; `None` if the gate is off.
     pub container_starts: Option<ContainerStarts>,
 }
 
@@ -138,7 +137,7 @@ pub struct Reconciler<D> {
     work: Work,
     /// Pods of this node; may be newer than the state of the engine.
     pods: LocalPods,
-    /// Numbers of the engine, for metrics while the engine is compiling.
+    /// Copies of the engine's metrics, for use while the engine is compiling.
     stats: EngineStats,
     /// The policies of each rule set in use, for lookups while the engine is compiling.
     rule_set_names: BTreeMap<RuleSetId, Vec<PolicyKey>>,
@@ -180,7 +179,7 @@ pub struct Reconciler<D> {
     next_suspension_change: Option<Timestamp>,
     /// Number of finished compile jobs. Data derived from the engine is valid until this number changes.
     jobs_compiled: u64,
-    /// Since when the BPF maps contain all objects that the agent received, by the kernel's boot clock; `None` while
+    /// Since when (by the kernel's boot clock) the BPF maps contain all objects that the agent received; `None` while
     /// objects are missing.
     settled_since: Option<Duration>,
 }

@@ -106,7 +106,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         interface.program_error = None;
         // The pod's MAC address is read only after the attach. So the pod's end of the veth must be read again at
-        // once. The new value has no pause.
+        // once: `PeerReads::default()` has no pause.
         interface.peer_reads = PeerReads::default();
         let Some(endpoint) = interface.endpoint_mut() else { return };
         endpoint.marks_packets = true;

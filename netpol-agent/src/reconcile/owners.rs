@@ -40,7 +40,7 @@ impl<D: Dataplane> Reconciler<D> {
         let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
             addresses_of(endpoint).map(|address| (address, endpoint.id)).collect::<Vec<_>>()
         };
-        // Orphaned endpoints come first, so an endpoint of an existing pod replaces an orphaned one with its address.
+        // Orphaned endpoints come first. So if an existing pod has the same address, its endpoint becomes the owner.
         orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 

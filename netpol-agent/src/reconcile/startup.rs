@@ -25,7 +25,7 @@ use netpol_node::InterfaceSnapshot;
 use netpol_source::{Batch, Generation};
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Starts to enforce these objects. `old` are the tables that the data plane has now, possibly those of an earlier
+    /// Starts to enforce the policies in `objects`. `old`: the tables in the data plane, possibly those of an earlier
     /// agent. Pinned state does not change before this call. At every step, packets of an endpoint are evaluated by its
     /// old policies or by its new ones.
     ///

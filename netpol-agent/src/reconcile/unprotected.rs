@@ -125,7 +125,7 @@ pub struct UnprotectedTimes {
     /// interface. If the interface already existed when the agent started, the time starts with the agent. If another
     /// process detached the programs, the time starts when the kernel reports this.
     interface: StartTotals,
-    /// The same, but each time starts when the first container of the pod could start.
+    /// The same, but these times start when the first container of the pod could start.
     container: StartTotals,
     /// Number of times that programs were attached.
     pub attached: u64,
@@ -140,7 +140,7 @@ pub struct StartTotals {
     pub count: u64,
     /// Sum of the times.
     pub sum: Duration,
-    /// For each of [`BOUNDS`]: the number of interfaces with at most this time.
+    /// For each of [`BOUNDS`]: the number of recorded times up to this bound.
     pub buckets: [u64; BOUNDS.len()],
     /// Packets that passed in these times, according to the counters of the interfaces.
     pub packets: u64,
@@ -186,7 +186,7 @@ mod tests {
         let since = Instant::now();
         let at = |ms: u64| since + Duration::from_millis(ms);
         let interval = UnprotectedInterval { since, until: at(40), packets: 7, start: UnprotectedStart::Interface };
-        // When containers could start; then the expected milliseconds and packets.
+        // Each row has the start of the containers, the expected milliseconds, and the expected packets.
         let table = [
             (ContainerStart::Held, 0, 0),
             (ContainerStart::Possible(at(30)), 10, 7),

@@ -19,7 +19,7 @@ const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Interface {
     /// Returns whether the addresses of the interface's peer need not be read again: policies are enforced on the
-    /// interface, and either its pod is gone, or its pod and all of its addresses are known.
+    /// interface, and either the pod is gone, or the pod and all addresses of the peer are known.
     fn is_complete(&self) -> bool {
         // The agent waits for a missing address only for a limited time: an interface without IPv6 never gets a
         // link-local address.

@@ -55,7 +55,7 @@ pub(super) enum Write {
 pub(super) struct Work {
     pub(super) compiler: Compiler,
     backlog: VecDeque<Pending>,
-    /// Job that the engine runs now, and since when.
+    /// Origin and ticket of the job that the engine runs now, and when the job began.
     compiling: Option<(Origin, Ticket, Instant)>,
     /// With [`Compiler::Manual`] or [`Compiler::Inline`]: the job that waits to be run.
     waiting_task: Option<Task>,

@@ -308,7 +308,7 @@ fn events_beyond_the_limit_are_counted_and_cost_little() {
 }
 
 #[test]
-fn verdicts_are_compared_with_the_reference_evaluator_if_the_tables_had_the_same_objects() {
+fn a_verdict_from_the_current_objects_is_compared_with_the_reference_evaluator() {
     let mut reconciler = reconciler_with(&[ALLOW_FAR]);
     let buffer = FlowBuffer::new(10);
     let mut reporter = reporter(&buffer);

@@ -84,7 +84,7 @@ fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
             let counts = |reconciler: &Reconciler<Memory>| {
                 UnprotectedStart::ALL.map(|start| reconciler.unprotected().since(start).count)
             };
-            assert_eq!(counts(&reconciler), [0, 0], "{unknown_pods:?}: the pod is unknown");
+            assert_eq!(counts(&reconciler), [0, 0], "{unknown_pods:?}: the interface's pod is unknown");
             starts.hold(held_pod);
             if released {
                 starts.release(held_pod);

@@ -158,8 +158,8 @@ pub(crate) struct TopOptions {
     /// Count flows that are not older than this time; at most 1h
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
     pub(crate) since: Duration,
-    /// Print the table once, instead of until interrupted. This is the default if standard output is not a terminal,
-    /// and with -o json
+    /// Print the table once, and do not update it. This is the default if standard output is not a terminal, and with
+    /// -o json
     #[arg(long)]
     pub(crate) once: bool,
     /// The time between updates

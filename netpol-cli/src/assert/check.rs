@@ -1,5 +1,5 @@
 //! Evaluates expectations. The ends of an expectation (its sources and destinations) stand for pods and addresses,
-//! which are grouped by [`EndId`]: all pods or addresses of a group can connect with any other group at the same ports.
+//! which are grouped by [`EndId`]: between two groups, the same ports are allowed for all their pods or addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 

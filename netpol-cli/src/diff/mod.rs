@@ -159,7 +159,7 @@ fn changes(difference: &Difference, names: &Names<'_>) -> Vec<JsonChange> {
     rows.collect()
 }
 
-/// Reads standard input if `-f -` is given. These manifests belong to both versions.
+/// Reads standard input if `-f -` is given. Its manifests belong to both versions.
 fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
     let is_common = options.common.paths.iter().any(|path| path.as_os_str() == "-");
     let limits = options.common.limits();

@@ -28,8 +28,8 @@ pub(super) struct Graph {
     pub(super) has_unknown: bool,
 }
 
-/// A node: workloads of one namespace, or addresses. All of them have the same allowed connections: the ports to and
-/// from each other node are the same for all of them.
+/// A node: workloads of one namespace, or addresses. All of them have the same allowed connections: the same ports to
+/// and from every other node.
 pub(super) struct Node {
     /// The lines of text: names, and then badges. A badge is a line with ports that are not shown as edges. For
     /// example, `in: TCP 80` has the ports at which the policies of this node allow connections from all nodes.
@@ -56,7 +56,8 @@ pub(super) enum EdgeEnd {
     Group(usize),
 }
 
-/// A class of pods or addresses. Each class with pods, and each class of addresses with an edge, becomes a node.
+/// Workloads of one namespace, or addresses, with the same allowed connections. Each class with pods, and each class of
+/// addresses with an edge, becomes a node.
 struct Class {
     group: String,
     end: EndId,
@@ -72,8 +73,7 @@ struct Class {
 
 /// Allowed and unknown ports.
 type Ports = (PortSet, PortSet);
-/// The ports of each pair of a source and a destination. Both are indices of classes; in
-/// [`edges`], of nodes.
+/// The ports of each pair of a source and a destination. Both are indices of classes; in [`edges`], of nodes.
 type Pairs = BTreeMap<(usize, usize), Ports>;
 
 impl Graph {

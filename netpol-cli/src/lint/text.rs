@@ -74,7 +74,7 @@ fn print_skipped(out: &mut impl Write, input: &Input, width: usize) -> io::Resul
     Ok(())
 }
 
-/// Prints a heading such as `file:line: warning[NP010]: object: field`, and below it the sentences and the fix. The
+/// Prints a heading such as `file:line: warning[NP010]: object: field`, and below it the [`sentences`] and the fix. The
 /// heading of an object of a cluster has no file and no line.
 fn print_finding(out: &mut impl Write, finding: &Finding, width: usize, color: ColorMode) -> io::Result<()> {
     let position = match &*finding.file {

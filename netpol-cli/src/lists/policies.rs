@@ -85,7 +85,8 @@ struct Policy {
 }
 
 impl Policy {
-    /// Creates the policy from its status on the first node. [`Self::add`] then adds the numbers of this node.
+    /// Creates the policy from its status on the first node, without numbers. [`Self::add`] adds the numbers of each
+    /// node.
     fn new(first: &PolicyStatus) -> Self {
         Self {
             namespace: first.namespace.clone(),

@@ -96,8 +96,7 @@ fn kind_of_row((group, version, name, plural, title, is_namespaced): &Row) -> Ki
     }
 }
 
-/// Returns the kinds that netpol evaluates, and those kinds of unevaluated policies with an API group that the cluster
-/// has.
+/// Returns the kinds that netpol evaluates, and the unevaluated kinds in API groups that the cluster has.
 pub(super) async fn all(kube: &Kube, limit: Duration) -> Result<Vec<Kind>> {
     let groups = within(limit.min(GROUPS_TIME), "", kube.client.list_api_groups()).await;
     let groups = groups.map_err(|error| anyhow!("cannot list the API groups: {error}"))?.groups;

@@ -13,7 +13,7 @@ const MAX_GROUPS_BY_WORKLOAD: usize = 50;
 /// Maximum number of workloads in the name of a group.
 const MAX_NAMES: usize = 3;
 
-/// An address, or pods of one namespace that have the same verdicts, as sources and as destinations.
+/// An address, or pods of one namespace. The pods have the same verdicts, as sources and as destinations.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Group {

@@ -103,10 +103,10 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     let groups = matrix.groups;
     let mut cluster = matrix.reachability.cluster(0).clone();
     for group in groups {
-        // `second_pod` adds a pod only if `only` stands for all pods of a workload. In this case, `group.source` is the
-        // added pod.
-        if let (End::Pod(only), 1) = (&group.destination, group.members.len()) {
-            cluster.second_pod(only);
+        // `second_pod` adds a pod only if `member` stands for all pods of a workload. In this case, `group.source` is
+        // the added pod.
+        if let (End::Pod(member), 1) = (&group.destination, group.members.len()) {
+            cluster.second_pod(member);
         }
     }
     let needs_services = groups.iter().any(|group| may_be_service_or_node(&cluster, group));

@@ -11,7 +11,7 @@ use netpol_policy::record::{Observation, ObservedEnd, Recorder};
 
 use crate::table::counted;
 
-/// The reasons of packets that are allowed without a rule.
+/// The reasons of packets that are allowed even if a policy isolates the pod and no rule allows them.
 const INDEPENDENT: [Reason; 4] = [Reason::LocalNode, Reason::Hairpin, Reason::NeighborDiscovery, Reason::IcmpError];
 
 /// What one run of `netpol record` has read.

@@ -73,7 +73,7 @@ fn write(recording: &Recording, records: &Records, output: RecordOutput, out: &m
 fn read_file(path: &Path, options: &RecordOptions) -> Result<Source> {
     let is_stdin = path.as_os_str() == "-";
     if is_stdin && options.input.paths.iter().any(|path| path.as_os_str() == "-") {
-        bail!("standard input cannot be both the flows and the manifests: --flows and -f are -");
+        bail!("standard input cannot be both the flows and the manifests: set only one of --flows and -f to -");
     }
     let title = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
     let reader: Box<dyn Read> = if is_stdin {

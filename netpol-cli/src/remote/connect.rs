@@ -78,7 +78,7 @@ impl Route {
     }
 }
 
-/// Runs the command in an agent's pod. Returns its standard input and output as a connection.
+/// Runs the command in an agent's pod. Returns the command's standard input and output as a connection.
 async fn exec(pods: &Api<Pod>, pod: &str) -> Result<Connection, String> {
     let parameters = AttachParams::default()
         .container(CONTAINER)

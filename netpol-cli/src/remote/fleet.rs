@@ -47,7 +47,7 @@ pub(crate) struct Fleet {
     pub(crate) kube: Option<Kube>,
     request_timeout: Duration,
     agent_namespace: String,
-    /// The start of kubectl commands in messages, with the options for this cluster and the agents' namespace.
+    /// The first words of kubectl commands in messages, with the options for this cluster and the agents' namespace.
     kubectl: String,
 }
 

@@ -20,7 +20,7 @@ const SHOWN: usize = 5;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Remaining {
     still_suspended: Vec<Suspended>,
-    /// If other suspensions may exist that were not found: why they were not found.
+    /// If `still_suspended` may be incomplete: the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     still_suspended_unknown_because: Option<String>,
 }

@@ -38,9 +38,8 @@ impl Target {
         self.until_annotation == CLUSTER_UNTIL
     }
 
-    /// Returns the annotation with the end of the other suspension that the agents' Namespace can have: for the
-    /// cluster, that of the Namespace itself; for a namespace, that of the cluster. Both suspensions use the same
-    /// annotation for the reason.
+    /// The agents' Namespace can have two suspensions: its own, and that of the cluster. Returns the annotation with
+    /// the end of the suspension that is not this target. Both suspensions use the same annotation for the reason.
     pub(super) fn other_until_annotation(&self) -> &'static str {
         if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
     }

@@ -72,7 +72,7 @@ fn explain_without_manifests_uses_the_cluster() {
 }
 
 /// Creates Service `shop/far` with a backend that is no pod of the cluster.
-fn apply_service_with_other_backend(cluster: &Cluster) {
+fn apply_service_with_unknown_backend(cluster: &Cluster) {
     for object in [
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "far"},
             "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80, "protocol": "TCP"}]}}),
@@ -105,7 +105,7 @@ fn explain_needs_only_rights_in_the_namespaces_of_source_and_destination() {
     let connections = output["connections"].as_array().expect("a list");
     assert!(!connections.is_empty() && connections.iter().all(|each| each["verdict"] == "unknown"), "{output}");
     // The same applies to the backend of a Service.
-    apply_service_with_other_backend(&cluster);
+    apply_service_with_unknown_backend(&cluster);
     let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "svc/shop/far", "--port", "80"]);
     assert!(run.code == 4 && run.unwrapped().contains("Unknown: cannot list Pods: "), "{}", run.out);
     // The user can read neither the policies nor the pods in the destination's namespace.
@@ -128,7 +128,7 @@ fn policies_of_other_kinds_make_the_verdict_unknown() {
     assert_eq!(run.code, 4, "{}", run.out);
     assert!(run.unwrapped().contains("Unknown: cannot list CiliumNetworkPolicies"), "{}", run.out);
     // The verdicts on a Service and its backends are unknown, too.
-    apply_service_with_other_backend(&cluster);
+    apply_service_with_unknown_backend(&cluster);
     let run = cluster.netpol(&["explain", "--from", "shop/db-0", "--to", "svc/shop/far", "--port", "80", "-o", "json"]);
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     let frontend = &output["frontend"];

@@ -100,7 +100,7 @@ fn a_suspension_of_the_cluster_is_refused_in_a_namespace_without_agents() {
         "{}",
         run.out
     );
-    // Wrong usage: no scope, two scopes, too long, a reason of two lines.
+    // Wrong usage: no scope, two scopes, a duration that is too long, a reason of two lines.
     for arguments in [
         &["--for", "1h"][..],
         &["-n", "a", "--cluster", "--for", "1h"],

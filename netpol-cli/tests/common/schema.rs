@@ -19,7 +19,7 @@ pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas")
 }
 
-/// The field `type` of flow records of an unknown type, as an agent with a later version may send them. No schema
+/// The value of the field `type` in records that tests send as if from a later version of the agent. No schema
 /// describes these records.
 const LATER_TYPE: &str = "of-a-later-version";
 

@@ -147,8 +147,9 @@ impl Attacher {
             return Err(gone());
         }
         earlier::adopt_qdisc(&self.pins, ifindex);
-        // The interface is marked as observing while any of its programs may observe: the mark is set before the first
-        // program is attached, or removed after the last one was replaced.
+        // The pins mark the interface as observing while any of its programs may only observe. So an observing agent
+        // sets the mark before it attaches its programs. An enforcing agent removes the mark after it has attached its
+        // programs.
         if self.observe {
             self.record_observing(ifindex, name)?;
         }

@@ -38,7 +38,7 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
             // This agent's filters replaced the old filters, but not old TCX links. Of the old filters, only the
             // directories that record them remain.
             detach_tcx(&other, ifindex, &[])?;
-            // If this fails, the directory remains until no interface of this version exists any more. Then
+            // If this fails, the directory remains until no interface with pins of this version exists any more. Then
             // `remove_unused` removes everything that this version pinned.
             let _ = other.remove_filter_dir(ifindex);
         } else {

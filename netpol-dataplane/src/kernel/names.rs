@@ -52,8 +52,8 @@ macro_rules! maps {
             }
 
             /// Sets the capacity of one map.
-            pub const fn set(&mut self, map: MapName, entries: u32) {
-                match map { $(MapName::$variant => self.$field = entries),* }
+            pub const fn set(&mut self, map: MapName, capacity: u32) {
+                match map { $(MapName::$variant => self.$field = capacity),* }
             }
         }
     };

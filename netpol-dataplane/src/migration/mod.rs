@@ -137,9 +137,9 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Migration {
         migration.before.push(Change::PutPort { prefix_len, key, entry });
     }
     migration.before.extend(new.allow.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
-    let mut transitional: Vec<(AllowKey, AllowEntry)> = transitional_entries(old, new, &pairs.ids);
-    transitional.extend(steps.allow);
-    migration.before.extend(transitional.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
+    let mut transitional_allow: Vec<(AllowKey, AllowEntry)> = transitional_entries(old, new, &pairs.ids);
+    transitional_allow.extend(steps.allow);
+    migration.before.extend(transitional_allow.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
     migration.before.extend(moves);
 
     migration.after.extend(steps.after);
@@ -156,7 +156,7 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Migration {
         });
     }
     migration.after.extend(steps.last);
-    migration.after.extend(transitional.iter().map(|(key, _)| Change::DeleteAllow(*key)));
+    migration.after.extend(transitional_allow.iter().map(|(key, _)| Change::DeleteAllow(*key)));
     migration.after.extend(old.allow.keys().map(|key| Change::DeleteAllow(*key)));
     migration
         .after

@@ -113,7 +113,7 @@ impl<T: OnNode> NodeContext for T {
 
     #[inline(always)]
     fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
-        // SAFETY: array values live as long as the map, and are only accessed by slots.
+        // SAFETY: array values live as long as the map, and are accessed only through `Slot`.
         event_limits::denied(index).map(|set| unsafe { Slot::new(set) })
     }
 
@@ -207,7 +207,7 @@ impl Context for Skb {
 
     #[inline(always)]
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>> {
-        // SAFETY: array values live as long as the map, and are only accessed by slots.
+        // SAFETY: array values live as long as the map, and are accessed only through `Slot`.
         neighbors::slot(endpoint).map(|slot| unsafe { Slot::new(slot) })
     }
 

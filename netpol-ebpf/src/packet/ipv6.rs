@@ -88,7 +88,7 @@ impl Parse for [u8; 16] {
         }
         if packet.error.is_some() || packet.fragment == Fragment::LATER {
             // The transport header cannot be read, or is in the first fragment only.
-        } else if ends_before_transport(header, &packet) && !quoted {
+        } else if is_short_with_extensions(header, &packet) && !quoted {
             packet.error = Some(Reason::Malformed);
         } else {
             match transport::load(context, packet.payload, packet.protocol, quoted) {
@@ -144,7 +144,7 @@ impl Extensions {
 }
 
 /// Reads the extension headers up to the transport header. `start`: the offset of the first header after the IPv6
-/// header. `first`: its kind. Payloads that cannot be read (ESP, no next header) are treated as transport headers. The
+/// header. `first`: its kind. Payloads that cannot be read (ESP, No Next Header) are treated as transport headers. The
 /// result is a packed [`Extensions`], because [`ParserFunctions::walk`] can only return a number.
 #[inline(always)]
 pub(crate) fn walk<S: Context>(context: &S, start: u32, first: u8) -> u64 {
@@ -230,7 +230,7 @@ fn is_short<const N: usize>(header: Window<'_, N>, protocol: u8) -> bool {
 
 /// Does the same as [`is_short`], for a packet with extension headers.
 #[inline(always)]
-fn ends_before_transport(header: Window<'_, BEFORE_ADDRESSES>, packet: &Packet<[u8; 16]>) -> bool {
+fn is_short_with_extensions(header: Window<'_, BEFORE_ADDRESSES>, packet: &Packet<[u8; 16]>) -> bool {
     let length = u32::from(header.u16_be::<4>());
     let extensions = packet.payload.wrapping_sub(packet.ip_offset + HEADER as u32);
     length != 0 && length < extensions + transport::needed(packet.protocol)

@@ -157,7 +157,7 @@ fn a_panic_refuses_the_start_and_keeps_the_connection() {
 }
 
 #[test]
-fn a_plugin_whose_handler_blocks_its_thread_is_disconnected_and_the_pod_starts() {
+fn a_plugin_with_a_handler_that_blocks_the_thread_is_disconnected_and_the_pod_starts() {
     let node = Node::new(Options { request_timeout: Duration::from_millis(300), ..Options::default() });
     let connection = node.connect();
     let reason = "netpol: no answer within 300ms".to_owned();
@@ -181,7 +181,7 @@ fn a_pod_starts_if_the_plugin_is_killed_while_it_delays_the_start() {
 }
 
 #[test]
-fn the_end_of_the_runtime_is_reported() {
+fn a_closed_connection_a_shutdown_and_a_missing_runtime_are_reported() {
     let node = Node::new(Options::default());
     let connection = node.connect();
     node.server.disconnect();

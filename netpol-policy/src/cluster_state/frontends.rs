@@ -27,9 +27,9 @@ pub(super) struct Frontends {
     owners: Index<Frontend, FrontendOwner>,
     /// The slices of each Service.
     slices: Index<ServiceKey, SliceKey>,
-    /// The slices that have an endpoint at each address.
+    /// For each address, the slices that have an endpoint at this address.
     endpoints: Index<IpAddr, SliceKey>,
-    /// The names of the nodes that have each address.
+    /// For each address, the names of the nodes that have this address.
     nodes: Index<IpAddr, Arc<str>>,
 }
 

@@ -81,9 +81,9 @@ impl Engine {
     }
 
     /// Divides the memory limit among policies again, after a change of the cluster state. Returns the pods for which
-    /// rules must be resolved again, or `None` if the division did not change. There are two kinds of such pods: those
-    /// of policies of which different blocks and ports fit now, and those of namespaces that got or lost memory for
-    /// policies in shadow mode.
+    /// rules must be resolved again, or `None` if the division did not change. There are two kinds of such pods: pods
+    /// that a policy selects, if other blocks or ports of this policy fit now; and pods of a namespace that got or lost
+    /// memory for policies in shadow mode.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
         let Balance { policies, namespaces } = self.memory_limit.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();
@@ -122,7 +122,7 @@ impl Engine {
             if full_accounts.contains(&account) {
                 continue;
             }
-            // After a change in place, the rule set may have an entry for this class that contains only its new rules.
+            // After a change in place, the rule set may have an entry for this class with only the added rules.
             self.disallow(changes, rule_set, class);
             if !self.allow(changes, &mut cache, rule_set, class) {
                 full_accounts.insert(account);

@@ -86,8 +86,8 @@ impl Classes {
     /// class has it yet. The class keeps its ID. Returns the changed classes.
     ///
     /// `moving` has one item for each user that gets another signature: its class and its next signature. `None`
-    /// instead of a signature means that the class must not change. The old and the new signature of a class may differ
-    /// only in peer selectors that are new or unused, so that no unchanged rule set distinguishes the two signatures.
+    /// instead of a signature means that the class must not change. The caller ensures that the old and the new
+    /// signature differ only in peer selectors that are new or unused. So no unchanged rule set distinguishes them.
     pub(super) fn rename_all<'a>(
         &mut self,
         moving: impl Iterator<Item = (ClassId, Option<&'a Signature>)>,

@@ -116,8 +116,8 @@ impl Engine {
                 DiffKey { rule_set: id, base, changed_rules: indices.clone(), remaining_rules: Vec::new(), named };
             let diff = cache.entry(diff_key);
             let diff = diff.or_insert_with(|| Rc::new(self.additions_to(base, &rules, signature))).clone();
-            // A class without an entry is allowed the same as any peer. If the ports for any peer change in the same
-            // way, the class still needs no entry.
+            // A class without an entry is allowed the same as any peer. If the class and any peer get the same change,
+            // the class still needs no entry.
             if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
                 pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }
@@ -200,9 +200,10 @@ impl Engine {
         pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
-    /// Returns the classes to which a rule set may allow something else if this part is added or removed. The value has
-    /// the indices of the part's rules that the class matches: it matches a peer of the rule or, if the rule has no
-    /// peers, a named port. `any_peer_changes`: the ports for any peer change, too.
+    /// Returns the classes to which a rule set may allow other ports if this part is added or removed. Each class has
+    /// the indices of the part's rules that it matches: it matches a peer of the rule or, if the rule has no peers, a
+    /// named port. `any_peer_changes`: the ports for any peer change, too, so all classes that may have an entry are
+    /// returned.
     pub(super) fn classes_to_change(
         &self,
         rule_set: &RuleSet,

@@ -1,6 +1,6 @@
-//! Counts map entries by account: `PORTS` entries, and `ALLOW` entries for classes of pods. How many of them are needed
-//! is known only after compilation. An account is what the memory limit charges for entries, see
-//! [`super::memory_limit::Account`].
+//! Counts the map entries that are charged to each account of the memory limit ([`super::memory_limit::Account`]):
+//! `PORTS` entries, and `ALLOW` entries for classes of pods. How many entries are needed is known only
+//! after compilation.
 
 use std::collections::BTreeMap;
 

@@ -75,7 +75,8 @@ pub(super) struct MemoryLimit {
     pods: BTreeMap<NamespaceName, BTreeSet<PodKey>>,
     /// Size of each policy, by direction.
     sizes: BTreeMap<PolicyKey, [Size; 2]>,
-    /// For each namespace: the number of CIDRs in its policies, and the number of prefixes of their ports.
+    /// For each namespace: the number of CIDRs in its policies, and the number of prefixes into which their port ranges
+    /// are split.
     sums: BTreeMap<NamespaceName, (u64, u64)>,
     /// The demand of each namespace. Empty while the limit cannot be exceeded.
     demands: BTreeMap<NamespaceName, NamespaceDemand>,
@@ -204,7 +205,8 @@ impl MemoryLimit {
     /// for classes of pods. How many of these entries are needed is known only after compilation. Half of the limit is
     /// reserved for them: one quarter is first come, first served, and one quarter is divided equally among namespaces
     /// with pods in scope. So each namespace always has its share. Rule sets for shadow mode may use a sixteenth of the
-    /// limit while the first quarter has room. Their entries are not counted when enforced rule sets need room.
+    /// limit while the first of these quarters has room. Their entries are not counted when enforced rule sets need
+    /// room.
     pub(super) fn has_room(
         &self,
         account: &Account,

@@ -211,8 +211,8 @@ impl Parts {
         id
     }
 
-    /// After the policy's rules in this direction changed: removes the parts from the current parts, so that
-    /// [`Parts::find`] no longer returns them. Rule sets still use these parts until they release them.
+    /// Makes [`Parts::find`] no longer return the policy's parts in this direction, because the rules have changed.
+    /// Rule sets use these parts until they release them.
     pub(super) fn invalidate(&mut self, policy: &PolicyKey, direction: Direction) {
         if let Some(current) = self.current.get_mut(policy) {
             current[direction as usize] = CurrentParts::default();

@@ -32,7 +32,7 @@ struct PortSet {
     users: usize,
     /// The account to which the entries are charged.
     account: Account,
-    /// Whether the endpoint of a deleted pod (orphaned endpoint) may use the set. Then the set must not change.
+    /// Whether the endpoint of a deleted pod (orphaned endpoint) may use the set. If so, the set must not change.
     frozen: bool,
 }
 

@@ -64,7 +64,7 @@ impl Moves {
 
 impl Engine {
     /// Finds the next class of each address and prefix in `touched` (those that may get another class). If all users of
-    /// a class get the same next signature, the class can be renamed: it keeps its ID and gets this signature. Then its
+    /// a class get the same next signature, the class can be renamed: it keeps its ID and gets this signature, and its
     /// users do not move.
     pub(super) fn find_moves(&mut self, touched: &Touched) -> Moves {
         let prefix = |net: &IpNet| {

@@ -188,7 +188,7 @@ impl Engine {
         (!retired.is_empty()).then_some(touched)
     }
 
-    /// Returns the addresses inside a block that have an entry of their own.
+    /// Of the addresses inside a block, returns those with an entry in `ADDRESSES`.
     fn addresses_in(&self, net: IpNet) -> Vec<IpAddr> {
         let (first, last) = (net.network(), net.broadcast());
         self.tables.addresses_between(first, last).collect()

@@ -282,7 +282,7 @@ impl RuleSets {
         }
     }
 
-    /// Forbids changes in place after a pod with this rule set was deleted. Returns the port set for any peer.
+    /// Forbids changes of a rule set in place, because a pod with it was deleted. Returns the port set for any peer.
     pub(super) fn freeze(&mut self, id: RuleSetId) -> Option<PortSetId> {
         let rule_set = self.by_id.get_mut(&id)?;
         rule_set.frozen = true;

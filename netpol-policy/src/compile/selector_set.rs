@@ -7,7 +7,7 @@ use super::selectors::PeerSelectorId;
 /// A set of peer selectors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct PeerSelectorSet {
-    /// Pairs of the index of a word and the word, sorted by index. Words without set bits are not stored.
+    /// The index of each word, and the word itself; sorted by index. Words without set bits are not stored.
     words: Vec<(u64, u64)>,
 }
 
@@ -87,7 +87,7 @@ impl PeerSelectorSet {
     }
 }
 
-/// Returns the IDs of the bits that are set in a word: `bits`.
+/// Returns the IDs of the bits that are set in the word `bits`.
 fn ids(word_index: u64, mut bits: u64) -> impl Iterator<Item = PeerSelectorId> {
     std::iter::from_fn(move || {
         let bit = bits.trailing_zeros();

@@ -3,7 +3,7 @@
 //! ```text
 //! Update ─resolve─► Resolved ─classify─► Classified ─classify_frontends─► Prepared ─enforce─► Enforced ─retire─► Retired
 //!    ▲                                                                                                             │
-//!    └──── addresses that removed peer selectors matched, or pods with rules that fit within the limit now ──── forget
+//!    └──── addresses that matched removed peer selectors, or pods with rules that fit within the limit now ──── forget
 //!                                                                                                                  ▼
 //!                                                                                                               changes
 //! ```

@@ -250,9 +250,9 @@ impl Engine {
             };
             self.assign_port_set(changes, entry, &diff, &users);
         }
-        for (id, (classes, for_any_peer)) in pending.touched {
+        for (id, (classes, any_peer_diff)) in pending.touched {
             self.delete_redundant(changes, id, &classes);
-            self.update_backend_set_entries_of(changes, next, id, (&classes, &for_any_peer));
+            self.update_backend_set_entries_of(changes, next, id, (&classes, &any_peer_diff));
         }
     }
 

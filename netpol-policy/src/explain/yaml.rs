@@ -142,8 +142,8 @@ pub(crate) fn string(text: &str) -> Node {
     Node::Scalar(quoted(text))
 }
 
-/// Returns a string as YAML. It is quoted if a parser could read it without quotes as another type, such as a number or
-/// a Boolean.
+/// Returns a string as YAML. It is quoted if a parser could read the unquoted string as another type, such as a number
+/// or a Boolean.
 fn quoted(text: &str) -> String {
     const RESERVED: [&str; 9] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
     let is_cidr = text.contains('/') && text.bytes().all(|byte| byte.is_ascii_digit() || b"./".contains(&byte));

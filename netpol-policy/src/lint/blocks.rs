@@ -40,9 +40,9 @@ fn is_small(block: &IpBlock) -> bool {
     block.cidr.prefix_len() >= min_prefix
 }
 
-/// Finds a block with addresses of pods. A pod that is created again gets another address.
+/// Returns a finding if the block contains addresses of pods. A pod that is created again gets another address.
 fn block_of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: &str) -> Option<Draft> {
-    // Only addresses that are in the input count: a placeholder stands for an unknown address.
+    // Placeholders are ignored: each stands for an unknown address.
     let is_in_block = |address: &IpAddr| {
         block.contains(*address) && !is_placeholder(*address) && context.state.peer_at(*address).is_some()
     };
@@ -72,8 +72,8 @@ fn block_of_pods(context: &Context<'_>, policy: &Policy, block: &IpBlock, path: 
     ))
 }
 
-/// Finds an ingress block with addresses of nodes. Connections of clients outside the cluster can have the address of a
-/// node, too, because of masquerading.
+/// Returns a finding if the block is in an ingress rule and contains addresses of nodes. Connections of clients outside
+/// the cluster can have the address of a node, too, because of masquerading.
 fn block_of_nodes(context: &Context<'_>, block: &IpBlock, direction: Direction, path: &str) -> Option<Draft> {
     let nodes = context.state.nodes.values();
     let is_in_block = |addresses: &[IpAddr]| addresses.iter().any(|address| block.contains(*address));

@@ -34,7 +34,7 @@ pub(super) struct Context<'a> {
     by_label: LabelIndex<'a>,
     /// Whether the input has Namespaces. Otherwise it is unknown which namespaces exist.
     pub(super) has_namespaces: bool,
-    /// Namespaces that exist: those of the input, and those that other objects refer to.
+    /// Namespaces that exist: those with a Namespace object, a pod or a Service, and [`STANDARD_NAMESPACES`].
     pub(super) namespaces: BTreeSet<NamespaceName>,
     /// The Services that have a port or nodePort with this protocol and number.
     pub(super) services_by_port: HashMap<(Protocol, u16), Vec<&'a ServiceKey>>,

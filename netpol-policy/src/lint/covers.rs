@@ -17,7 +17,7 @@ fn peers(wide: &Peers, narrow: &Peers, namespace: &str) -> bool {
         (Peers::Any, _) => true,
         (Peers::Of(_), Peers::Any) => false,
         (Peers::Of(wide), Peers::Of(narrow)) => {
-            // The list is empty if all peers of the rule are invalid.
+            // `narrow` is empty if all peers of its rule are invalid.
             !narrow.is_empty() && narrow.iter().all(|narrow| wide.iter().any(|wide| peer(wide, narrow, namespace)))
         }
     }

@@ -32,8 +32,8 @@ pub(super) fn reason(
     Some(format!("no pod in the input has label {label}, which a controller may set"))
 }
 
-/// Returns a label key of the selector that may have the domain of a controller. Does not return a key that a pod has.
-/// Does not return a key that is similar to a key of a pod either, because it is probably a typo.
+/// Returns the selector's first label key with a domain that may belong to a controller. Skips a key that a pod has.
+/// Also skips a key that is similar to a key of a pod, because it is probably a typo.
 fn controller_label<'s>(context: &Context<'_>, pods: &'s Selector) -> Option<&'s str> {
     pods.requirements.iter().find_map(|requirement| {
         let (Requirement::In(key, _) | Requirement::Exists(key)) = requirement else { return None };

@@ -11,8 +11,8 @@ use crate::manifest::FieldPath;
 use crate::model::{Mode, Peers, Policy, PolicyKey, Ports, Rule};
 use crate::reference;
 
-/// The maximum number of rules of a namespace in one direction, because each rule is compared with each other rule. A
-/// namespace with more rules is not checked.
+/// The maximum number of rules of a namespace in one direction. A namespace with more rules is not checked, because
+/// each rule would be compared with each other rule.
 const MAX_RULES: usize = 3000;
 /// The fix for a policy that allows everything. The policy gets an effect if the user adds a default-deny policy later.
 const FIX_OF_ALLOW_ALL: &str = "delete the policy, unless you will add a default deny";

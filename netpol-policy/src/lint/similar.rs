@@ -32,9 +32,9 @@ pub(super) fn replacement(path: FieldPath, value: &str) -> DraftFix {
     DraftFix::of(description, vec![Operation::Replace(path, yaml::string(value))])
 }
 
-/// Returns a fix for a typo in one value of `matchLabels`. `candidates`: the labels of existing pods. Only pods that
-/// meet all other requirements of the selector count. The new value is the most similar value that the label has in
-/// these pods.
+/// Returns a fix for a typo in one value of `matchLabels`. `candidates`: the labels of existing pods. Pods that do not
+/// meet all other requirements of the selector are ignored. The new value is the most similar value that the label has
+/// in the remaining pods.
 pub(super) fn label_fix(field: &str, selector: &Selector, candidates: &[&Labels]) -> Option<DraftFix> {
     selector.requirements.iter().enumerate().find_map(|(index, requirement)| {
         let Requirement::In(key, values) = requirement else { return None };

@@ -41,7 +41,8 @@ fn check_item(list: &FieldPath, items: &[Value], index: usize) -> Option<Draft> 
         (format!("{path} is another item, which has the port. Two list items are alternatives."), fix)
     } else {
         let useless = others.find(|other| self::protocol(&items[*other]) == Some(protocol))?;
-        let fix = format!("add the port to the item, or remove it if the other ports for {protocol} are sufficient");
+        let fix =
+            format!("add the port to the item, or remove the item if the other ports for {protocol} are sufficient");
         (format!("{} has no effect.", list.index(useless)), fix.into())
     };
     let message = format!("The item has no port, so it allows all {protocol} ports.");

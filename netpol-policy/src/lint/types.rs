@@ -1,4 +1,4 @@
-//! Lint rules for `policyTypes` that does not fit the fields `ingress` and `egress` of the policy.
+//! Lint rules for policies in which `policyTypes` does not fit the fields `ingress` and `egress`.
 
 use netpol_common::Direction;
 

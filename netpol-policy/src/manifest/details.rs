@@ -12,7 +12,7 @@ use super::split;
 use super::tree::{self, Lines, Tree};
 use crate::model::{Labels, NamespaceName, PodKey, PolicyKey, Protocol};
 
-/// The annotation of a policy or of its namespace that suppresses findings.
+/// The annotation that suppresses findings, on a policy or on its namespace.
 pub const IGNORE_ANNOTATION: &str = "netpol.io/lint-ignore";
 
 /// The details of all objects of the input. Only [`super::parse_offline`] returns them.

@@ -56,7 +56,7 @@ mod tests {
     const POLICY: &str =
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}}\n";
 
-    /// Returns why the file is skipped, the number of invalid documents, and the number of errors.
+    /// Returns why the file is skipped, the number of invalid documents, and the number of errors and warnings.
     fn result_of(text: &str) -> (Option<SkipReason>, usize, usize) {
         let Parsed { skipped, invalid_documents, errors, .. } = parse(text, "f");
         (skipped, invalid_documents, errors.len())

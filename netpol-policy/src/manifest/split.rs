@@ -41,7 +41,7 @@ pub(super) fn documents(text: &str) -> Vec<DocumentText<'_>> {
             document.text = &text[start..position];
             texts.push(std::mem::take(&mut document));
             document.faults.extend(separator_fault(rest, index + 1));
-            // A warning means that the separator line has content. Then the document includes this line.
+            // A warning means that the separator line has content, so the next document starts with this line.
             let starts_on_separator = matches!(document.faults.as_slice(), [Fault { severity: Severity::Warning, .. }]);
             (start, document.lines_before) =
                 if starts_on_separator { (end - unmarked.len(), index) } else { (end, index + 1) };

@@ -21,7 +21,7 @@ fn keys(parsed: &Parsed) -> Vec<String> {
     parsed.objects.iter().map(|located| format!("{}:{}", located.line, located.object.key())).collect()
 }
 
-/// Parses a policy named `default/p` with this `spec`, which is indented by two spaces.
+/// Parses a policy named `default/p`. The lines of `spec` must be indented by two spaces.
 fn policy(spec: &str) -> Parsed {
     parse(
         &format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec:\n{spec}\n"),

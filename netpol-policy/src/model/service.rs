@@ -18,8 +18,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
-    /// `spec.selector`, which determines the backends if the Service has no slices. Empty if the Service has no
-    /// selector (then another component writes its slices), and for `ExternalName`. Also empty for objects from an API
+    /// `spec.selector`, which determines the backends if the Service has no slices. Empty for a Service without
+    /// a selector (another component writes its slices), and for `ExternalName`. Also empty for objects from an API
     /// server, because the API server has the slices.
     pub selector: Labels,
     /// Set if the Service has no cluster IP yet but will get one, as in manifests that were never applied.

@@ -1,6 +1,6 @@
 //! UIDs of pods.
 
-/// An annotation of mirror pods (the API objects of static pods). Its value is the UID of the static pod, which the
+/// An annotation of mirror pods (the API objects of static pods). Its value is the static pod's UID, which the
 /// container runtime uses. Source: `ConfigMirrorAnnotationKey`, `pkg/kubelet/types/pod_update.go` of Kubernetes.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 

@@ -136,7 +136,8 @@ impl PodKey {
         Self { namespace: self.namespace.clone(), name: format!("{}/2", self.name).into() }
     }
 
-    /// Returns the workload if this is the key of an assumed pod; `None` for the key of a real pod.
+    /// Returns the workload if this key is from [`PodKey::of_workload`] or [`PodKey::second_of_workload`]. Otherwise
+    /// returns `None`.
     pub fn workload(&self) -> Option<WorkloadKey> {
         let (resource, name) = self.name.split_once('/')?;
         let kind = WorkloadKind::from_resource(resource)?;

@@ -14,7 +14,7 @@ use crate::reference::{self, Remote};
 /// A set of ports of each protocol, and whether other IP protocols are included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortSet {
-    /// Disjoint ranges that are not adjacent, in ascending order. A protocol without ports has no entry.
+    /// Disjoint ranges that are not adjacent, in ascending order. A protocol without ports in the set has no entry.
     ranges: BTreeMap<Protocol, Vec<Span<u16>>>,
     other_protocols: bool,
 }

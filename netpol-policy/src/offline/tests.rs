@@ -217,7 +217,8 @@ fn s39_the_pods_of_workloads_are_added_once() {
     .concat();
     let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
     let names: Vec<String> = cluster.state().pods.keys().map(ToString::to_string).collect();
-    // `web` has the pods of its ReplicaSet `web-1`, too. The owner of `old` is not in the input.
+    // No pod is added for the ReplicaSet `web-1`, because the input has its Deployment `web`. The Deployment of `old`
+    // is not in the input.
     let small: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains("huge")).collect();
     let expected =
         ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];

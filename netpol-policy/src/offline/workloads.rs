@@ -67,7 +67,7 @@ impl Workloads {
 
     /// Returns the pods of a workload: the pods in the input, the named pods of a `StatefulSet`, or the pod that stands
     /// for all pods of the workload. Empty if neither the workload nor any of its pods is in the input, or if another
-    /// workload of the input controls it.
+    /// workload of the input controls this workload.
     pub fn pods(&self, workload: &WorkloadKey) -> &[PodKey] {
         self.pods.get(workload).map(Vec::as_slice).unwrap_or_default()
     }

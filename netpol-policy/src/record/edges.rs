@@ -84,7 +84,7 @@ pub(super) struct CheckedFlow {
     pub(super) remote: IpAddr,
     pub(super) remote_pod: Option<(PodKey, Labels)>,
     pub(super) protocol: u8,
-    /// 0 for protocols without ports.
+    /// The destination port; 0 for protocols without ports.
     pub(super) port: u16,
 }
 

@@ -51,8 +51,8 @@ pub struct Observation {
     pub port: Option<u16>,
     /// Whether the source address is that of a node, but the node only forwarded the packet (masquerading).
     pub masqueraded: bool,
-    /// Whether the flow is independent of rules: it is allowed without a rule, such as hairpin traffic and traffic with
-    /// the local node.
+    /// Whether the flow is always allowed, even without a rule. Examples are hairpin traffic and traffic with the local
+    /// node.
     pub independent_of_rules: bool,
     /// Whether the other end's policies deny the flow.
     pub denied_elsewhere: bool,

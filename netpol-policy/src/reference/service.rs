@@ -17,18 +17,18 @@ pub struct Candidate {
     pub rule: Option<RuleRef>,
     /// Whether the address and port of the backend are themselves those of a frontend. If so, the final backend is
     /// unknown.
-    pub passed_on: bool,
+    pub is_frontend: bool,
 }
 
 impl Candidate {
     /// Returns whether every pod with the policies of the evaluated pod may connect to the backend. Hairpin traffic
     /// does not count: it is allowed only for the pod that is the backend.
     fn is_allowed(&self) -> bool {
-        !self.passed_on && (self.reason == Reason::LocalNode || self.rule.is_some())
+        !self.is_frontend && (self.reason == Reason::LocalNode || self.rule.is_some())
     }
 
     fn is_denied(&self) -> bool {
-        !self.passed_on && self.reason == Reason::NoRule
+        !self.is_frontend && self.reason == Reason::NoRule
     }
 }
 
@@ -49,8 +49,8 @@ pub(super) fn candidates(
             Some(_) => Reason::Rule,
             None => Reason::NoRule,
         };
-        let passed_on = cluster_state.frontend_at(backend.address, packet.protocol, backend.port).is_some();
-        Candidate { backend, reason, rule, passed_on }
+        let is_frontend = cluster_state.frontend_at(backend.address, packet.protocol, backend.port).is_some();
+        Candidate { backend, reason, rule, is_frontend }
     };
     cluster_state.backends(frontend).into_iter().map(evaluate_backend).collect()
 }

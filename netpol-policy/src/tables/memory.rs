@@ -19,7 +19,7 @@ pub struct Tables {
     allow: HashMap<AllowKey, AllowEntry>,
     /// By key and prefix length.
     ports: BTreeMap<(PortKey, u32), PortEntry>,
-    /// The class that stands for the backends of each frontend.
+    /// For each frontend, the class that stands for its backends.
     frontends: HashMap<Frontend, ClassId>,
     endpoints: BTreeMap<PodKey, EndpointPolicy>,
 }

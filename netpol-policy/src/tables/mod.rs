@@ -25,8 +25,8 @@ pub struct EndpointPolicy {
     pub shadow_ingress: DirectionPolicy,
     /// The same for traffic from the pod.
     pub shadow_egress: DirectionPolicy,
-    /// Whether parts of the policies are omitted because of the memory limit. Then less is allowed than the policies
-    /// state.
+    /// Whether parts of the policies are omitted because of the memory limit. If so, the endpoint allows less than the
+    /// policies do.
     pub incomplete: bool,
 }
 

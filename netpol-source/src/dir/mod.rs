@@ -49,7 +49,7 @@ pub fn start(root: &Path, limits: Limits) -> Result<Feed, SourceError> {
     Ok(Feed { batches, queries, state: SourceState::default() })
 }
 
-/// Numbers batches and sends them. A generation is the number of a batch.
+/// Sends batches, and gives each one a number (its generation).
 struct BatchSender {
     sender: mpsc::Sender<Batch>,
     generation: Generation,

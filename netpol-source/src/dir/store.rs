@@ -101,7 +101,7 @@ impl Store {
     }
 
     /// Derives `EndpointSlice` objects for Services that have none in any file (docs/semantics.md, item 37). Must be
-    /// called each time after the objects of files have changed. Returns the changes of derived objects.
+    /// called after each change of the objects of files. Returns the changes of derived objects.
     pub(super) fn derive(&mut self) -> Vec<Event> {
         let slices = derived::endpoint_slices(self.defined_objects()).into_iter().map(Object::Slice);
         let now: BTreeMap<ObjectKey, Object> = slices.map(|slice| (slice.key(), slice)).collect();

@@ -254,9 +254,9 @@ impl Gatherer {
         Some(if must_wait { latest.max(complete) } else { complete })
     }
 
-    /// Returns `None` until the object's state at `version`, or a later state, was sent in a batch. From then on,
-    /// returns whether the object exists. `version` is the object's version at the API server, or `None` if the API
-    /// server has no such object.
+    /// `version` is the object's version at the API server, or `None` if the API server has no such object. Returns
+    /// `None` until this state of the object, or a later one, was sent in a batch. From then on, returns whether the
+    /// object exists.
     pub(super) fn exists_if_sent(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
         if self.initial.is_some() || !self.in_sync_events.is_empty() || self.resync.contains_key(key) {
             return None;

@@ -11,7 +11,7 @@
 //! * It does not fall back to paginated lists if the API server has no streaming lists.
 //! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads this header, but it retries inside of a
 //!   request. So the source could not report that the API server is unavailable.
-//! * It deserializes complete objects. `trim` reads only the fields that policies need from the JSON text.
+//! * It deserializes complete objects. From the JSON text, `trim` reads only the fields that policies need.
 //!
 //! Invalid objects are not among the reasons: with `DeserializeGuard`, a list with an invalid object does not fail. But
 //! `DeserializeGuard` clones each object as a generic value first.

@@ -58,7 +58,7 @@ enum ConnectionState {
 
 /// How a stream ended.
 enum StreamEnd {
-    /// The server ended it after its timeout.
+    /// The server ended the stream, usually after the timeout of the watch.
     Timeout,
     /// The version is too old to continue from.
     Expired(String),

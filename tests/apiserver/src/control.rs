@@ -104,7 +104,7 @@ impl ApiServer {
     }
 }
 
-/// Requests and sent events.
+/// Requests and watches.
 impl ApiServer {
     /// Returns all requests so far, oldest first.
     pub fn requests(&self) -> Vec<Request> {

@@ -17,8 +17,8 @@ use crate::server::Network;
 use crate::store::Store;
 use crate::watch::WatchFault;
 
-/// Everything that can change while a server runs. Some fields start with the value of a field of [`Options`], which
-/// describes them.
+/// Everything that can change while a server runs. Some fields start with the value of a field of [`Options`], and are
+/// described there.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) store: Store,
@@ -37,11 +37,11 @@ pub(crate) struct State {
     pub(crate) sent: BTreeMap<u64, Instant>,
     /// The number of the list page that was requested last, by resource.
     pub(crate) pages: BTreeMap<Resource, usize>,
-    /// All faults that tests have applied to watches, in order. `None`: to the watches of all resources.
+    /// All faults that tests have applied to watches, in order. `None` means the watches of all resources.
     pub(crate) watch_faults: Vec<(Option<Resource>, WatchFault)>,
     /// The number of open watches, by resource.
     pub(crate) open_watches: BTreeMap<Resource, usize>,
-    /// The delay of watch events after their changes.
+    /// The delay between a change and its watch event.
     pub(crate) delay: Duration,
     /// [`Options::streaming_lists`].
     pub(crate) streaming: StreamingLists,

@@ -133,8 +133,8 @@ fn check_version(target: &Target, value: &Value, version: u64) -> Result<(), Sta
     }
 }
 
-/// Sets the kind, name and namespace of an object to those of the request. Returns an error if the object has another
-/// name or namespace.
+/// Sets the kind, name and namespace of an object to those of the request. Returns an error if the object already has
+/// another name or namespace.
 fn set_identity(target: &Target, name: &str, value: &mut Value) -> Result<(), Status> {
     value["kind"] = target.resource.kind().into();
     value["apiVersion"] = target.resource.api_version().into();

@@ -62,14 +62,14 @@ impl Default for Options {
     }
 }
 
-/// The result of starting a pod.
+/// The result of starting a sandbox or creating a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// At least one plugin is connected, and none refused: the pod's containers start.
+    /// At least one plugin is connected, and none refused.
     Allowed,
-    /// A plugin refused, with this reason: the sandbox was stopped and removed.
+    /// Refused for this reason. A refused sandbox was stopped and removed.
     Refused(String),
-    /// No plugin is connected, or one was disconnected for this reason: the pod's containers start.
+    /// Not refused, but no plugin is connected, or one was disconnected: the text has the reason.
     Unguarded(String),
 }
 

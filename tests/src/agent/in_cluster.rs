@@ -13,8 +13,8 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The script runs in a private mount namespace.
 const MOUNT: &str = r#"mount -t tmpfs none /run && mkdir -p "$ACCOUNT" && mount --bind "$0" "$ACCOUNT" && exec "$@""#;
 
-/// Returns a command that runs `binary` as in a pod with these credentials. HOME is unset, so that no other
-/// kubeconfig is used.
+/// Returns a command that runs `binary` as in a pod with these credentials. KUBECONFIG and HOME are unset, so
+/// that no kubeconfig is used.
 pub(super) fn command(netns: &Netns, binary: &Path, credentials: &Path, server: SocketAddr) -> Command {
     let mut command = netns.command("unshare");
     command.args(["--mount", "sh", "-c", MOUNT]).arg(credentials).arg(binary);

@@ -32,7 +32,7 @@ const LABELS: [[(&str, &str); 2]; 2] = [
     [("shop/client", "app=moving,side=left"), ("shop/never", "app=never,side=right")],
     [("shop/client", "app=moving,side=right"), ("shop/never", "app=never,side=left")],
 ];
-/// The peer of the policy before and after the changes.
+/// A peer of the policy `shop/server`, before and after the changes.
 const SIDES: [&str; 2] =
     [", {podSelector: {matchLabels: {side: left}}}", ", {podSelector: {matchLabels: {side: right}}}"];
 
@@ -47,8 +47,8 @@ fn pods_with_labels(labels: [(&str, &str); 2]) -> ClusterBuilder {
     labels.iter().fold(pods_without_load(), |cluster, (name, labels)| cluster.pods(&[(name, labels)]))
 }
 
-/// Deletes one policy, adds another and changes a third. Changes the labels of pods and of a namespace. The changed
-/// policy matches the new labels of `client`, of `other` and of the namespace.
+/// Deletes the policy file `second`, adds the file `third`, and changes the policy `shop/server`. Changes the labels of
+/// pods and of a namespace. The changed policy matches the new labels of `client`, of `other` and of the namespace.
 fn change_all_objects(lab: &mut Lab) -> Result<()> {
     for (name, labels) in LABELS[1] {
         lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;

@@ -68,8 +68,8 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
         let Some((_, rest)) = line.split_once(" enforced pod=") else { continue };
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
-        // The time until the pod's policies were enforced: `interface_age_ms` if all traffic of the pod was dropped
-        // until then, otherwise `unprotected_ms`. A line with both has `interface_age_ms` first.
+        // The time until the pod's policies were enforced: the first of these two fields in the line. All lines have
+        // `unprotected_ms`. If all traffic of the pod was dropped until then, `interface_age_ms` is before it.
         let parse_time = |word: &str| {
             ["unprotected_ms=", "interface_age_ms="]
                 .into_iter()

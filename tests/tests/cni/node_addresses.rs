@@ -78,7 +78,7 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
         ensure!(refused == ProbeResult::Refused, "connection to the node's new address: {refused:?}");
         drop(server);
 
-        // The flow between the same addresses and ports must stop, too, when an external host has the address.
+        // When an external host has the address, even the flow between the same addresses and ports must stop.
         node.ip(&remove)?;
         outside.ip(&add)?;
         let server = socket(outside, target)?;

@@ -132,7 +132,7 @@ fn pods_are_enforced_when_their_containers_start() -> Result<()> {
 }
 
 #[test]
-fn a_pod_that_the_agent_does_not_know_yet_waits() -> Result<()> {
+fn a_pod_waits_until_the_agent_has_received_its_object() -> Result<()> {
     let mut cluster = cluster(Topology::BridgePlugin)?;
     let agent = Agent::start(&cluster)?;
     let gate = StartGate::new(&agent.socket());

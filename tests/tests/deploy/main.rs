@@ -142,8 +142,8 @@ fn new_pods_start_isolated_unless_a_component_turns_this_off() -> Result<()> {
 }
 
 /// The start gate can use a CNI plugin, which the agent installs. The agent can write the CNI configuration only with
-/// the component `start-gate-cni`. The folder `uninstall` can write it, too, to remove the plugin from the
-/// configuration.
+/// the component `start-gate-cni`. The `DaemonSet` of the folder `uninstall` can write it, too, to remove the
+/// plugin from the configuration.
 #[test]
 fn the_cni_gate_can_be_installed_and_uninstalled() -> Result<()> {
     let writable = |folder: &str, components: &[&str]| -> Result<Vec<String>> {

@@ -65,8 +65,8 @@ impl Conversation {
         Ok(found)
     }
 
-    /// Returns whether a packet in the direction opposite to the probe initiated the flow. If so, a SYN in the
-    /// probe's direction would be a simultaneous open, which is not tested here.
+    /// Returns whether the flow was initiated in the direction opposite to the probe. If so, a SYN in the probe's
+    /// direction would be a simultaneous open, which is not tested here.
     fn remote_initiated(&self) -> bool {
         self.state == FlowState::Initiated(self.probe.direction.opposite())
     }

@@ -93,7 +93,7 @@ fn cases() -> u32 {
 type Tally = BTreeMap<Reason, u64>;
 
 #[test]
-fn reference_tables_and_loaded_program_agree() {
+fn the_reference_the_tables_and_the_programs_agree() {
     let netns = create_interfaces().expect("cannot create a network namespace with interfaces");
     let outcome = netns.run(|| {
         let (node, tally) = (RefCell::new(Some(Node::start()?)), RefCell::new(Tally::new()));
@@ -255,9 +255,9 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
         }
         let (was, is) =
             (reference::evaluate(&old, &probe.at(pod)).reason, reference::evaluate(&new, &probe.at(pod)).reason);
-        // A packet to a Service is rechecked post-DNAT, and may pass here, if a backend of the Service is a pod of this
-        // node with the same rules as the sending pod: see `expected`. Each write can change which pods have the same
-        // rules, so any backend on this node counts.
+        // A packet to a Service may pass here if a backend of the Service is a pod of this node with the same rules as
+        // the sending pod. This packet is rechecked post-DNAT: see `expected`. Each write can change which pods have
+        // the same rules, so any backend on this node counts.
         let is_local_backend =
             [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {

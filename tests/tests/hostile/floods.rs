@@ -11,7 +11,7 @@ use netpol_common::{EVENT_BURST, EVENT_RATE};
 use netpol_tests::{AgentOptions, Cluster, Denied, Lab, Netns, deny_all, policy};
 use serde_json::Value;
 
-/// Number of denied packets from the victim, and of denied packets to the victim. Each packet belongs to its own flow.
+/// Number of denied packets in each direction: from the victim, and to the victim. Each packet belongs to its own flow.
 /// At 40 packets a second, the victim's budget allows an event for each packet.
 const DENIALS: u16 = 200;
 /// Time between two of these packets.

@@ -9,8 +9,8 @@ use netpol_tests::{Cluster, Lab, PodSpec, ProbeResult};
 
 use super::{allow_client_to_server, pods, rogue_sends_nothing};
 
-/// Returns an IPv4 and an IPv6 datagram from `claimed` to `to`, to send through the interface of `sender`. If `sender`
-/// is not `claimed`, their source addresses are spoofed.
+/// Returns an IPv4 and an IPv6 datagram to `to`, for the interface of `sender`. The source addresses are those of
+/// `claimed`. They are spoofed, unless `claimed` is `sender`.
 fn datagrams_from(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
     let (sender, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
     let next_hop = sender.next_hop(destination, cluster.topology());

@@ -267,9 +267,9 @@ const ICMPV6: &[(u8, Form<Build>)] = &[
 const TAGS: &[(&[u16], bool)] =
     &[(&[0], true), (&[7], true), (&[7, 8], true), (&[7, 8, 9], true), (&[7, 8, 9, 10], false)];
 
-/// Returns whether an `ICMPv6` packet is neighbor or listener discovery, which requires a hop limit of 255 or 1. Such
+/// Returns whether an `ICMPv6` packet is neighbor discovery (hop limit 255) or listener discovery (hop limit 1). Such
 /// packets must not reach the other pod, regardless of policies (docs/semantics.md, item 32). With any other hop limit,
-/// they are ordinary ICMP messages, which receivers do not process as discovery.
+/// packets of these types are ordinary ICMP messages, which receivers do not process as discovery.
 fn is_link_scope(transport: &str, ip_form: &str) -> bool {
     match transport {
         "a router advertisement" | "a neighbor solicitation" | "a redirect" => ip_form == "255 hops left",

@@ -45,7 +45,7 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
     let mut lab = Lab::start(nodes(), &[allow_client_to_server()])?;
     let cluster = &lab.cluster;
     // The inner source is the address of another pod, or of a host outside. The inner destination is an isolated pod
-    // that allows this source, or a pod that is not isolated. No packet must arrive (`false`).
+    // that allows this source, or a pod that is not isolated. The packets must not arrive (`false`).
     for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
         check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
     }

@@ -172,7 +172,7 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
                 programs.expect(initiating, &initiator.tcp(port, 80, SYN, b""), Reason::Rule, "starts");
                 programs.expect(initiating.opposite(), &other.tcp(80, port, SYN_ACK, b""), Reason::Flow, "a reply");
                 for &flags in sequence {
-                    // A SYN is evaluated as the start of a new flow, in the direction in which it is sent.
+                    // A SYN is evaluated like the start of a new flow, in the direction in which it is sent.
                     let (from_initiator, from_other) =
                         if flags == SYN { (Reason::Rule, Reason::NotIsolated) } else { (Reason::Flow, Reason::Flow) };
                     programs.expect(

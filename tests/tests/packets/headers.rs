@@ -145,7 +145,7 @@ fn later_fragments_follow_the_first() {
             Ingress,
             &fragment(1, 0, true).carrying(17, &denied[..32]),
             Reason::Malformed,
-            "a second, different first fragment",
+            "another first fragment of the same datagram",
         );
         programs.expect(
             Ingress,

@@ -199,8 +199,8 @@ impl KernelAndMemory {
         }
     }
 
-    /// Runs a packet from the pod. Returns the reason, and the source endpoint ID and recheck bit that the packet then
-    /// has.
+    /// Runs a packet from the pod. Returns the reason, and the packet's source endpoint ID and recheck bit after the
+    /// run.
     pub(crate) fn send(&mut self, packet: &[u8]) -> (Reason, u32) {
         let frame = wire(packet);
         let reason = self.memory.run(Egress, &frame, INTERFACE, 0);
@@ -219,8 +219,8 @@ impl KernelAndMemory {
         let ifindex = if source_endpoint == self.endpoint.id { INTERFACE } else { 0 };
         self.memory.source_endpoint.set(source_endpoint);
         let reason = self.memory.run_post_dnat(&frame, ifindex);
-        // If the source endpoint has no interface any more, its packets are counted for endpoint 0. Only denied packets
-        // are counted.
+        // If the source endpoint has no interface any more, its packets are counted for endpoint 0. Post-DNAT,
+        // only denied packets are counted.
         let counter = if reason == Reason::SourceEndpointGone { 0 } else { source_endpoint };
         let before = self.kernel.packet_count(counter, Egress, reason).unwrap();
         let ran = self.kernel.run_post_dnat(&frame, source_endpoint | RECHECK, 1).expect("the kernel runs the frame");

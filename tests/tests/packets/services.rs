@@ -56,7 +56,7 @@ fn s21_a_connection_to_a_service_is_evaluated_by_its_backends() {
         );
         assert_eq!(programs.send(&to.tcp(1000, 3, SYN, b"")), (Reason::NoAllowedBackend, POD), "no backend is allowed");
         assert_eq!(programs.send(&to.udp(1000, 3, b"")), (Reason::NoAllowedBackend, POD), "no backend is allowed");
-        assert_eq!(programs.send(&to.tcp(1000, 4, SYN, b"")), (Reason::NoRule, POD), "no port of the Service");
+        assert_eq!(programs.send(&to.tcp(1000, 4, SYN, b"")), (Reason::NoRule, POD), "not a port of the Service");
         // Only the packet that starts the flow is rechecked.
         assert_eq!(programs.send(&to.tcp(1000, 1, ACK, b"")), (Reason::Flow, POD));
         // The next datagram may go to another backend.

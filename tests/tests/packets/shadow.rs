@@ -175,7 +175,7 @@ fn shadow_mode_evaluates_flows_to_services_by_their_backends() {
         for (port, recheck) in [(1, RECHECK), (2, RECHECK), (3, 0)] {
             let marked = POD | recheck;
             assert_eq!(programs.send(&to.tcp(1000, port, SYN, b"")), (Reason::NotIsolated, marked), "port {port}");
-            assert_eq!(programs.send(&to.tcp(1000, port, ACK, b"")), (Reason::Flow, POD), "only the first packet");
+            assert_eq!(programs.send(&to.tcp(1000, port, ACK, b"")), (Reason::Flow, POD), "is not marked");
         }
         assert_eq!(summary(&mut programs), [(EventKind::Shadow, Reason::NoAllowedBackend, 3)]);
         // Post-DNAT, policies in shadow mode do not change the verdict either.

@@ -19,7 +19,7 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
     hairpin(shop).context("a pod that is a backend of its own Service")
 }
 
-/// Traffic is dropped at the pod's interface, so it never reaches kube-proxy.
+/// Traffic is dropped at the client's interface, so it never reaches kube-proxy.
 fn no_backend_allowed(shop: &Shop) -> Result<()> {
     shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(service_number::BAD))?;
     for (_, target) in Shop::cluster_ips(service_number::BAD) {

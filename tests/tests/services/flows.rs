@@ -1,4 +1,4 @@
-//! Open flows through a Service while backends, policies and agents change.
+//! Tests of open flows through a Service while backends, policies and agents change.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -100,12 +100,12 @@ fn check_flow_continues(shape: Shape) -> Result<()> {
 }
 
 #[test]
-fn s22_s25_an_open_flow_stops_when_it_is_no_longer_allowed_on_a_bridge() -> Result<()> {
+fn s22_s25_on_a_bridge_an_open_flow_stops_when_it_is_no_longer_allowed() -> Result<()> {
     check_flow_stops(SHAPES[0])
 }
 
 #[test]
-fn s22_s25_an_open_flow_stops_when_it_is_no_longer_allowed_routed() -> Result<()> {
+fn s22_s25_between_routed_pods_an_open_flow_stops_when_it_is_no_longer_allowed() -> Result<()> {
     check_flow_stops(SHAPES[1])
 }
 

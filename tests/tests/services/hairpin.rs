@@ -66,7 +66,7 @@ fn check_spoofed_source(shape: Shape) -> Result<()> {
         }
     }
     check(cluster, "shop/free", "shop/guarded", &packets)?;
-    // The packets were dropped at `guarded`, not earlier: kube-proxy sent all packets to this backend.
+    // The denied packets were dropped at `guarded`, not earlier: kube-proxy sent all packets to this backend.
     let sent: u64 = shop.proxy.sent_connections()?.values().sum();
     ensure!(sent == packets.len() as u64, "{sent} of {} packets were forwarded to the pod", packets.len());
     Ok(())

@@ -18,7 +18,7 @@ fn s22_s24_no_denied_backend_ever_replies_on_a_bridge() -> Result<()> {
 }
 
 #[test]
-fn s22_s24_no_denied_backend_ever_replies_routed() -> Result<()> {
+fn s22_s24_no_denied_backend_ever_replies_without_a_bridge() -> Result<()> {
     check_replies(Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Iptables })
 }
 

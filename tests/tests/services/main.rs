@@ -1,5 +1,5 @@
 //! Egress through Services with real packets. The tests write kube-proxy's rules themselves. Backends are pods on the
-//! local node, pods on another node behind VXLAN, a `tun` device or a plain route, and host-network processes.
+//! local node, pods on another node (reached by VXLAN, a `tun` device or a plain route), and host-network processes.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 

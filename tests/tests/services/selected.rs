@@ -32,7 +32,7 @@ fn s37_the_backends_of_a_service_without_slices_are_the_pods_that_it_selects() -
     for (_, target) in Shop::cluster_ips(service_number::BAD) {
         shop.wait_denied_through(service_number::BAD, "no-allowed-backend", "shop/client", &target.ip().to_string())?;
     }
-    // With other labels and another selector, the only backend is a pod that `shop/client` may connect to.
+    // `shop/bad` gets other labels, so that `shop/client` may connect to it. This pod is now the only backend.
     shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
     set_selector(&shop, service_number::BAD, "tier: one", &["shop/bad"])?;
     shop.wait_applied()?;

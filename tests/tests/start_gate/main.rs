@@ -165,7 +165,7 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
 }
 
 /// Before NRI 0.9, the runtime's requests contain no addresses, so the agent reads them from the network namespace of
-/// the sandbox. When an agent starts, the runtime sends it all pods that were started while no agent was running.
+/// the sandbox. When an agent starts, the runtime sends all pods that were started without an agent.
 #[test]
 fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are_enforced_later() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -187,13 +187,13 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are
 
     let address = slots.attach(0, "job0", 1)?;
     let netns = BoundNetns::new(slots.netns(0), directory.path().join("netns"))?;
-    let mut old = sandbox("jobs/pod-0", address, true);
-    old.ips.clear();
-    old.linux = Some(LinuxPodSandbox {
+    let mut without_ips = sandbox("jobs/pod-0", address, true);
+    without_ips.ips.clear();
+    without_ips.linux = Some(LinuxPodSandbox {
         namespaces: vec![LinuxNamespace { r#type: "network".to_owned(), path: netns.0.display().to_string() }],
         ..LinuxPodSandbox::default()
     });
-    let started = runtime.run(&old);
+    let started = runtime.run(&without_ips);
     ensure!(started == Start::Allowed, "{started:?}\n{}", lab.agent_ref().log());
     slots.netns(0).run(|| first_packets(server, other))?;
 

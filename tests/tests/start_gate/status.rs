@@ -1,5 +1,5 @@
-//! What the agent reports about the start gate, and the default options of `deploy/base` on a node where no start gate
-//! is possible.
+//! Tests what the agent reports about the start gate. Also tests the default options of `deploy/base` on a node where
+//! no start gate is possible.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 

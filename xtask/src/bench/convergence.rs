@@ -1,10 +1,10 @@
-//! Measures the time from when the fake API server sends a change until the kernel's maps contain the change. In
-//! these changes, a pod is added or removed, or a policy or labels are changed.
+//! Measures the time from when the fake API server sends a change until the kernel's maps contain the change. A
+//! change adds or removes a pod, or changes a policy or labels.
 //!
 //! The pinned maps are polled until they contain the change. A pod that is added on this node is an exception: its
-//! programs must be attached, too, so a request to `/v1/wait` measures the time instead. To answer this request, the
-//! agent sends one more request to the API server. The measured time includes both requests. The agent's own
-//! measurement is printed for comparison.
+//! programs must be attached, too, so its time ends when the agent has answered a request to `/v1/wait`. To answer
+//! this request, the agent sends one more request to the API server. The measured time includes both requests. The
+//! agent's own measurement is printed for comparison.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

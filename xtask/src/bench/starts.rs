@@ -4,7 +4,7 @@
 //! The order of events is the same as on a real node. A pod exists in the API server before it starts, without an
 //! address. Then its interface appears, and the container runtime reports the pod to the gate. The first instructions
 //! of the pod send packets over UDP and TCP to two other pods. Policies allow traffic to one of these pods, and forbid
-//! traffic to the other. Only then is the address of the pod published in the API server.
+//! traffic to the other. After these packets, the address of the new pod is published in the API server.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -66,7 +66,7 @@ struct Report {
 struct Run {
     mode: Mode,
     starts: usize,
-    /// Packets to the forbidden pod that arrived.
+    /// Packets that arrived at the forbidden pod.
     forbidden_arrived: u64,
     /// Pods for which the allowed datagram or the allowed connection failed.
     allowed_failed: usize,

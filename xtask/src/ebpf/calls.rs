@@ -25,8 +25,8 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
     let found = library_calls(object)?;
     ensure!(
         found.is_empty(),
-        "BPF object: {}, which verifiers before Linux 6.2 may reject. Clear and copy single fields or fixed lengths there; see \
-         the flags in xtask/src/toolchain.rs",
+        "BPF object: {}, which verifiers before Linux 6.2 may reject. In the callers, clear and \
+         copy single fields or fixed lengths; see the flags in xtask/src/toolchain.rs",
         found.join(", ")
     );
     Ok(())

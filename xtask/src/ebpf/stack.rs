@@ -103,8 +103,8 @@ fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<B
     Ok(depths)
 }
 
-/// Returns how many bytes below the frame pointer an instruction uses: it reads or writes there, or computes an address
-/// there. `pointers`: the registers with an address on the stack, and its offset from the frame pointer. The
+/// Returns how many bytes below the frame pointer an instruction reads memory, writes memory or computes an address.
+/// `pointers`: for each register with an address on the stack, the offset of this address from the frame pointer. The
 /// instructions are read in the order of the code; jumps are not followed.
 fn depth_used(instruction: &[u8], pointers: &mut BTreeMap<u8, i32>) -> u32 {
     let (code, registers) = (instruction[0], instruction[1]);

@@ -1,6 +1,6 @@
 //! Counts test results in the output of the test executables.
 
-/// Number of results, and failures, of all test executables.
+/// The numbers of results, and the list of failures, of all test executables.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) passed: usize,

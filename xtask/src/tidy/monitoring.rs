@@ -88,7 +88,7 @@ fn panels(text: &str) -> Result<Vec<Query>> {
     Ok(queries)
 }
 
-/// Returns the queries of a file with alerts, and the labels in their texts: `{{ $labels.node }}`.
+/// Returns the query of each alert, with the labels in the alert's annotations, such as `{{ $labels.node }}`.
 fn alert_queries(text: &str) -> Vec<Query> {
     let queries = rules(text).map(|(name, rule)| {
         let shown = rule.split("$labels.").skip(1).map(|rest| {

@@ -1,4 +1,4 @@
-//! Checks by two other programs: typos and cargo-deny. Cargo builds fixed versions of these programs in target/tools.
+//! Checks by two other programs: typos and cargo-deny. Cargo builds pinned versions of these programs in target/tools.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -122,7 +122,7 @@ impl NoticeSchedule {
         Some(notice.clone())
     }
 
-    /// Records that a notice was written, or that it can never be written.
+    /// Records that a notice was written, or was discarded. It is due again after [`REPEAT_INTERVAL`].
     pub(super) fn reported(&mut self, notice: &Notice, now: Instant) {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now + REPEAT_INTERVAL));
     }

@@ -58,8 +58,8 @@ pub(super) fn of_notice(notice: &Notice, uid: Option<String>, node: &str, now: S
             &key.name,
             reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid),
         ),
-        // The `namespace` of this reference is the Namespace itself. So the Event can be in this namespace, and
-        // `kubectl events -n NAMESPACE` shows it.
+        // The field `namespace` of this reference is set, although a Namespace is in no namespace. So the Event can be
+        // in the namespace that it is about, and `kubectl events -n NAMESPACE` shows the Event.
         NoticeObject::Namespace(name) => (name, name, reference("v1", "Namespace", name, name, uid)),
     };
     let object_id = regarding.uid.clone().unwrap_or_else(|| format!("{namespace}/{name}"));

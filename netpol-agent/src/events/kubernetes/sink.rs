@@ -163,8 +163,8 @@ impl Sink {
         &self.counters
     }
 
-    /// Reports a packet that was denied at `pod`, or that would be denied if policies in shadow mode were enforced. In the
-    /// second case, `shadow` has the policies that are not enforced; otherwise it is `None`.
+    /// Reports a packet that was denied at `pod`, or that would be denied if policies in shadow mode were enforced. In
+    /// the second case, `shadow` has the policies that are not enforced; otherwise it is `None`.
     pub(in crate::events) fn denied(
         &self,
         event: &FlowEvent,
@@ -221,7 +221,7 @@ impl Sink {
         let sent = self.diagnostics.iter().map(|(key, diagnostics)| (key, diagnostics.as_slice()));
         let diagnostics_are_current =
             current().eq(sent) && (self.diagnostics.is_empty() || since(self.selected_at) < RESELECT_INTERVAL);
-        // If the queue is full, nothing is updated here, so the next call finds the same difference.
+        // If the queue is full, the stored notices stay as they are, so the next check finds the same difference.
         let Ok(permit) = self.sender.try_reserve() else { return };
         if !self.suspensions.update(cluster_state, now) && diagnostics_are_current {
             return;

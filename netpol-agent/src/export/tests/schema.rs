@@ -1,6 +1,6 @@
 //! Checks JSON against the message types of OTLP, the OpenTelemetry protocol. The table of message types is a copy from
-//! the `.proto` files of <https://github.com/open-telemetry/opentelemetry-proto> (1.9). A field that its message does
-//! not have is an error: a real collector ignores such a field, so its content would be lost.
+//! the `.proto` files of <https://github.com/open-telemetry/opentelemetry-proto> (1.9). A field that the message type
+//! does not have is an error: a real collector ignores such a field, so the field's content would be lost.
 
 use serde_json::{Map, Number, Value};
 

@@ -141,7 +141,7 @@ fn an_entry_with_other_settings_and_an_executable_of_another_version_are_replace
 }
 
 #[test]
-fn links_permissions_and_the_owner_stay() {
+fn symlinks_permissions_and_owners_are_kept() {
     let node = Node::new(&[]);
     let target = node.root.path().canonicalize().unwrap().join("real.conflist");
     fs::write(&target, BRIDGE).unwrap();

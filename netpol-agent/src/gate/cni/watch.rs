@@ -40,7 +40,7 @@ pub async fn watch(installation: Installation, mut report: impl FnMut(&Result<In
     }
 }
 
-/// The part of a result that is reported when it changes.
+/// A part of a result. If this part differs from that of the previous result, the whole result is reported.
 #[derive(Debug, PartialEq, Eq)]
 enum ReportedState {
     Installed(PathBuf, Vec<Skipped>),

@@ -149,9 +149,10 @@ impl Slices {
         };
         let outdated: HashSet<ServiceKey> =
             services(result).filter(is_outdated).map(|service| service.key.clone()).collect();
-        let is_removed = |slice: &EndpointSlice| slice.service_key().is_some_and(|service| outdated.contains(&service));
+        let is_of_outdated =
+            |slice: &EndpointSlice| slice.service_key().is_some_and(|service| outdated.contains(&service));
         result.objects.retain(|located| match &located.object {
-            Object::Slice(slice) if is_removed(slice) => self.in_manifests.contains(&located.object.key()),
+            Object::Slice(slice) if is_of_outdated(slice) => self.in_manifests.contains(&located.object.key()),
             _ => true,
         });
     }

@@ -176,8 +176,8 @@ pub(super) fn map_id(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32
 /// for running programs. Source: `maybe_wait_bpf_programs`,
 /// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c>.
 pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-    // Since Linux 5.19, a batch operation writes all slots, but before Linux 6.8 it does not wait for running programs.
-    // So one slot is written again: this write waits.
+    // Since Linux 5.19, one batch operation can write all slots. Before Linux 6.8, this operation does not wait for
+    // running programs. So one slot is written again: this write waits.
     if slots.len() > 2 {
         let keys: Vec<u32> = slots.iter().map(|(index, _)| *index).collect();
         let values: Vec<u32> = slots.iter().map(|(_, map)| descriptor_of(*map)).collect();

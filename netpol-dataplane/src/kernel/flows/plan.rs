@@ -180,7 +180,7 @@ mod tests {
         needs.insert(12, idle(2048));
         let sizes = sizes_after_resize(&needs);
         assert!(sizes[&11] >= 65_536 && sizes[&12] >= FLOOR, "{sizes:?}");
-        // If endpoint 12 needs more later, the tables that floods have filled shrink.
+        // If endpoint 12 needs more later, the ten tables full of flood traffic shrink.
         needs = sizes.iter().map(|(id, size)| (*id, Need { size: *size, established: 0, alive: *size })).collect();
         needs.insert(12, Need { size: 512, established: 500, alive: 512 });
         needs.insert(11, Need { size: sizes[&11], established: 50_000, alive: 50_000 });

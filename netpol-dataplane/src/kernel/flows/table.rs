@@ -237,7 +237,7 @@ impl<K: Family> Tables<K> {
 
     /// Writes new tables into their slots, and copies the flows of the previous tables. Programs keep running: they
     /// record further flows in a previous table until they use the new one. These flows are copied, too, even if their
-    /// endpoint is attached only meanwhile.
+    /// endpoint is attached during this call.
     fn swap(&mut self, new_tables: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
         if new_tables.is_empty() {
             return Ok(());

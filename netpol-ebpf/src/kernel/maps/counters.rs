@@ -64,7 +64,7 @@ fn index(reason: Reason) -> usize {
 #[inline(always)]
 pub(in crate::kernel) fn count_lost_event() {
     if let Some(lost) = LOST_EVENTS.get_ptr_mut(0) {
-        // SAFETY: as above.
+        // SAFETY: as in `increment`.
         unsafe { lost.write(lost.read().wrapping_add(1)) };
     }
 }

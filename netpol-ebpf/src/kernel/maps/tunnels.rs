@@ -1,6 +1,7 @@
 //! `TUNNELS`: UDP ports and IP protocols of the tunnel endpoints of nodes.
 //!
-//! Size: a bit for each port and protocol, once for the local node and once for other nodes: 16 KiB, always allocated.
+//! Size: a bit for each port and for each protocol, once for the local node and once for other nodes: 16 KiB, always
+//! allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;

@@ -39,7 +39,7 @@ fn s42_a_change_of_the_mode_writes_the_endpoint_once() {
         let changes = apply(&mut engine, &with_mode(&web_policy(80), mode));
         let endpoints = changes.iter().filter(|change| change.starts_with("+endpoint")).count();
         assert_eq!((endpoints, isolation(&engine)), (1, expected), "{changes:?}");
-        // The rules are the same, so no address changes.
+        // The rules are the same, so no address gets another class.
         assert!(!changes.iter().any(|change| change.contains("address")), "{changes:?}");
     }
     delete(&mut engine, &web_policy(80));
@@ -77,7 +77,7 @@ fn s44_the_clock_starts_and_ends_suspensions() {
     }
 }
 
-/// `in_safe_order` returns `None` if the engine cannot apply the events in place. Then a successor is needed: a new
+/// If the engine cannot apply the events in place, `in_safe_order` returns `None`, and a successor is needed: a new
 /// engine for the state after the events.
 #[test]
 fn a_change_of_labels_and_modes_needs_a_successor() {

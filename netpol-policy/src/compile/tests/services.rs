@@ -68,7 +68,7 @@ fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
 
 #[test]
 fn a_service_with_an_existing_backend_set_needs_only_frontends_and_an_address() {
-    // Both addresses have the same class, so the Services `db` and `twin` have the same backend set.
+    // Both backend addresses have the same class, so the Services `db` and `twin` have the same backend set.
     let slices = [slice("db-1", "db", &["10.0.0.2"]), slice("twin-1", "twin", &["10.0.0.2", "10.0.0.3"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), slices, service("db", "10.96.0.1", 30080)].concat());
     assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));

@@ -13,8 +13,8 @@ pub(in crate::explain) enum Fix {
     /// rule.
     Rule(PolicyKey, Option<usize>, Rule),
     /// Correct an invalid part of the policy's rule at this index. Without an index, the list of rules itself is
-    /// invalid. The correct value is unknown. In this variant's rule, a part that matches everything replaces
-    /// the invalid part.
+    /// invalid. The correct value is unknown, so the [`Rule`] here has a part that matches everything instead of the
+    /// invalid part.
     Correction(PolicyKey, Option<usize>, Rule),
     /// Correct an invalid part of the policy. After the correction, the policy does not isolate the pod in the packet's
     /// direction.

@@ -14,8 +14,8 @@ use crate::reference::{self, End, Packet, evaluate};
 use crate::testing::{event, probes};
 
 /// Two namespaces. Pod `shop/web` has the named ports `http` 8080/TCP and `dns` 53/UDP. Service `shop/web` maps port 80
-/// to port 8080 of this pod. The only backend of Service `shop/host` is 192.0.2.2, which is not the address of a pod.
-/// Processes on the host network are such backends.
+/// to port 8080 of this pod. The only backend of Service `shop/host` is a process on the host network: 192.0.2.2 is not
+/// the address of a pod.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
 ---
@@ -245,7 +245,7 @@ fn hints_of(explanation: &Explanation) -> Vec<&str> {
     sides(explanation).into_iter().flat_map(|side| &side.hints).map(String::as_str).collect()
 }
 
-/// Puts the YAML that a user sees for a change into a policy. Parses the policy, and returns its only rule.
+/// Creates a policy with the YAML that a user sees for a change. Parses this policy, and returns its only rule.
 fn parse_yaml(change: &PolicyChange) -> Rule {
     let (direction, policy_type) = match change.direction {
         Direction::Ingress => ("ingress", "Ingress"),
@@ -339,7 +339,8 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
         let explanation = explain(&cluster_state(direction, rules), from, to, port);
         assert_eq!((explanation.verdict, hints_of(&explanation)), (Verdict::Deny, vec![]), "{rules}");
     }
-    // No Service has port 80/UDP, so the rule allows 80/UDP to the Service's address. There must be no hint about this.
+    // 10.96.0.1 is the address of a Service without port 80/UDP. So at this port, the block matches the address, and
+    // the rule allows the packet. There must be no hint about this.
     let rules = "[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]";
     let explanation = explain(&cluster_state("egress", rules), "ops/probe", "10.96.0.1", "80/TCP");
     let hints = hints_of(&explanation);

@@ -73,7 +73,7 @@ fn the_verdict_is_the_worse_of_two_families() {
 }
 
 #[test]
-fn both_families_are_shown_if_they_differ() {
+fn both_families_are_shown_if_their_verdicts_differ() {
     let different = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("db"));
     expect_file!["golden/families.txt"].assert_eq(&different.to_string());
     let same = egress("{}", &pod("db")).to_string();

@@ -8,8 +8,9 @@ use crate::cluster_state::Event;
 use crate::model::PodKey;
 
 /// Policies for the pods of [`CLUSTER`]. Policy `next` is in shadow mode. If it were enforced, it would deny
-/// connections from `shop/front`, which has another label. Policy `out` is enforced, and allows egress to all pods of
-/// `shop`. Policy `paused` is in the namespace `ops`, in which [`state`] suspends enforcement.
+/// connections from `shop/front`, because this pod has the label `app: frontnd`, not `app: frontend`. Policy `out` is
+/// enforced, and allows egress to all pods of `shop`. Policy `paused` is in the namespace `ops`, in which [`state`]
+/// suspends enforcement.
 const POLICIES: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: next, namespace: shop, annotations: {netpol.io/mode: shadow}},
   spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 8080}]}]}}

@@ -60,7 +60,7 @@ fn append_in_flow(text: &[String], line: usize, key: &str, item: &Node) -> Optio
     insert_in_flow(text, line - 1, ['[', ']'], &Step::Key(key.to_owned()), &item.flow())
 }
 
-/// Inserts text at the end of a list or map in flow style that is on one line.
+/// Inserts text at the end of a one-line list or map in flow style.
 fn insert_in_flow(
     text: &[String],
     index: usize,

@@ -24,8 +24,8 @@ impl ObjectReader {
             pending = vec![(spec.clone(), size::TOO_LARGE.to_owned())];
         }
         let api = loop {
-            let in_spec = pending.iter().filter(|(path, _)| path.relative_to(&spec).is_some()).count();
-            if replaced.len() + in_spec > MAX_REPLACED && !replaced.contains(&spec) {
+            let pending_in_spec = pending.iter().filter(|(path, _)| path.relative_to(&spec).is_some()).count();
+            if replaced.len() + pending_in_spec > MAX_REPLACED && !replaced.contains(&spec) {
                 pending = vec![(spec.clone(), format!("has more than {MAX_REPLACED} errors"))];
             }
             for (path, message) in pending.drain(..) {

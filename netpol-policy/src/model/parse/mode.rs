@@ -11,7 +11,7 @@ use crate::model::{
 
 /// Maximum length of an invalid value in a diagnostic, in characters.
 const MAX_VALUE: usize = 64;
-/// Maximum length of a reason, in characters.
+/// Maximum length of the reason for a suspension, in characters.
 const MAX_REASON: usize = 256;
 
 /// Returns the mode from the annotation `netpol.io/mode` of a policy or Namespace; `None` without the annotation. If

@@ -19,7 +19,7 @@ use crate::model::{
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 impl Service {
-    /// Parses a Service. Returns the Service with diagnostics for invalid addresses and ports, which are omitted.
+    /// Parses a Service. Invalid addresses and ports are omitted from the Service, and reported as diagnostics.
     ///
     /// kube-proxy ignores a Service that is an `ExternalName`, is headless or has no cluster IP yet. Such a Service has
     /// no addresses here. Connections to its DNS name are evaluated by the resolved address.
@@ -155,7 +155,7 @@ fn slice_port(api: &discovery::EndpointPort, field: &str, diagnostics: &mut Diag
 
 /// Parses an endpoint of a slice. Returns one [`SliceEndpoint`] for each of its addresses.
 fn slice_endpoints(api: &discovery::Endpoint, field: &str, diagnostics: &mut Diagnostics) -> Vec<SliceEndpoint> {
-    // `unwrap_or` has the value of a missing condition: see `EndpointConditions` in the API documentation.
+    // The defaults of missing conditions are those of `EndpointConditions` in the API documentation.
     let condition = |of: fn(&discovery::EndpointConditions) -> Option<bool>| api.conditions.as_ref().and_then(of);
     let ready = condition(|conditions| conditions.ready).unwrap_or(true);
     let serving = condition(|conditions| conditions.serving).unwrap_or(true);

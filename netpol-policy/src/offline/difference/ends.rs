@@ -121,8 +121,8 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
 }
 
 /// Pairs the pods of a workload in the old cluster with its pods in the new cluster. A pod that is in both clusters is
-/// paired with itself. From the pods that are only in one cluster, takes one pod of each end. Pairs each of these pods
-/// of the old cluster with each of these pods of the new cluster.
+/// paired with itself. Takes one pod of each end from the pods that are only in the old cluster, and does the same for
+/// the new cluster. Pairs each pod taken from the old cluster with each pod taken from the new cluster.
 fn old_and_new_pods<'p>(
     reachability: &Reachability<'_>,
     [old, new]: [&'p [PodKey]; 2],

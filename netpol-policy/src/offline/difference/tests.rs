@@ -39,7 +39,7 @@ fn by_pair(difference: &Difference) -> BTreeMap<(String, String), &Row> {
     found
 }
 
-/// Returns whether the reference evaluator allows a connection in all common address families.
+/// Returns whether the reference evaluator allows a connection in each address family that both ends have.
 fn allows(cluster: &OfflineCluster, from: &End, to: &End, protocol: u8, port: u16) -> bool {
     connections(cluster.state(), from, to, protocol, port).is_ok_and(|found| found.iter().all(Connection::allowed))
 }

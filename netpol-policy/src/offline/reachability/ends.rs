@@ -1,5 +1,6 @@
-//! Ends (classes of pods, or of addresses that no pod has), with everything that decides at which ports two ends can
-//! connect. Each distinct rule, side, address class and end has a number: see [`Values`].
+//! An end is a class of pods, or of addresses that no pod has. This module finds the ends, and everything that decides
+//! at which ports two ends can connect: rules, sides and address classes. Each distinct value has a number: see
+//! [`Values`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,8 +48,8 @@ pub(super) struct EndClass {
     /// The numbers of the address classes of the IPv4 address and of the IPv6 address.
     pub(super) addresses: [Option<u32>; 2],
     /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own: its
-    /// traffic to the shared address is hairpin traffic, to which its egress policies do not apply. The egress policies
-    /// of pods without this address do apply.
+    /// traffic to the shared address is hairpin traffic, to which its egress policies do not apply. If a pod without
+    /// this address sends to the address, the pod's egress policies apply.
     pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
 }
 

@@ -147,8 +147,8 @@ impl<'c> Reachability<'c> {
     /// common.
     pub fn sides(&mut self, from: EndId, to: EndId) -> [Option<[PortIds; 2]>; 2] {
         let (source, destination) = (self.class_of(from), self.class_of(to));
-        // Only an end that is a single pod has `shared`. If both ends have the same value, they are the same pod: all
-        // of its hairpin traffic is allowed.
+        // A pod that shares an address with another pod has an end of its own, with `shared`. If `shared` is equal in
+        // both ends, they are the same pod: all hairpin traffic of this pod is allowed.
         let is_same_pod = source.shared.is_some() && source.shared == destination.shared;
         [0, 1].map(|family| {
             let (source_class, destination_class) = source.addresses[family].zip(destination.addresses[family])?;
@@ -161,8 +161,8 @@ impl<'c> Reachability<'c> {
         })
     }
 
-    /// Returns the ports that one side of a connection allows, whatever the other side allows, in every address family
-    /// that the ends have in common. The side is egress at `from`, or ingress at `to`.
+    /// Returns the ports that one side of a connection allows in every address family that the ends have in common. The
+    /// side is egress at `from`, or ingress at `to`. The other side is ignored.
     pub fn side_between(&mut self, from: EndId, to: EndId, direction: Direction) -> PortIds {
         let (own, other) = if direction == Direction::Egress { (from, to) } else { (to, from) };
         let (own, other) = (self.class_of(own), self.class_of(other));

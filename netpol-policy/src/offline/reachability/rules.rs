@@ -107,7 +107,7 @@ impl CompiledRule {
         self.ports.union(&PortSet::of(named.iter().filter(is_in_rule).map(|port| (port.protocol, port.port))))
     }
 
-    /// Returns the rule with numbers instead of port names, for a destination with these named ports.
+    /// Returns the rule with port numbers instead of port names, for a destination with these named ports.
     pub(super) fn resolved_at(&self, named: &[NamedPort]) -> Self {
         Self { peers: self.peers.clone(), ports: self.ports_at(named), port_names: Vec::new() }
     }

@@ -65,7 +65,7 @@ fn expected_sides(cluster: &OfflineCluster, from: &End, to: &End) -> [Option<[Ve
 fn computed_sides(reachability: &mut Reachability<'_>, from: EndId, to: EndId) -> [Option<[Vec<bool>; 2]>; 2] {
     let sides = reachability.sides(from, to);
     let ports = |ids: PortIds| {
-        // The first set has the allowed ports. The second one, with unknown ports, is not needed here.
+        // The first set has the allowed ports. The second set, which adds ports with an unknown verdict, is not needed.
         let set = reachability.ports(ids)[0];
         let cases = [Protocol::Tcp, Protocol::Udp].into_iter().flat_map(|it| PORTS.map(|port| (it, port)));
         cases.map(|(protocol, port)| set.contains(protocol, port)).collect()

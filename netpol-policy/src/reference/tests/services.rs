@@ -75,8 +75,8 @@ status: {podIP: 10.0.1.2, hostIPs: [{ip: 192.168.0.2}]}
 ---
 ";
 
-/// Returns the state of the cluster with [`OBJECTS`], on the local node 192.168.0.1. Namespace `ops` has one policy,
-/// with these egress rules.
+/// Returns the state of the cluster with [`OBJECTS`]. The local node has the address 192.168.0.1. Namespace `ops` has
+/// one policy, with these egress rules.
 fn state_with_egress(rules: &str) -> ClusterState {
     let mut cluster_state = cluster(&[]);
     let policy = format!(

@@ -59,10 +59,10 @@ fn must_have_result(query: &str, page: &str) -> bool {
     !query.ends_with("> 0") && metrics.all(|metric| page.contains(&format!("\n{metric}")))
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+fn wait_until(condition: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let begin = Instant::now();
     while !holds()? {
-        ensure!(begin.elapsed() < Duration::from_secs(20), "{what}");
+        ensure!(begin.elapsed() < Duration::from_secs(20), "not within 20 s: {condition}");
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
@@ -88,7 +88,7 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
     let file = temporary.path().join("prometheus.yaml");
     fs::write(&file, configuration()?)?;
     let server = Prometheus::start(lab.cluster.host("node-1").netns(), &file)?;
-    wait_until("there are no samples of the agent", || {
+    wait_until("Prometheus has samples of the agent", || {
         Ok(!server.query("count_over_time(netpol_ready{node=\"node-1\"}[1m]) >= 3")?.is_empty())
     })?;
 
@@ -111,7 +111,7 @@ fn prometheus_reads_the_metrics_and_evaluates_all_queries() -> Result<()> {
         server.query("netpol_packets_total{namespace=\"shop\", pod=\"client\", verdict=\"deny\", node=\"node-1\"}")?;
     ensure!(!denied.is_empty(), "denied packets are not counted for the pod");
 
-    wait_until("alerts are not evaluated", || {
+    wait_until("all alerts are evaluated", || {
         let rules = rules(&server)?;
         ensure!(rules.iter().all(|rule| rule["health"] != "err"), "an alert has an error: {rules:#?}");
         Ok(rules.len() > 20 && rules.iter().all(|rule| rule["health"] == "ok"))

@@ -56,7 +56,8 @@ impl Fixture {
         all
     }
 
-    /// Advances the clock, and writes all publications that become due. Returns the time and the series of each.
+    /// Advances the clock, and writes all publications that become due. Returns each series, with the seconds from the
+    /// start of the test to its publication.
     fn wait(&mut self, time: Duration) -> Vec<(u64, Series)> {
         let until = self.now + time;
         let mut all = Vec::new();
