@@ -197,7 +197,7 @@ pub(crate) fn resolve(
     check_pod_network(cluster, to, &destinations)?;
     for (end, _) in &mut sources.ends {
         if let End::Pod(key) = end {
-            *key = cluster.second_pod(key);
+            *key = cluster.add_second_pod(key);
         }
     }
     let sources = ranges::split(cluster, from, sources, &destinations);

@@ -138,8 +138,8 @@ fn problems(status: &Status, common_version: Option<&str>) -> Vec<String> {
     }
     let partial: Vec<String> = status.partial_policies.iter().map(|policy| policy.policy.clone()).collect();
     if !partial.is_empty() {
-        problems
-            .push(format!("policies enforced only in part, raise --max-policy-memory: {}", some_of(&partial, SHOWN)));
+        let policies = some_of(&partial, SHOWN);
+        problems.push(format!("policies are enforced only in part: {policies}; raise --max-policy-memory"));
     }
     problems.extend(status.maps.iter().filter_map(map_problem));
     if status.flows.lost_events > 0 {

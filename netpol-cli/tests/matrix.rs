@@ -160,8 +160,7 @@ fn graphs_have_only_the_groups_that_the_filters_accept() {
     }
 }
 
-/// With `-p`, the CSV output lists sets of ports. The JSON output has verdicts at the port. `netpol` compares
-/// these verdicts with those of the compiled tables.
+/// With `-p`, the CSV output is computed from sets of ports, and the JSON output from the verdicts at the port.
 #[test]
 fn the_csv_list_and_the_json_verdicts_of_a_port_agree() {
     let manifests = app();

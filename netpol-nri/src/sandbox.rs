@@ -18,7 +18,8 @@ pub struct Sandbox {
     pub uid: String,
     /// Path of the network namespace. `None` on the host's network, or if the runtime does not report this path.
     pub network_namespace: Option<PathBuf>,
-    /// Whether the pod is on the host's network: namespaces are reported, but no network namespace.
+    /// Whether the pod is on the host's network. This is so if the runtime reports Linux namespaces of the pod, but no
+    /// network namespace.
     pub host_network: bool,
     /// Addresses of the pod. Empty before NRI 0.9, on the host's network, and if one of them is invalid.
     pub addresses: Vec<IpAddr>,

@@ -92,9 +92,12 @@ pub(super) fn print(out: &mut impl Write, tables: &Tables) -> Result<()> {
                     node.generation_received
                 )
             } else {
-                "the tables should have the verdict of the objects; please report it".to_owned()
+                "this is a bug, please report it".to_owned()
             };
-            let text = format!("{} differs from the objects at generation {}: {why}", node.node, node.generation);
+            let (node, generation) = (&node.node, node.generation);
+            let text = format!(
+                "the verdict of the tables of {node} (generation {generation}) differs from that of the objects: {why}"
+            );
             paragraph(out, text, text_width(), 2)?;
         }
     }

@@ -103,10 +103,10 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     let groups = matrix.groups;
     let mut cluster = matrix.reachability.cluster(0).clone();
     for group in groups {
-        // `second_pod` adds a pod only if `member` stands for all pods of a workload. In this case, `group.source` is
-        // the added pod.
+        // If `member` stands for all pods of a workload, `group.source` is a second pod of this workload, for connections
+        // from the workload to itself. The cloned cluster does not have this pod yet.
         if let (End::Pod(member), 1) = (&group.destination, group.members.len()) {
-            cluster.second_pod(member);
+            cluster.add_second_pod(member);
         }
     }
     let needs_services = groups.iter().any(|group| may_be_service_or_node(&cluster, group));

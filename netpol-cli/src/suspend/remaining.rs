@@ -20,9 +20,9 @@ const SHOWN: usize = 5;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Remaining {
     still_suspended: Vec<Suspended>,
-    /// If `still_suspended` may be incomplete: the reason.
+    /// If `still_suspended` may be incomplete: the error.
     #[serde(skip_serializing_if = "Option::is_none")]
-    still_suspended_unknown_because: Option<String>,
+    still_suspended_error: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -77,7 +77,7 @@ impl Remaining {
             until,
             target,
         });
-        Self { still_suspended: suspended.collect(), still_suspended_unknown_because: unknown }
+        Self { still_suspended: suspended.collect(), still_suspended_error: unknown }
     }
 
     /// Returns whether a suspension is still in effect.
@@ -101,7 +101,7 @@ pub(super) fn print_remaining(
     if more > 0 {
         writeln!(out, "{} still suspended: see -o json", counted(more, "more namespace"))?;
     }
-    if let Some(error) = &remaining.still_suspended_unknown_because {
+    if let Some(error) = &remaining.still_suspended_error {
         writeln!(out, "other suspensions are unknown: {}", Safe(error))?;
     }
     Ok(())

@@ -168,13 +168,13 @@ fn explain_live_compares_the_verdict_with_the_tables_of_the_nodes() {
             12,
             FlowVerdict::Denied,
             1,
-            "n1 differs from the objects at generation 12: generation 13 is being enforced; 13 was received",
+            "the verdict of the tables of n1 (generation 12) differs from that of the objects: generation 13 is being enforced; 13 was received",
         ),
         (
             13,
             FlowVerdict::Denied,
             1,
-            "n1 differs from the objects at generation 13: the tables should have the verdict",
+            "the verdict of the tables of n1 (generation 13) differs from that of the objects: this is a bug",
         ),
     ] {
         let agent = Agent::default().responds("/v1/explain", &response(generation, verdict));

@@ -59,7 +59,7 @@ fn the_owner_of_a_namespace_can_suspend_it_and_the_end_depends_on_the_clock_of_t
         (&output["scope"], &output["until"], &output["user"], &output["stillSuspended"]),
         (&json!("namespace"), &json!(null), &json!("jane"), &json!([]))
     );
-    let unknown = output["stillSuspendedUnknownBecause"].as_str().unwrap_or_default();
+    let unknown = output["stillSuspendedError"].as_str().unwrap_or_default();
     assert!(unknown.contains("namespaces \"kube-system\" is forbidden"), "{output}");
     assert!(annotations(&cluster, "shop")["netpol.io/suspended-until"].is_null());
     let run = cluster.netpol(&["resume", "-n", "shop"]);

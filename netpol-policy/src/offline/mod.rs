@@ -113,7 +113,7 @@ impl OfflineCluster {
     /// If the pod `key` stands for all pods of a workload, adds a second pod of this workload, and returns the key of
     /// the second pod. Then a connection from the workload to itself is a connection between two pods. If `key` is the
     /// key of a real pod, adds nothing, and returns `key`.
-    pub fn second_pod(&mut self, key: &PodKey) -> PodKey {
+    pub fn add_second_pod(&mut self, key: &PodKey) -> PodKey {
         let Some(pod) = self.state.pods.get(key).filter(|_| key.workload().is_some()) else { return key.clone() };
         let mut second = pod.clone();
         second.key = key.second_of_workload();

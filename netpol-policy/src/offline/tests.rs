@@ -183,7 +183,7 @@ fn s40_a_peer_that_matches_a_placeholder_is_described_as_the_block_in_the_manife
     assert_eq!(rule.peer, "addresses in 10.0.0.0/8");
     // The second pod is for connections from the workload to itself. It has no hostPort: two pods cannot have the same
     // hostPort of a node.
-    let second = cluster.second_pod(&db);
+    let second = cluster.add_second_pod(&db);
     let pods = &cluster.state().pods;
     assert!(pods[&db].host_ports.is_some() && pods[&second].host_ports.is_none());
 }

@@ -70,6 +70,7 @@ fn s32_arp_from_a_pod_is_dropped_if_its_sender_is_not_the_pod_or_it_is_too_long(
     // A gratuitous ARP message: the target address is the sender's own.
     let mut gratuitous = arp(2, MAC, own, 18);
     gratuitous[38..42].copy_from_slice(&own);
+    // `NeighborDiscovery` is the reason of allowed messages.
     for (frame, expected, what) in [
         (arp(1, MAC, own, 0), Reason::NeighborDiscovery, "a request"),
         (arp(1, MAC, own, 18), Reason::NeighborDiscovery, "a request with padding"),
