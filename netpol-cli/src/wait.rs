@@ -76,7 +76,12 @@ async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse
             }
         }
         fleet.forget_failures();
-        return request(options, fleet, options.timeout.saturating_sub(PROGRESS_DELAY)).await;
+        let mut responses = request(options, fleet, options.timeout.saturating_sub(PROGRESS_DELAY)).await;
+        // The agents measure the time of each request.
+        for result in responses.iter_mut().flat_map(|response| &mut response.results) {
+            result.seconds += PROGRESS_DELAY.as_secs_f64();
+        }
+        return responses;
     }
     request(options, fleet, options.timeout).await
 }
@@ -181,7 +186,12 @@ fn failure_line(condition: &Condition, result: &ConditionResult, time: Duration,
         },
         WaitOutcome::Timeout => format!("timed out after {} waiting for {subject}{reasons}", format_duration(time)),
         WaitOutcome::Never => format!("{subject} will not be enforced on {node}{reasons}"),
-        WaitOutcome::Unknown => format!("the state of {subject} is unknown{reasons}"),
+        WaitOutcome::Unknown => match condition {
+            Condition::Deleted(target) => format!("it is unknown whether {target} is deleted{reasons}"),
+            Condition::Enforced(_) | Condition::Sync => {
+                format!("it is unknown whether {subject} are enforced{reasons}")
+            }
+        },
     }
 }
 

@@ -105,9 +105,10 @@ fn print_findings(findings: &[Finding]) {
     }
     let count = |state| findings.iter().filter(|finding| finding.state == state).count();
     println!();
-    match (count(State::Missing), count(State::Optional)) {
-        (0, 0) => println!("Everything was found."),
-        (0, optional) => println!("All requirements were found. Optional and missing: {optional}."),
-        (missing, _) => println!("Missing: {missing}. `cargo xtask setup` installs tools; see above for the rest."),
+    match (count(State::Missing), count(State::Unknown), count(State::Optional)) {
+        (0, 0, 0) => println!("Everything was found."),
+        (0, 0, optional) => println!("All requirements were found. Optional and missing: {optional}."),
+        (0, unknown, _) => println!("Unknown: {unknown}. Run this command as root to check these requirements."),
+        (missing, ..) => println!("Missing: {missing}. `cargo xtask setup` installs tools; see above for the rest."),
     }
 }

@@ -52,7 +52,9 @@ impl ExplanationCache {
             self.clear();
         }
         self.bytes += bytes;
-        self.explanations.insert(key, explanation);
+        if let Some(replaced) = self.explanations.insert(key, explanation) {
+            self.bytes -= size_of::<ExplanationKey>() + replaced.size();
+        }
     }
 
     fn clear(&mut self) {

@@ -182,6 +182,7 @@ impl ShadowFlows {
         let new = || ShadowCounter { flows: FlowsByMinute::default(), first: at, last: at };
         let counter = self.counters.entry(key).or_insert_with(new);
         counter.flows.add(at, flows);
+        counter.first = counter.first.min(at);
         counter.last = counter.last.max(at);
     }
 

@@ -37,8 +37,6 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
         Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not delayed"),
     };
     let handler = Arc::new(NriGate { gate: gate.clone(), stats: stats.clone(), started_before: Mutex::default() });
-    // The last error that was logged.
-    let mut reported = None;
     let report = |ended: Result<Disconnected, Error>, wait: Duration| {
         let error = match ended {
             Ok(Disconnected::Closed) => "the runtime closed the connection".to_owned(),
@@ -46,13 +44,11 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
             Err(error) => netpol_policy::text::error_chain(&error),
         };
         gate.disconnected();
-        stats.disconnected(error.clone());
-        if reported.as_ref() != Some(&error) {
+        if stats.disconnected(error.clone()) {
             tracing::warn!(
                 socket = %socket.display(), %error, retry_ms = wait.as_millis(),
                 "not connected to the container runtime; pods start without waiting until their policies are enforced"
             );
-            reported = Some(error);
         }
     };
     match netpol_nri::keep_connected(&socket, &options, handler, report).await {}

@@ -64,10 +64,13 @@ impl GateStats {
         (state.runtime, state.error) = (Some(runtime), None);
     }
 
-    /// Records why no runtime is connected, or why the CNI plugin is not installed.
-    pub fn disconnected(&self, error: String) {
+    /// Records why no runtime is connected, or why the CNI plugin is not installed. Returns whether this error is new:
+    /// since the last one, there was a connection, or it was another error.
+    pub fn disconnected(&self, error: String) -> bool {
         let mut state = self.lock();
+        let is_new = state.error.as_ref() != Some(&error);
         (state.runtime, state.configuration, state.error) = (None, None, Some(error));
+        is_new
     }
 
     /// Records a start of a pod. `via`: how the start was reported (`nri` or `cni`). `took`: how long it was delayed.
@@ -153,5 +156,14 @@ mod tests {
         }
         assert_eq!(stats.status().recent.len(), RECENT);
         assert_eq!(stats.starts()[&("cni", StartOutcome::Refused)], 20);
+    }
+
+    #[test]
+    fn the_same_error_is_new_again_after_a_connection() {
+        let stats = GateStats::default();
+        let closed = || stats.disconnected("the runtime closed the connection".into());
+        assert!(closed() && !closed());
+        stats.connected("containerd 2.2".into());
+        assert!(closed());
     }
 }

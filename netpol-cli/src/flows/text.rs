@@ -276,7 +276,8 @@ fn multicast_line(summary: &MulticastRecord) -> String {
 fn limited_line(limited: &RateLimitedRecord) -> String {
     let what = match limited.verdict {
         FlowVerdict::Denied => "denied packets",
-        FlowVerdict::Allowed | FlowVerdict::Shadow => "allowed flows",
+        FlowVerdict::Allowed => "allowed flows",
+        FlowVerdict::Shadow => "flows that would be denied",
     };
     format!(
         "{} ...     {}: {} {what} without a record ({}), beyond the pod's rate limit",

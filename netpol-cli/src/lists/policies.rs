@@ -222,7 +222,7 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Resu
     }
     let other: u64 = lists.iter().map(|list| list.other_flows).sum();
     if other > 0 {
-        writeln!(out, "{other} allowed flows are of rules without a counter: there are too many rules")?;
+        writeln!(out, "{other} allowed flows are of unknown rules, or of rules without a counter")?;
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
         pins.resized.remove(&map);
     }
     discard(pins)?;
-    tracing::info!(maps = joined_names(&maps), "maps were resized; all entries were kept");
+    tracing::info!(maps = joined_names(&maps), "maps were resized");
     Ok(())
 }
 

@@ -190,7 +190,7 @@ impl Engine {
     }
 
     /// Returns whether so many IDs are used that a [`successor`](Engine::successor) is due. At a thousand changes a
-    /// second, this takes some weeks.
+    /// second, this takes at least 12 days.
     pub fn needs_successor(&self) -> bool {
         let allocated = [
             self.classes.ids_allocated(),

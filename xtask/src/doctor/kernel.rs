@@ -81,7 +81,7 @@ fn release() -> Result<String, String> {
 }
 
 fn jit() -> Result<String, String> {
-    // Only root can read this file. A kernel that always compiles BPF programs shows 1.
+    // A kernel that always compiles BPF programs shows 1.
     match read("/proc/sys/net/core/bpf_jit_enable")?.as_str() {
         "0" => Err("off".into()),
         _ => Ok("on".into()),

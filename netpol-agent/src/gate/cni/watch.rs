@@ -70,7 +70,9 @@ async fn wait(watch: &mut Option<Watch>) {
 pub fn report(result: &Result<Installed, InstallError>, stats: &GateStats) {
     match result {
         Ok(installed) => stats.installed(installed.file.display().to_string()),
-        Err(error) => stats.disconnected(error.to_string()),
+        Err(error) => {
+            stats.disconnected(error.to_string());
+        }
     }
     log(result);
 }
