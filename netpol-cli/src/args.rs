@@ -146,7 +146,7 @@ Examples:
   netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json
   helm template . | netpol explain -f - -n shop --from deploy/web --to svc/db --port 5432
   kubectl kustomize . | netpol explain -f - -n shop --from app=web --to internet --port 443
-  netpol explain -n shop --from deploy/web --to svc/db --port 5432 --live
+  netpol explain -n shop --from pod/web-0 --to svc/db --port 5432 --live
 
 Without -f, explain lists the objects of the cluster with your rights. If you
 cannot list objects that may matter, the verdict is unknown.

@@ -30,7 +30,7 @@ pub(super) fn start(format: LogFormat, verbose: bool) {
         LogFormat::Json => layer.with_writer(|| SafeJson(io::stderr())).json().flatten_event(true).boxed(),
         LogFormat::Text => {
             let terminal = io::IsTerminal::is_terminal(&io::stderr());
-            let colored = terminal && std::env::var_os("NO_COLOR").is_none();
+            let colored = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             layer.with_writer(io::stderr).fmt_fields(SafeFields).with_ansi(colored).boxed()
         }
     };

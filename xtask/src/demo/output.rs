@@ -48,7 +48,9 @@ impl Style {
 
 impl Printer {
     pub(super) fn new() -> Self {
-        Self { color: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+        let color =
+            std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self { color }
     }
 
     fn paint(&self, style: Style, text: &str) -> String {
