@@ -244,9 +244,15 @@ impl Input {
             Err(error) => Err(error),
         };
         // Symbolic links can lead to a parent directory, which must not be read again.
-        let Ok(real) = fs::canonicalize(path) else {
-            self.unreadable.push(format!("cannot read {}: no such file or directory; check the path", path.display()));
-            return;
+        let real = match fs::canonicalize(path) {
+            Ok(real) => real,
+            Err(error) => {
+                let why = match error.kind() {
+                    io::ErrorKind::NotFound => "no such file or directory; check the path".to_owned(),
+                    _ => error.to_string(),
+                };
+                return self.unreadable.push(format!("cannot read {}: {why}", path.display()));
+            }
         };
         match entries {
             Ok(entries) if parents.insert(real.clone()) => {

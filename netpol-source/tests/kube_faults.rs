@@ -284,6 +284,25 @@ async fn the_role_of_an_older_version_is_not_sufficient_and_missing_rules_are_na
     Ok(())
 }
 
+/// A request without a response takes longer than the time after which a watch counts as working.
+#[tokio::test]
+async fn a_server_that_never_responds_is_reported_as_an_outage() -> Result<()> {
+    let options = netpol_source::kube::Options { response_timeout: Duration::from_secs(6), ..short_times() };
+    let mut cluster = Cluster::watch(server(Options::default(), |_| {}), options);
+    cluster.wait_in_sync().await;
+    cluster.wait_watching().await;
+    cluster.server.network(Network::BlackHole);
+    cluster.server.disconnect();
+    cluster
+        .wait_until("each kind reports a failure", || {
+            cluster.feed.state.kinds().values().all(|kind| kind.current_error.is_some())
+        })
+        .await;
+    cluster.server.network(Network::Up);
+    cluster.wait_in_sync().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_source_waits_for_a_server_that_starts_later() -> Result<()> {
     let server = server(Options::default(), |_| {});

@@ -197,6 +197,20 @@ fn a_stop_of_the_agent_ends_the_pause_before_a_retry() {
 }
 
 #[test]
+fn after_a_stop_of_the_agent_each_remaining_batch_is_sent_once() {
+    let collector = Collector::start(vec![Answer::Status(503, Some("60"), ""); 3]);
+    let (exporters, _threads) = start(Target::Otlp(collector.endpoint("/v1/logs")));
+    // Three batches.
+    for port in 0..1_200 {
+        exporters.push(&flow(FlowVerdict::Denied, port));
+    }
+    collector.request();
+    drop(exporters);
+    collector.request();
+    collector.request();
+}
+
+#[test]
 fn files_have_one_record_in_each_line() {
     let folder = tempfile::tempdir().expect("no folder");
     let path = folder.path().join("flows.ndjson");

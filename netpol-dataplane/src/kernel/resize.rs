@@ -145,7 +145,7 @@ fn check_insert(map: MapName, result: Result<(), MapError>) -> Result<(), WriteE
 }
 
 fn capacity(pins: &Pins, map: MapName) -> usize {
-    super::maps::pinned_capacity(pins, map).unwrap_or(0) as usize
+    super::maps::pinned_capacity(pins, map).unwrap_or(u32::MAX) as usize
 }
 
 /// Copies endpoints: each gets its slot in the array of the new size, or an entry in the overflow map.

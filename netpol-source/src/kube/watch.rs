@@ -40,6 +40,8 @@ pub(super) struct Watcher {
     /// Whether streaming lists are tried.
     streaming: bool,
     connection: ConnectionState,
+    /// When the response of the current watch began.
+    watching_since: Option<Instant>,
     current_error: Option<String>,
     /// The current operation.
     verb: &'static str,
@@ -120,6 +122,7 @@ impl Watcher {
             just_listed: false,
             streaming,
             connection: ConnectionState::Working,
+            watching_since: None,
             current_error: None,
             verb: "list",
         }
@@ -131,7 +134,8 @@ impl Watcher {
             let started = Instant::now();
             self.recoveries.mark_unchanged();
             let result = self.attempt().await;
-            if started.elapsed() > WORKING_AFTER {
+            // A request without a response can take long, too, but has not worked.
+            if self.watching_since.take().is_some_and(|since| since.elapsed() > WORKING_AFTER) {
                 self.reset_backoff();
             }
             let mut retry_after = None;
@@ -293,6 +297,7 @@ impl Watcher {
             Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(StreamEnd::NoStreaming(true)),
             result => result?,
         };
+        self.watching_since = Some(Instant::now());
         if listing {
             self.send_event(WatchEvent::Began).await;
         } else {

@@ -119,6 +119,10 @@ impl Sender {
 
     /// Waits until this time, for a retry. Returns false early if the agent stops.
     async fn wait(&mut self, until: Instant) -> bool {
+        // A receiver that has returned a result must not be polled again.
+        if self.stopped.is_terminated() {
+            return false;
+        }
         tokio::select! {
             () = sleep_until(until) => true,
             // Nothing is ever sent on this channel. When the agent stops, it drops the `oneshot::Sender`. This ends the
