@@ -320,6 +320,7 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
     assert_eq!(local.ports, [5555].into());
     assert!(others.ports.contains(&5555), "other nodes are assumed to have the tunnel endpoints of this node");
 
+    // With this option, pods may send to tunnel endpoints, so none are written.
     let options = Options { tunnels_to_node: true, ..Options::of_node("n1") };
     let reconciler =
         Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), snapshot_with(8472))

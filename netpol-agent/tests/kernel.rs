@@ -217,7 +217,7 @@ fn maps_are_resized_with_open_connections() {
     }
     let status = String::from_utf8(node.subcommand(&["status", "-o", "json"]).stdout).expect("invalid JSON");
     let status: serde_json::Value = serde_json::from_str(&status).expect("invalid JSON");
-    assert_eq!(status["maps"]["FLOWS_V4"]["capacity"], 7000 / 16, "size of the shared table");
+    assert_eq!(status["maps"]["FLOWS_V4"]["capacity"], 7000 / 16, "the shared table has 1/16 of --max-flows-v4");
     assert_eq!(
         status["maps"]["ENDPOINTS"]["capacity"], 1024,
         "default size, because the last agent has no option for it"

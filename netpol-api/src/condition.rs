@@ -28,7 +28,8 @@ pub struct Target {
 /// A condition to wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// `policy/NAMESPACE/NAME` or `pod/NAMESPACE/NAME`: the agent's node enforces the current version of the object.
+    /// `policy/NAMESPACE/NAME`: the agent's node enforces the current version of the policy. `pod/NAMESPACE/NAME`: the
+    /// node enforces the current policies of the pod.
     Enforced(Target),
     /// `delete=policy/NAMESPACE/NAME` or `delete=pod/NAMESPACE/NAME`: the object was deleted, and has no effect on the
     /// agent's node any more.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// these pods.
 pub const EXEMPT_NAMESPACE: &str = "kube-system";
 
-/// A pod that has a network, and waits for the start of its containers.
+/// The request of `netpol-cni` before a pod's containers start. The pod already has a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStart {

@@ -131,7 +131,7 @@ pub struct Endpoint {
     pub unlisted_addresses: Vec<IpAddr>,
     /// The policies that isolate the pod. If a list is empty, the pod is not isolated in that direction.
     pub policies: Directions,
-    /// The policies that would isolate the pod if policies in shadow mode were enforced. A list is empty if no
+    /// The policies that would isolate the pod if policies in shadow mode were enforced, too. A list is empty if no
     /// policy in shadow mode applies to the pod in that direction.
     #[serde(default)]
     pub shadow_policies: Directions,

@@ -1,4 +1,4 @@
-//! The response to `/v1/wait`: a request that waits until conditions hold, for example until a policy is enforced on
+//! The response to `/v1/wait`, a request that waits until conditions hold, for example until a policy is enforced on
 //! the node.
 
 use serde::{Deserialize, Serialize};

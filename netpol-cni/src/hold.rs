@@ -1,4 +1,4 @@
-//! Delays the start of a pod until the agent enforces its policies.
+//! Delays the start of a pod until the agent enforces the pod's policies.
 
 use std::fmt::Display;
 use std::thread::sleep;

@@ -45,9 +45,10 @@ pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Disp
             delete(environment, input, log);
             Ok(String::new())
         }
-        // The agent checks enforcement by itself and removes deleted pods; the plugin creates nothing. STATUS succeeds
-        // even if the agent is unavailable. Otherwise, containerd would report the node's network as not ready, and
-        // after a few minutes, Kubernetes would evict all pods of the node.
+        // CHECK and GC have nothing to do: the plugin creates nothing, and the agent itself checks enforcement and
+        // removes the state of deleted pods. STATUS succeeds even if the agent is unavailable. Otherwise, containerd
+        // would report the node's network as not ready, and after a few minutes, Kubernetes would evict all pods of the
+        // node.
         "CHECK" | "GC" | "STATUS" => parse_configuration(input).map(|_| String::new()),
         "VERSION" => {
             let version = version_of(input).unwrap_or_else(|| LATEST_CNI_VERSION.to_owned());

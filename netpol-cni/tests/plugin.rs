@@ -174,6 +174,7 @@ fn all_supported_versions_pass_and_others_are_refused() {
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         call(&[], &with_version(&format!("\"cniVersion\":\"{version}\""))).assert_passes();
     }
+    // In the last case, `cniVersion` is missing.
     for version in ["\"cniVersion\":\"0.2.0\"", "\"cniVersion\":\"1.2.0\"", "\"cniVersion\":\"\"", "\"of\":\"none\""] {
         call(&[], &with_version(version)).assert_fails_with(1, "supported: 0.3.0");
     }
@@ -331,7 +332,7 @@ fn del_reports_the_stop_of_a_pod_and_never_fails() {
 }
 
 #[test]
-fn check_gc_and_status_succeed_without_an_agent() {
+fn the_commands_check_gc_and_status_succeed_without_an_agent() {
     let configuration = input(&Agent::absent().socket(), r#""whenAgentAway":"deny","#);
     for command in ["CHECK", "GC", "STATUS"] {
         let output = call(&[("CNI_COMMAND", command), ("CNI_CONTAINERID", ""), ("CNI_ARGS", "")], &configuration);

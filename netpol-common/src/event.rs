@@ -23,9 +23,9 @@ pub struct FlowEvent {
     /// The rule set of the policies that isolate the pod in this direction. With [`event_flags::SHADOW`], the rule set
     /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
-    /// The number of packets for which the limits suppressed an event of the same kind and reason since the previous
-    /// event. For a denied packet, only packets of its flow are counted. For all other events, packets between the same
-    /// addresses and to the same destination port are counted.
+    /// The number of packets that had no event because of the limits, since the previous event. Only packets with the
+    /// same kind of event and the same reason are counted. If the event is a denied packet, they belong to its flow.
+    /// Otherwise, they have the same addresses and the same destination port.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
@@ -147,15 +147,15 @@ const _: () = assert!(size_of::<EventLimit>() == 16 && size_of::<EventLimitSet>(
 /// Value of `EVENT_BUDGETS`, an array indexed by [`event_budget`]. A budget limits how many events are sent to the
 /// agent.
 ///
-/// It is a token bucket, implemented as a generic cell rate algorithm, because then the only write during a flood is an
-/// atomic addition. If several CPUs send events at the same time, the limit can be exceeded by a few events. These
-/// events are deducted from the budget later.
+/// It is a token bucket, implemented as a generic cell rate algorithm. With this algorithm, the only write during a
+/// flood is an atomic addition. If several CPUs send events at the same time, the limit can be exceeded by a few
+/// events. These events are deducted from the budget later.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct EventBudget {
-    /// The algorithm's theoretical arrival time, in nanoseconds since boot. Each event that is sent moves this
-    /// time forward by [`EVENT_INTERVAL_NS`]. A time in the past is first set to the current time. No event is sent
-    /// while the time is more than `EVENT_BURST - 1` of these intervals in the future.
+    /// The algorithm's theoretical arrival time, in nanoseconds since boot. Each event that is sent moves it forward by
+    /// [`EVENT_INTERVAL_NS`]. If it is in the past, it is first set to the current time. No event is sent while it is
+    /// more than `EVENT_BURST - 1` of these intervals in the future.
     pub paid_until_ns: u64,
     /// The number of packets that had no event and are not counted in a slot of `DENIALS` or `ALLOWED_FLOWS`.
     pub suppressed: u64,

@@ -35,10 +35,11 @@ unsafe impl Pod for FrontendKey<[u8; 16]> {}
 
 /// Values of [`FrontendKey::scope`].
 pub mod frontend_scope {
-    /// The frontend is at this address: cluster IPs, external IPs, load balancer addresses, hostPorts.
+    /// The frontend is at the key's address. This scope is for cluster IPs, external IPs, load balancer addresses and
+    /// hostPorts.
     pub const ADDRESS: u8 = 0;
-    /// The frontend is at every address of every other node: `NodePorts`. At addresses of the local node, traffic is
-    /// evaluated post-DNAT.
+    /// The frontend is at every address of every other node. This scope is for `NodePorts`. At addresses of the local
+    /// node, traffic is evaluated post-DNAT.
     pub const NODE: u8 = 1;
 }
 
@@ -47,8 +48,8 @@ pub mod frontend_scope {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FrontendEntry {
     /// The class that represents the backend set (the backends of the frontend). Each backend set has its own class,
-    /// and frontends with the same backend set share it. The `ALLOW` entry of a rule set and this class has the port
-    /// set [`crate::PortSetId::ALL`] if the rule set allows all backends, and [`crate::PortSetId::SOME`] if it allows
-    /// some. Without an entry, the rule set allows no backend.
+    /// and frontends with the same backend set share this class. The `ALLOW` entry of a rule set and this class has the
+    /// port set [`crate::PortSetId::ALL`] if the rule set allows all backends, and [`crate::PortSetId::SOME`] if it
+    /// allows some. Without an entry, the rule set allows no backend.
     pub class: ClassId,
 }

@@ -149,8 +149,8 @@ impl Reason {
     }
 }
 
-/// The number of slots in [`Counters`]. The slot of a reason is its code. So the number is higher than every code, and
-/// some slots have no reason.
+/// The number of slots in [`Counters`]. The slot of a reason is its code. So the number is higher than every reason's
+/// code, and some slots have no reason.
 pub const COUNTER_SLOTS: usize = 40;
 /// The slot in [`Counters`] for flows that were allowed, but that the policies in shadow mode (evaluated, not enforced)
 /// would deny. No reason has this code.

@@ -1,5 +1,5 @@
-//! Tests the migration from an earlier agent's tables. After each write, each endpoint is evaluated either by its old
-//! policy or by its new one.
+//! Tests the migration from an earlier agent's tables. After each write, either the old policy of an endpoint or its
+//! new one applies.
 
 use std::net::IpAddr;
 

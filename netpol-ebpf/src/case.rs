@@ -19,7 +19,8 @@ pub(crate) struct Case {
     ports: u64,
 }
 
-/// Bits for the relation of a packet to its flow. Bits 4 and 5 are a [`SourceCheck`](netpol_common::SourceCheck).
+/// Bits for the relation of a packet to its flow. Bits 4 and 5 (16 and 32) are a
+/// [`SourceCheck`](netpol_common::SourceCheck).
 pub(crate) mod role {
     /// The packet can belong to a known flow.
     pub(crate) const MEMBER: u8 = 1;

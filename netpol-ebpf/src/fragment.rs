@@ -34,7 +34,7 @@ const TIMEOUT: u32 = 30;
 /// The protocol of all IPv6 fragments in [`FragmentKey`]: the number of the IPv6 Fragment header.
 const IPV6_FRAGMENT: u8 = 44;
 
-/// The protocol and transport header of a datagram, from its first fragment.
+/// The protocol and transport header of a fragment. For later fragments, see [`resolve`].
 #[derive(Clone, Copy)]
 pub(crate) struct FragmentInfo {
     pub(crate) protocol: u8,

@@ -262,8 +262,8 @@ mod igmp {
 }
 
 /// Checks an IGMP message. The IPv4 header is at the offset `ip_offset`, the message at `payload`. A pod may send
-/// reports and leave messages of limited length; only routers send queries. `None`: the message is not sent to a
-/// multicast group, so policies are evaluated for it.
+/// reports and messages of type `LEAVE`, of limited length; only routers send queries. `None`: the message is not sent
+/// to a multicast group, so policies are evaluated for it.
 #[inline(always)]
 pub(crate) fn check_igmp<S: Context>(
     context: &S,

@@ -139,8 +139,7 @@ fn deny_spoofed<S: Context>(context: S, endpoint: &Endpoint, reason: Reason) -> 
 }
 
 /// Evaluates a plain packet to a pod if the packet's source endpoint ID differs from the ID in the flow entry. Returns
-/// whether the packet is allowed. If this function returns false, the packet takes the slow path. Packets of stale
-/// flows take the slow path, too.
+/// true if the packet is allowed. Otherwise, for example if the flow is stale, the packet takes the slow path.
 ///
 /// The IDs can differ because the sending pod became an endpoint, or got a new ID, while its flows were open. So the
 /// packet is allowed if its source address belongs to the endpoint with the packet's ID. The packet is also allowed if
@@ -179,13 +178,13 @@ where
     true
 }
 
-/// Bit of the `bits` argument of [`process_plain_new`], above the TCP flags in its low byte: the packet may initiate a
-/// flow.
+/// Bit of the `bits` argument of [`process_plain_new`]: the packet may initiate a flow. The low byte of `bits` has the
+/// TCP flags.
 const MAY_INITIATE: u32 = 1 << 8;
 /// Bit of the same argument: the packet matches a revoked flow, but was not sent by the initiator of this flow.
 const MATCHES_REVOKED: u32 = 1 << 9;
 
-/// Evaluates a plain packet that belongs to no known flow.
+/// Evaluates a plain packet that belongs to no known flow, starts a connection, or matches a revoked flow.
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "the flags are the lower byte")]
 fn process_plain_new<const EGRESS: bool, A, S>(

@@ -276,8 +276,8 @@ where
     // version. So later packets are not reported.
     let continues = context.observes() && direction == stale.initiator;
     if !allowed && !continues {
-        let is_marked = stale.state & flow_state::REVOKED != 0;
-        if !read_only && !is_marked && !context.observes() {
+        let already_revoked = stale.state & flow_state::REVOKED != 0;
+        if !read_only && !already_revoked && !context.observes() {
             traffic::mark_revoked(&context, endpoint, &key);
         }
         return false;

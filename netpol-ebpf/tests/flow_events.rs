@@ -112,6 +112,7 @@ fn a_flow_event_has_the_addresses_the_ports_and_the_rule_set() {
     let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
     memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(1) }, everything);
     memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
+    // `DENIES` denies everything except the entry above.
     change_endpoint(&mut memory, |endpoint| endpoint.ingress = DENIES);
     assert_eq!(request(&memory, SYN), Reason::Rule);
     let [event] = events(&memory)[..] else { panic!("one event") };

@@ -1,5 +1,5 @@
-//! The interfaces and addresses of this network namespace (the node's). After a change, only what the kernel reported
-//! is read again.
+//! The interfaces and addresses of this network namespace (the node's). After a change, only what may have changed is
+//! read again.
 
 use std::collections::{BTreeMap, BTreeSet};
 

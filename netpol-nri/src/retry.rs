@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{Disconnected, Error, Handler, Options, connect};
 
-/// The wait before the first new connection. Until the plugin is connected, pods start without it.
+/// The first wait after a connection ends. Until the plugin is connected again, pods start without it.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// The longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);

@@ -36,7 +36,7 @@ impl TimeLimits {
         Self { handler: timeout.saturating_sub(reserve), answer: timeout.saturating_sub(reserve / 2) }
     }
 
-    /// Waits for the handler's decision on a start.
+    /// Waits until the handler allows or refuses the start of a pod or container.
     ///
     /// # Errors
     /// If the handler refuses the start, or does not return in time. The error is the status for the response.

@@ -31,8 +31,8 @@ pub enum Event {
     Reset(Vec<Object>),
     /// The complete list of addresses of the local node, including bridge gateways, as the kernel reports them.
     LocalAddresses(Vec<IpAddr>),
-    /// The current time. It decides which suspensions of enforcement are in effect. A time before the last one is
-    /// ignored: a clock that is set back must not suspend enforcement again.
+    /// The current time. It decides which suspensions of enforcement are in effect. A time that is earlier than
+    /// the last one is ignored: a clock that is set back must not suspend enforcement again.
     Clock(Timestamp),
 }
 

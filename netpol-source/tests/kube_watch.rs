@@ -107,8 +107,8 @@ async fn expect_no_more_streaming_lists(cluster: &mut Cluster) -> Result<()> {
 }
 
 /// A server that ignores `sendInitialEvents` does not mark the end of the list, so the first objects must not be used
-/// as the complete list. The source detects such a server by a bookmark without this mark, or because no data arrives
-/// for some time.
+/// as the complete list. The source detects such a server by a bookmark that does not mark the end, or because no data
+/// arrives for some time.
 #[tokio::test]
 async fn lists_are_read_in_pages_if_the_server_ignores_send_initial_events() -> Result<()> {
     for bookmarks in [true, false] {

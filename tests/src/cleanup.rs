@@ -116,7 +116,7 @@ pub fn prepare() {
     });
 }
 
-/// Removes the pins and directories of processes that no longer exist. Their names contain the process ID.
+/// Removes the pins and directories of processes that no longer exist. The file names contain the process ID.
 fn remove_leftovers(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {

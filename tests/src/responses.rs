@@ -57,7 +57,8 @@ pub fn connect_all(
     Ok(all)
 }
 
-/// A UDP client that sends all datagrams from one socket, to test which backend serves this flow when backends change.
+/// A UDP client that sends all datagrams from one socket, so that they belong to one flow. Tests use it to check which
+/// backend serves the flow when backends change.
 #[derive(Debug)]
 pub struct UdpClient {
     socket: UdpSocket,

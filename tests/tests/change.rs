@@ -203,7 +203,8 @@ fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection(
     let wrong: Vec<_> = lab.agent().denied().into_iter().filter(|line| line.from() == "shop/client").collect();
     ensure!(wrong.is_empty(), "the corrected policies would deny the application: {wrong:?}");
 
-    // The agent may receive the policies one by one. A default deny that is enforced first would deny the application.
+    // The agent may receive the policies one by one. A default deny that is enforced first would deny the application,
+    // so it stays in shadow mode until the other policies are enforced.
     let [default_deny, client, server] = application_policies(80);
     change_and_wait(&mut lab, &[in_shadow_mode(&default_deny), client.clone(), server.clone()])?;
     lab.set_policies(&[default_deny, client, server])?;

@@ -63,7 +63,7 @@ impl Packages {
         command
     }
 
-    /// Downloads a package, and replaces `root` in the folder with the files of the package.
+    /// Downloads a package, and replaces the directory `root` in `folder` with the files of the package.
     fn download(&self, package: &str, folder: &Path) -> Result<()> {
         let downloads = folder.join("download");
         // An earlier download may have been interrupted.
@@ -84,7 +84,7 @@ impl Packages {
     }
 }
 
-/// Downloads a package of a suite from the first mirror that has it, and unpacks the package to `root` in the folder.
+/// Downloads a package of a suite from the first mirror that has it, and unpacks the package to `root` in `folder`.
 /// `choose` returns the name of the package.
 pub(crate) fn fetch(suite: &str, folder: &Path, choose: impl Fn(&Packages) -> Result<String>) -> Result<()> {
     let mut errors = Vec::new();

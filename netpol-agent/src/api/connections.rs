@@ -66,7 +66,7 @@ struct Connection {
 #[derive(Clone, Debug, Default)]
 pub(super) struct IsAnswering(Arc<AnswersInProgress>);
 
-/// The numbers of responses and streams.
+/// How many responses are being prepared, and how many streams are being sent.
 #[derive(Debug, Default)]
 struct AnswersInProgress {
     responses: AtomicUsize,

@@ -131,7 +131,7 @@ LAST START                POD                          VIA    DELAY  RESULT
     }
 
     #[test]
-    fn a_gate_that_delays_no_starts_shows_the_reason() {
+    fn a_gate_without_a_connected_runtime_shows_its_state() {
         let failed = GateStatus { error: Some("connection refused".to_owned()), ..gate("nri") };
         let installed = GateStatus { configuration: Some("/etc/cni/net.d/10-a.conflist".to_owned()), ..gate("cni") };
         let off = GateStatus { reason: Some("no NRI".to_owned()), ..gate("off") };

@@ -57,7 +57,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a line for each reason why policies are not enforced at all: `--observe` and suspensions.
+/// Returns a line about `--observe`, and one about each suspension. In both cases, policies are not enforced.
 fn not_enforced(status: &Status, agent: Option<&netpol_api::Status>) -> String {
     let observe = if agent.is_some_and(|agent| agent.observe) {
         Some("NOTHING IS ENFORCED: the agent runs with --observe\n".to_owned())

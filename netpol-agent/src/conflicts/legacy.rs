@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn chains_are_distinguished_from_rules() {
-        // A rule of a built-in chain, the start of a chain, a rule of this chain, and the end of the table.
+        // A rule of a built-in chain, the start of a chain, a rule of this chain, and the end of the table. The end has
+        // the same form as the start of a chain `ERROR`.
         let table =
             [entry("", "of INPUT"), entry("ERROR", "cali-INPUT"), entry("REJECT", "no"), entry("ERROR", "ERROR")];
         assert_eq!(chain_names(&table.concat()), ["cali-INPUT", "ERROR"]);

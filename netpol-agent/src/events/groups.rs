@@ -207,8 +207,8 @@ mod tests {
         let broadcast = event(1, [255; 4]);
         assert!(MulticastGroups::is_summarized(&broadcast));
         assert!(MulticastGroups::is_summarized(&FlowEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
-        // The flag `GROUP` means that the frame was sent to an Ethernet group address. Without it, 10.1.0.255 counts as a
-        // unicast address, because the prefix length is not known.
+        // The flag `GROUP` means that the frame was sent to an Ethernet group address. Without it, 10.1.0.255 counts as
+        // a unicast address, because the prefix length is not known.
         assert!(!MulticastGroups::is_summarized(&event(1, [10, 1, 0, 255])));
         assert!(!MulticastGroups::is_summarized(&FlowEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
     }

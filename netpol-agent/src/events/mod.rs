@@ -388,7 +388,8 @@ impl Reporter {
         }
         self.last_summarized = now;
         self.read_clock();
-        // Totals of flows may be recorded after their pod's endpoint is removed, even if the pod had no event.
+        // Keeps the names of all pods, also of pods without events: the totals of a flow may be recorded after the
+        // endpoint is removed.
         if self.totals_not_kept.is_some() {
             for pod_endpoint in reconciler.pod_endpoints() {
                 if let Some(pod) = &pod_endpoint.pod {

@@ -57,7 +57,7 @@ pub struct FileTarget {
     pub files: u32,
 }
 
-/// The endpoint at which a collector receives logs by OTLP/HTTP (not the interface of a pod).
+/// Where a collector receives logs by OTLP/HTTP. In other modules, an endpoint is the interface of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// A name or an address; an IPv6 address has no brackets.

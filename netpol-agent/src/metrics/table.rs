@@ -63,8 +63,8 @@ impl Samples {
         }
     }
 
-    /// Adds the buckets, the sum and the number of observations. A bucket is its bound in seconds, and the number of
-    /// observations that are not higher than the bound.
+    /// Adds the buckets, the sum and the number of observations. Each bucket has a bound in seconds, and the number of
+    /// observations that are not higher than this bound.
     pub(super) fn histogram(&mut self, buckets: impl Iterator<Item = (f64, u64)>, sum: Duration, count: u64) {
         self.labeled_histogram(&[], buckets, sum, count);
     }

@@ -19,8 +19,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
 static NEXT_NODE: AtomicU32 = AtomicU32::new(0);
 
-/// A node, with the name `n1` in the agent's input. Pod `n` (`shop/p<n>`) has the address `10.9.0.n` on `veth<n>`, and
-/// serves ports 80 and 81.
+/// A node, with the name `n1` in the agent's input. Pod `n` (`shop/p<n>`) has the address `10.9.0.n`, and serves ports
+/// 80 and 81. On the node, the pod's interface is `veth<n>`.
 pub(crate) struct Node {
     /// The name of the node's network namespace.
     name: String,

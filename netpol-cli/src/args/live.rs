@@ -138,7 +138,7 @@ pub(crate) struct FlowsOptions {
 pub(crate) enum FlowsOutput {
     /// A line for each flow
     Compact,
-    /// The same, and below each denied flow the nearest rule and a change of a policy that would allow it
+    /// The same, and below each denied flow the nearest rule and a change of a policy that would allow the flow
     Wide,
     /// A line of JSON for each flow, see docs/flows.md
     Json,

@@ -111,8 +111,8 @@ impl<'e> Names<'e> {
         }
     }
 
-    /// Returns the workloads of the ends in `indices`, sorted by name. The `bool` of a workload is true if another
-    /// end also has pods of this workload.
+    /// Returns the workloads of the ends in `indices`, sorted by name. The `bool` of a workload is true if an end
+    /// that is not in `indices` also has pods of this workload.
     fn units(&self, indices: &[usize]) -> Vec<Unit<'e>> {
         let chosen: BTreeSet<usize> = indices.iter().copied().collect();
         let mut units: BTreeMap<&UnitKey, bool> = BTreeMap::new();

@@ -33,10 +33,10 @@ const NOT_PUBLIC: [&str; 17] = [
     "3fff::/20",
 ];
 
-/// Returns the parts of an end that is a range; returns `set` if the end is not a range. `argument` and `set` are of
-/// this end, and `other` is the other end of the connection. The first address of a part represents all addresses of
-/// the part: no policy and no known address distinguishes them. The parts have only address families that the other end
-/// has.
+/// Returns the parts of an end (source or destination) that is a range. Returns `set` if the end is not a range.
+/// `argument` and `set` are of this end, and `other` is the other end of the connection. The first address of a part
+/// represents all addresses of the part: no policy and no known address distinguishes them. The parts have only address
+/// families that the other end has.
 pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
     let addresses = match argument {
         EndArgument::Range(range) => AddressSet::of([*range]),

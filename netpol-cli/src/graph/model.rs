@@ -36,7 +36,7 @@ pub(super) struct Node {
     pub(super) lines: Vec<String>,
     /// The names of all workloads or addresses.
     pub(super) members: Vec<String>,
-    /// Whether all connections to the pods are allowed.
+    /// Whether the policies of these pods allow all connections to them. Policies of the sources are ignored.
     pub(super) accepts_all: bool,
 }
 

@@ -103,8 +103,8 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     let groups = matrix.groups;
     let mut cluster = matrix.reachability.cluster(0).clone();
     for group in groups {
-        // If `member` stands for all pods of a workload, `group.source` is a second pod of this workload, for connections
-        // from the workload to itself. The cloned cluster does not have this pod yet.
+        // If `member` stands for all pods of a workload, `group.source` is a second pod of this workload, for
+        // connections from the workload to itself. The cloned cluster does not have this pod yet.
         if let (End::Pod(member), 1) = (&group.destination, group.members.len()) {
             cluster.add_second_pod(member);
         }
@@ -256,7 +256,8 @@ impl AtPort<'_, '_, '_, '_> {
             ];
             for (direction, verdict, own, other, group_pods) in sides {
                 let remote = other.pod.addresses.iter().find(|address| usize::from(address.is_ipv6()) == family);
-                // The tables do not contain policies that netpol does not evaluate, so this verdict cannot be compared.
+                // The tables contain only policies that netpol evaluates. A verdict that other policies may change
+                // cannot be compared.
                 let is_unevaluated = group_pods.may_change[direction as usize] && !is_same;
                 let Some(remote) = remote.filter(|_| !is_unevaluated) else { continue };
                 let key = (direction, own.rule_sets[direction as usize], other.address_classes[family], verdict as u8);

@@ -116,7 +116,7 @@ impl Cluster {
                     let listener = UnixListener::from_std(listener).expect("a socket");
                     tokio::spawn(serve(listener, agent, agent_requests.clone()));
                 }
-                // Returns an error when the cluster is dropped, and the sender with it.
+                // Ends with an error when `_stop` is dropped, together with the `Cluster`.
                 let _ = stopped.await;
             });
         });

@@ -160,7 +160,8 @@ fn schemas_reject_what_they_do_not_describe() {
     assert!(schema.check(&json!({})).is_err() && schema.check(&json!([])).is_err());
     // `pattern` is a keyword that `Schema::check` does not support.
     assert!(Schema::of(json!({"pattern": "^a"})).check(&json!("a")).is_err());
-    // The schema of flow records accepts both verdicts, and rejects the field `bytes`, which flow records do not have.
+    // The schema of flow records accepts denied and allowed flows. It rejects the field `bytes`, which flow records do
+    // not have.
     let schema = Schema::read("flow-record");
     let mut flow = serde_json::to_value(record(denied("12:00:00", "n1"))).expect("JSON");
     assert_eq!(schema.check(&flow), Ok(()));

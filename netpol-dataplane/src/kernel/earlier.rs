@@ -18,8 +18,8 @@ fn others(pins: &Pins) -> Vec<Pins> {
     all.into_iter().filter(|root| *root != pins.root).map(Pins::at).collect()
 }
 
-/// Takes over a clsact qdisc that an agent with another layout version created. When this agent then attaches its
-/// filters, each filter replaces the old one in one step.
+/// Takes over a clsact qdisc that an agent with another layout version created. When the current agent then attaches
+/// its filters, each filter replaces the old one in one step.
 pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
     if others(pins).iter().any(|other| other.filter_dir(ifindex).join("qdisc").exists()) {
         // This directory marks the qdisc as created by netpol. If the directory cannot be created, the qdisc is treated
@@ -38,8 +38,8 @@ pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), A
             // This agent's filters replaced the old filters, but not old TCX links. Of the old filters, only the
             // directories that record them remain.
             detach_tcx(&other, ifindex, &[])?;
-            // If this fails, the directory remains until no interface with pins of this version exists any more. Then
-            // `remove_unused` removes everything that this version pinned.
+            // If this fails, the directory remains until no interface with pins of the other version exists any more.
+            // Then `remove_unused` removes everything that the other version pinned.
             let _ = other.remove_filter_dir(ifindex);
         } else {
             detach(&other, ifindex)?;

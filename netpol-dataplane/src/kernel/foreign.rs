@@ -57,7 +57,7 @@ impl ForeignPrograms {
         // The pinned program is netpol's, too: an earlier agent's program stays if this agent's cannot be attached.
         let pinned = pinned_link(&self.pins.link(ifindex, program)).ok().flatten();
         let pinned = pinned.and_then(|link| link.info().ok()).map(|info| info.program_id());
-        // Reading names needs CAP_SYS_ADMIN, which the agent may not have. Then `names` is empty.
+        // Reading names needs CAP_SYS_ADMIN. If the agent does not have it, `names` is empty.
         let names = SchedClassifier::query_tcx(name, program.hook()).map(|(_, programs)| programs).unwrap_or_default();
         let named = |id: u32| names.iter().find(|program| program.id() == id)?.name_as_str().map(str::to_owned);
         let is_own = |id: &u32| {

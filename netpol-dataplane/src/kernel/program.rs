@@ -75,8 +75,8 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// A mark is an empty directory in the pin path. It records that an interface has this role, and its name is the
-    /// short name of the program that this function returns. Returns `None` for a pod's veth, which has no mark.
+    /// Returns the program with the [`Program::short_name`] that names this role's mark. The mark is an empty directory
+    /// in the pin path. It records that an interface has this role. `None`: a pod's veth has no mark.
     pub(super) const fn mark_program(self) -> Option<Program> {
         match self {
             Self::Pod => None,

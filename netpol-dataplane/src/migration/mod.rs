@@ -1,5 +1,5 @@
 //! Plans the migration from the tables of an earlier engine (the compiler of policies) to those of a new engine, which
-//! uses other IDs. After every single write, each endpoint is evaluated by its old policy or by its new one. Pure
+//! uses other IDs. After every single write, each endpoint has the verdicts of its old policy or of its new one. Pure
 //! functions, no I/O.
 //!
 //! 1. Each address moves to a transitional class for its pair of (old class, new class). That class has the entries of
@@ -36,7 +36,7 @@ pub struct Snapshot {
     /// `PORTS`, by key and prefix length.
     pub ports: BTreeMap<(PortKey, u32), PortEntry>,
     /// For each egress rule set of an endpoint, what it allows to every address. Rule sets that allow everything are
-    /// omitted: they never look up Services.
+    /// omitted: with them, programs never look up Services.
     pub any: BTreeMap<RuleSetId, PortSetId>,
 }
 

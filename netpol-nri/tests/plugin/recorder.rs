@@ -18,7 +18,7 @@ pub(crate) struct Recorder {
     events: Mutex<Vec<String>>,
     /// The start of a pod named `held` waits until the test adds a permit.
     pub(crate) permits: Semaphore,
-    /// How long a call of [`Handler::synchronize`], with the list of sandboxes, takes.
+    /// How long [`Handler::synchronize`] takes to handle a list of sandboxes.
     synchronization_time: Duration,
 }
 

@@ -30,9 +30,9 @@ const SHARE_BITS: u32 = 4;
 /// How much of a policy is omitted because of the memory limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Omitted {
-    /// Number of `ipBlock` peers that match nothing.
+    /// Number of omitted `ipBlock` peers.
     pub blocks: usize,
-    /// Number of items of `ports` that match nothing.
+    /// Number of omitted items of `ports`.
     pub ports: usize,
     /// Number of all `ipBlock` peers and items of `ports` in the policy.
     pub policy_items: usize,

@@ -5,8 +5,8 @@
 //! *Entries* are entries of the map `ALLOW`: what a rule set allows to a class of addresses. They are *charged* to an
 //! account of the memory limit (a namespace, or all policies in shadow mode), or *refused* if the limit leaves no room.
 //! Rules without peers apply to *any peer*: endpoints store the port set of these rules, which applies to classes
-//! without an entry. A peer selector *decides* in a rule set if the rule set may allow more to addresses that match the
-//! selector than to any peer.
+//! without an entry. A peer selector *decides* in a rule set if the rule set may allow more than this port set to
+//! addresses that match the selector.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -221,8 +221,8 @@ impl RuleSets {
         id
     }
 
-    /// Replaces the parts in the key of a rule set. This does not change what the rule set allows: see
-    /// [`RuleSets::change`] and [`RuleSets::set_any`].
+    /// Replaces only the parts in the key of a rule set. [`RuleSets::change`] and [`RuleSets::set_any`] change what the
+    /// rule set allows.
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
         self.stop_sharing(id);
         let Some(rule_set) = self.by_id.get_mut(&id) else { return };
@@ -393,7 +393,7 @@ impl RuleSets {
         self.refused.range((id, ClassId(0))..=(id, ClassId(u32::MAX))).copied()
     }
 
-    /// Returns whether an entry or the ports for any peer of a rule set were refused, because there was no room.
+    /// Returns whether entries of a rule set, or its ports for any peer, were refused because there was no room.
     pub(super) fn has_refused(&self, id: RuleSetId) -> bool {
         self.by_id.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
     }
@@ -436,8 +436,8 @@ impl RuleSets {
         self.by_id.get(&id).is_some_and(|rule_set| rule_set.users > 0)
     }
 
-    /// Returns the rule sets in which a peer selector decides. They may allow more to matching addresses than to any
-    /// peer.
+    /// Returns the rule sets in which a peer selector decides: for addresses that match the selector, these rule sets
+    /// may allow more than their ports for any peer.
     pub(super) fn matching_selector(&self, selector: PeerSelectorId) -> impl Iterator<Item = RuleSetId> {
         self.by_selector.get(&selector).iter().copied()
     }

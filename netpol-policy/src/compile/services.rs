@@ -177,8 +177,8 @@ impl Engine {
         self.update_backend_set_entries(changes, next, classes.into_iter().map(|class| (rule_set, class)));
     }
 
-    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set. Must be
-    /// called after the endpoints are written, because it does not consider their next rule sets.
+    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set. Uses only
+    /// the rule sets in written endpoints, so the caller must write the endpoints first.
     pub(super) fn disallow_previous(&mut self, changes: &mut Changes, previous_egress: BTreeSet<RuleSetId>) {
         for rule_set in previous_egress {
             let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();

@@ -1,5 +1,6 @@
 //! Explains the packets that the eBPF programs report. A packet is evaluated at the *local* pod (the pod with the
-//! interface at which the packet was reported), and at the pod at the other end. The agent calls this to describe flows.
+//! interface at which the packet was reported), and at the pod at the other end. The agent calls this to describe
+//! flows.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -75,7 +76,7 @@ pub struct FlowFix {
     pub yaml: String,
 }
 
-/// An `ipBlock` of a rule that contains an address.
+/// An `ipBlock` with a CIDR that contains an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoveringBlock {
     /// The policy.

@@ -135,7 +135,7 @@ fn the_port_of_the_dns_service_is_reported_if_the_dns_pods_have_another_port() {
     assert_eq!(found.len(), 2, "a finding about the port, and one about DNS: {found:?}");
     let expected = "shop/p spec.egress[0].ports: 53/TCP is the port of Service kube-system/kube-dns. Policies match the port of \
                     its backends, 5353/TCP, so this rule does not allow it.";
-    // The finding about the port names only 53/TCP or only 53/UDP.
+    // The finding about the port contains 53/TCP or 53/UDP, not both.
     let expected_udp = expected.replace("TCP", "UDP");
     assert!(found.iter().any(|text| text.starts_with(expected) || text.starts_with(&expected_udp)), "{found:?}");
 }

@@ -90,7 +90,7 @@ pub struct Ignored {
     /// The file; empty for an object of a cluster.
     #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
-    /// Line of its start, from 1; 0 without a file.
+    /// The line at which the object starts, from 1; 0 without a file.
     #[serde(skip_serializing_if = "no_line")]
     pub line: usize,
     /// `apiVersion`.
@@ -106,7 +106,7 @@ pub struct Unevaluated {
     /// The file; empty for an object of a cluster.
     #[serde(skip_serializing_if = "no_file")]
     pub file: Arc<str>,
-    /// Line of its start, from 1; 0 without a file.
+    /// The line at which the policy starts, from 1; 0 without a file.
     #[serde(skip_serializing_if = "no_line")]
     pub line: usize,
     /// `apiVersion`.
@@ -185,8 +185,7 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     parse_with(object::ObjectReader::new(file), text)
 }
 
-/// Parses like [`parse`], and also reads workloads and details for `netpol lint`. The pods of such workloads may not
-/// exist yet.
+/// Parses like [`parse`], and also reads workloads (their pods may not exist yet), and details for `netpol lint`.
 pub fn parse_offline(text: &str, file: &str) -> Parsed {
     parse_offline_in(text, file, None)
 }

@@ -40,15 +40,15 @@ impl FieldPath {
 
     /// Returns the path of the field `key` below this path.
     pub(crate) fn key(&self, key: &str) -> Self {
-        self.push(Step::Key(key.to_owned()))
+        self.with_step(Step::Key(key.to_owned()))
     }
 
     /// Returns the path of the list item `index` below this path.
     pub(crate) fn index(&self, index: usize) -> Self {
-        self.push(Step::Index(index))
+        self.with_step(Step::Index(index))
     }
 
-    fn push(&self, step: Step) -> Self {
+    fn with_step(&self, step: Step) -> Self {
         let mut steps = self.0.clone();
         steps.push(step);
         Self(steps)

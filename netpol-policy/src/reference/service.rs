@@ -55,10 +55,10 @@ pub(super) fn candidates(
     cluster_state.backends(frontend).into_iter().map(evaluate_backend).collect()
 }
 
-/// Returns the verdict on a packet to a Service with these backends (22). If only some backends are allowed, or there
-/// are none, the packet is allowed pre-DNAT and evaluated again post-DNAT. `post_dnat`: this is the evaluation
-/// post-DNAT, and the destination of the packet is still the Service. So this node did not translate the destination,
-/// and another node will select the backend. In this case, all backends must be allowed.
+/// Returns the verdict on a packet to a Service with these backends (22). If only some backends are allowed, or the
+/// Service has no backends, the packet is allowed pre-DNAT and evaluated again post-DNAT. `post_dnat`: this is the
+/// evaluation post-DNAT, and the destination of the packet is still the Service. So this node did not translate the
+/// destination, and another node will select the backend. In this case, all backends must be allowed.
 pub(super) fn verdict(candidates: &[Candidate], post_dnat: bool) -> Reason {
     let has_backends = !candidates.is_empty();
     if has_backends && candidates.iter().all(Candidate::is_allowed) {

@@ -33,7 +33,7 @@ pub(super) struct Store {
 struct UnfinishedList {
     /// All listed objects, changed or not.
     listed: HashSet<ObjectKey>,
-    /// Listed objects that are new, or have changed fields that policies need.
+    /// Listed objects that are new, or in which a field that policies need has changed.
     changed: HashMap<ObjectKey, (KnownState, Object)>,
     /// New resource versions of listed objects that were already known. No field that policies need has changed.
     versions: Vec<(ObjectKey, u64)>,

@@ -33,7 +33,7 @@ pub enum RegistrationResponse {
     Ignore,
 }
 
-/// Why a call to the plugin failed, or no registration arrived.
+/// Why a call to the plugin failed, or why no registration arrived.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CallError {
     /// The plugin responded with an error.

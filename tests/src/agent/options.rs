@@ -53,9 +53,9 @@ impl AgentOptions {
     }
 
     /// Makes the agent read the cluster's objects from a fake API server, which runs with these options on the agent's
-    /// node. [`super::options_with_deployed_role`] returns options for a server that grants the agent only its
-    /// permissions in `deploy/`. Without this setting, the environment variable [`super::SOURCE`] selects what the
-    /// agent reads.
+    /// node. [`super::options_with_deployed_role`] returns options for a server that grants the agent only the
+    /// permissions of its role in `deploy/`. Without this setting, the environment variable [`super::SOURCE`] selects
+    /// what the agent reads.
     #[must_use]
     pub fn api_server(mut self, options: netpol_apiserver::Options) -> Self {
         self.api_server = Some(options);

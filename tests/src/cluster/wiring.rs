@@ -216,7 +216,7 @@ pub(super) fn wire_pod(
 }
 
 /// Waits until an interface is operational, as the bridge plugin does. The kernel changes this state on a worker thread
-/// (`net/core/link_watch.c`). Until then, the kernel drops packets, for example the first SYN of a probe.
+/// (`net/core/link_watch.c`). Before the change, the kernel drops packets, for example the first SYN of a probe.
 fn wait_until_operational(netns: &Netns, interface: &str, is_bridge_port: bool) -> Result<()> {
     let start = Instant::now();
     loop {

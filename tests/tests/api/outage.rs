@@ -141,7 +141,7 @@ fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() ->
     let mut versions = [1_000_000_000, 1].into_iter();
     for (before, after, final_state) in [(BEFORE, AFTER, 1), (AFTER, BEFORE, 0)] {
         lab.api_server().network(Network::Refuse);
-        let outage = Instant::now();
+        let outage_start = Instant::now();
         // Alternates between the two states. The last round sets the final state.
         for round in 0..13 {
             set_state(&mut lab, (final_state + round) % 2)?;
@@ -155,12 +155,12 @@ fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() ->
             lab.api_server().network(Network::Up);
             lab.api_server().network(Network::Refuse);
         }
-        std::thread::sleep(OUTAGE.saturating_sub(outage.elapsed()));
+        std::thread::sleep(OUTAGE.saturating_sub(outage_start.elapsed()));
         lab.expect_without_reference(before).context("during the outage")?;
         lab.api_server().network(Network::Up);
-        let recovery = Instant::now();
+        let recovery_start = Instant::now();
         lab.expect(after).with_context(|| format!("log of the agent:\n{}", lab.agent().log()))?;
-        ensure!(recovery.elapsed() < RECOVERY, "recovery took {:?} after {OUTAGE:?}", recovery.elapsed());
+        ensure!(recovery_start.elapsed() < RECOVERY, "recovery took {:?} after {OUTAGE:?}", recovery_start.elapsed());
     }
     load.finish().with_context(|| format!("load; log of the agent:\n{}", lab.agent().log()))
 }

@@ -148,7 +148,7 @@ fn s14_a_masqueraded_pod_is_evaluated_by_its_nodes_address() -> Result<()> {
         let pods = pods(topology, Families::Dual).nodes(2).pod(PodSpec::new("shop/far").labels("app=client").node(2));
         let lab = Lab::start(pods, &[allow_client_to_server()])?;
         lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/far -x shop/server 80/TCP")
-            .with_context(|| format!("{topology:?}: pod labels do not apply"))?;
+            .with_context(|| format!("{topology:?}: without a rule for the node"))?;
         lab.cluster.apply(
             "second",
             &policy(
@@ -158,7 +158,7 @@ fn s14_a_masqueraded_pod_is_evaluated_by_its_nodes_address() -> Result<()> {
             ),
         )?;
         lab.expect_without_reference("shop/far -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")
-            .with_context(|| format!("{topology:?}: a rule for the node applies"))?;
+            .with_context(|| format!("{topology:?}: with a rule for the node"))?;
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ fn s24_interfaces_that_are_removed_immediately_do_not_disturb_other_pods() -> Re
         ("shop/never", "app=never"),
     ]);
     let mut lab = Lab::start(pods, &[allow_client_to_server(), deny_all("jobs")])?;
-    // The agent knows both pods from the start, but their interfaces exist only for a moment.
+    // The manifests of both pods are written before their interfaces exist. Each interface exists only for a moment.
     for short_lived in &SHORT_LIVED {
         let manifest = PodSpec::new(short_lived.name).manifest(&[short_lived.address.parse::<IpAddr>()?]);
         lab.cluster.manifests().write(&file_of(short_lived), &manifest)?;

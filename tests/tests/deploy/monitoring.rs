@@ -107,8 +107,8 @@ fn the_pod_monitor_finds_the_metrics_of_the_agents() -> Result<()> {
         &daemon_set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()).context("no pod spec")?.containers[0];
     let port = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(&endpoint.port));
     let number = port.with_context(|| format!("the container has no port {:?}", endpoint.port))?.container_port;
-    // The base has this option with another address. The component appends the option again: the last value has
-    // precedence.
+    // The base has the option `--metrics` with another address. The component appends the option again: the last value
+    // has precedence.
     let metrics_option = format!("--metrics=$(HOST_IP):{number}");
     let arguments = args(&daemon_set);
     ensure!(arguments.last() == Some(&metrics_option), "{arguments:?} does not end with {metrics_option}");

@@ -51,8 +51,8 @@ impl Sampler {
     }
 }
 
-/// The kernel data plane, which sends the samples after every write. Programs are not attached: the test runs them
-/// itself.
+/// The kernel data plane, which sends the samples after every write. `attach` only records the interface: the test runs
+/// the programs itself.
 pub(crate) struct SampledKernel {
     pub(crate) kernel: Kernel,
     sampler: Rc<RefCell<Sampler>>,

@@ -44,7 +44,7 @@ fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
         expect_arrival(cluster, "shop/unmanaged", "shop/client", to, false)?;
     }
     lab.agent().wait_denied(|line| line.reason() == "unverified-source" && line.to() == "shop/server")?;
-    // The agent knows no pod with these addresses. So packets from these addresses are still accepted.
+    // `outside` and `unmanaged` have no Pod objects. So packets from their real addresses are accepted.
     expect_arrival(&lab.cluster, "outside", "outside", "shop/open", true)?;
     expect_arrival(&lab.cluster, "shop/unmanaged", "shop/unmanaged", "shop/open", true)
 }

@@ -40,7 +40,7 @@ fn rogue_sends_nothing() -> String {
     policy("shop/rogue-sends-nothing", "{podSelector: {matchLabels: {app: rogue}}, policyTypes: [Egress]}")
 }
 
-/// Waits until the agent has read the pods' MAC addresses. The agent reads them in the next scan of the interfaces
+/// Waits until the agent has read the pods' MAC addresses. The agent reads them in the first scan of the interfaces
 /// after the scan that starts enforcement.
 fn wait_for_macs(lab: &mut Lab) -> Result<()> {
     let pinned = Pinned::open(lab.agent().pin_path())?;

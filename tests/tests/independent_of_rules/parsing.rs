@@ -86,7 +86,7 @@ fn s19_out_of_order_fragments_pass_if_all_ports_are_allowed_or_the_node_reassemb
                 reversed(601, datagram(53, marker))
             });
             if tracked {
-                packets.add_row("the last fragment of a denied datagram first", false, |marker| {
+                packets.add_row("a denied datagram, the last fragment first", false, |marker| {
                     reversed(602, datagram(54, marker))
                 });
             }

@@ -243,6 +243,7 @@ fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_ser
             );
             let later_fragment = packet.clone().fragment(9, 72, false).carrying(protocol::UDP, &[7; 8]);
             assert_eq!(programs.send_off_node(&later_fragment, POD), expected, "{source}, a later fragment");
+            // The source address is checked before the recheck, and not again if the pod is not isolated.
             let recheck = programs.memory.run_post_dnat(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
             assert!(recheck.allows(), "no policy isolates the pod for egress");
         }

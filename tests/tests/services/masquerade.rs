@@ -26,6 +26,7 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
                 .with_context(|| format!("{node} through its own port to {pod}"))?;
         }
     }
+    // Connections through a cluster IP are not masqueraded.
     for (service, pod) in [(service_number::GUARDED, "shop/guarded"), (service_number::VAULT, "shop/vault")] {
         let at = Shop::cluster_ips(service);
         shop.expect_backends("shop/visitor", &at, &[pod])?;

@@ -151,10 +151,10 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
         runtime.run(&sandbox("jobs/host", address, false)) == Start::Allowed,
         "a pod on the host network had to wait"
     );
-    // The runtime retries the start with a new sandbox.
     lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
     let wrong_address = sandbox("jobs/pod", Ipv4Addr::new(10, 244, 1, 99), true);
     expect_refused(runtime.run(&wrong_address), "no interface with an address of the pod was found yet")?;
+    // The runtime retries the start with a new sandbox.
     runtime.stop(&wrong_address).map_err(anyhow::Error::msg)?;
     ensure!(
         runtime.run(&sandbox("jobs/pod", address, true)) == Start::Allowed,
@@ -220,7 +220,7 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are
 /// The runtime requires netpol's plugin (`required_plugins` of NRI's default validator). While no agent runs, a pod
 /// gets a network, but no container.
 #[test]
-fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_it() -> Result<()> {
+fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_the_plugin() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nri.sock");
     let required = Options { required_plugins: vec!["netpol".to_owned()], ..Options::default() };
@@ -271,7 +271,7 @@ impl BoundNetns {
 
 impl Drop for BoundNetns {
     fn drop(&mut self) {
-        // If this fails, the directory cannot be removed, and its removal reports the error.
+        // If this fails, the temporary directory is not removed.
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn all() -> [Scene; 6] {
         },
         Scene {
             title: "Frontend, backend, database, and DNS",
-            about: "Each tier is reached only by the tier before it. All pods of shop reach only the DNS server in ops.",
+            about: "Each tier is reached only by the tier before it. In ops, pods of shop reach only the DNS server.",
             apply: &[("ops-to-shop", ""), ("tiers", include_str!("policies/tiers.yaml"))],
         },
         Scene {

@@ -15,10 +15,10 @@ const OLDEST: (u32, u32) = (5, 10);
 pub(super) fn check() -> Vec<Finding> {
     // `found`: what was found, or why the feature counts as missing.
     let finding = |name: &str, used_by, found, absence: Absence| Finding::new(GROUP, name, used_by, found, absence);
-    // Returns a finding about a feature. `found` uses the feature in a new network namespace, which needs root.
-    let tested = |name: &str, used_by, found: fn() -> Result<String, String>, fix: &str| {
+    // Returns a finding about a feature. `test` uses the feature in a new network namespace, which needs root.
+    let tested = |name: &str, used_by, test: fn() -> Result<String, String>, fix: &str| {
         if run::is_root() {
-            return finding(name, used_by, found(), required(fix));
+            return finding(name, used_by, test(), required(fix));
         }
         let absence = Absence { state: State::Unknown, fix: "run doctor as root".into() };
         finding(name, used_by, Err("not tested: run doctor as root".into()), absence)

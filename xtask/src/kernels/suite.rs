@@ -1,4 +1,4 @@
-//! Downloads kernels from Debian's archive, each one once. `cargo xtask kernels` boots them in virtual machines.
+//! Downloads kernels from Debian's archive, and keeps them. `cargo xtask kernels` boots them in virtual machines.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -48,8 +48,8 @@ fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> boo
         let pods = cluster_state.pods.range(from..).map(|(_, pod)| pod).take(MAX_PODS);
         pods.take_while(|pod| pod.key.namespace == *namespace).filter(|pod| pod.is_selectable())
     };
-    let selected = first_nodes(in_namespace().filter(|pod| policy.pods.isolates(&pod.labels)));
-    let nodes = if selected.is_empty() { first_nodes(in_namespace()) } else { selected };
+    let selected = nodes_of_first_pods(in_namespace().filter(|pod| policy.pods.isolates(&pod.labels)));
+    let nodes = if selected.is_empty() { nodes_of_first_pods(in_namespace()) } else { selected };
     if !nodes.is_empty() {
         return nodes.contains(node);
     }
@@ -80,8 +80,8 @@ fn is_first_node(cluster_state: &ClusterState, node: &str) -> bool {
     cluster_state.nodes.is_empty() || cluster_state.nodes.keys().take(REPORTERS).any(|name| **name == *node)
 }
 
-/// Returns the nodes of the first pods, at most [`REPORTERS`].
-fn first_nodes<'w>(pods: impl Iterator<Item = &'w Pod>) -> BTreeSet<&'w str> {
+/// Returns the nodes of the first pods, at most [`REPORTERS`] nodes.
+fn nodes_of_first_pods<'w>(pods: impl Iterator<Item = &'w Pod>) -> BTreeSet<&'w str> {
     let mut nodes = BTreeSet::new();
     for node in pods.filter_map(|pod| pod.node.as_deref()) {
         nodes.insert(node);

@@ -49,7 +49,7 @@ pub(super) struct WriteFailure {
     pub(super) error: String,
     /// The delay that the server requested; zero if none.
     pub(super) retry_after: Duration,
-    /// The missing rule of the agent's `ClusterRole`, if the server rejected the request because of it.
+    /// The rule that the agent's `ClusterRole` lacks, if the server rejected the request for this reason.
     pub(super) missing: Option<&'static str>,
     /// The server rejected the credentials: 401.
     pub(super) unauthorized: bool,

@@ -295,9 +295,8 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
-    /// Returns the size of each own table and the number of its flows. Passes each flow of the endpoints in `used` to
-    /// `each`, with the endpoint ID. `each` also receives the flows in the shared table, which the result does not
-    /// count.
+    /// Returns the size and the number of flows of each table, except the shared table. Passes each flow of the
+    /// endpoints in `used` to `each`, with the endpoint ID. `each` also receives their flows in the shared table.
     pub(super) fn read(
         &self,
         used: &BTreeMap<u32, IfIndex>,

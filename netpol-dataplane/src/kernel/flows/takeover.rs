@@ -169,6 +169,7 @@ struct Side {
     pod_port: [u8; 2],
     remote_port: [u8; 2],
     protocol: u8,
+    /// The direction, at this end's veth, of the packet that initiated the connection.
     initiator: Direction,
     state: u8,
 }

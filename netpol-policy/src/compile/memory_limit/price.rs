@@ -15,7 +15,7 @@ pub(super) const TRIE_ENTRY: u64 = 128;
 /// Bytes of kernel memory for an entry of `ALLOW`, including its part of the bucket array.
 pub const ALLOW_ENTRY: u64 = 128;
 
-/// Size of a policy in one direction: the number of its CIDRs, and of the prefixes of its ports.
+/// Size of a policy in one direction: the number of its CIDRs (`prefixes`), and of its port prefixes (`ports`).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Size {
     /// Number of CIDRs of `ipBlock` peers (`cidr` and `except`), by family (`true`: IPv6) and prefix length.

@@ -85,6 +85,7 @@ fn both_families_are_shown_if_their_verdicts_differ() {
 #[test]
 fn an_address_family_that_only_one_end_has_is_not_evaluated() {
     let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("v4-only"));
+    // `families` is empty if only one family is evaluated.
     assert_eq!(
         (explanation.verdict, explanation.allowed_family, explanation.families.len()),
         (Verdict::Allow, None, 0)

@@ -8,7 +8,8 @@ use crate::manifest::FileText;
 /// The number of unchanged lines around a change.
 const CONTEXT: usize = 3;
 
-/// Returns a diff that replaces lines of a file; `None` if nothing changes.
+/// Returns a diff that replaces lines of a file. `None` if nothing changes, or if the diff would include a last line
+/// without a line break.
 pub(super) fn diff(file: &str, text: &FileText, replaced: Range<usize>, new: &[String]) -> Option<String> {
     let old: Vec<&str> = text.lines(replaced.clone()).collect();
     let prefix = old.iter().zip(new).take_while(|(old, new)| **old == **new).count();

@@ -74,11 +74,13 @@ fn a_label_with_the_domain_of_a_controller_may_be_set_later() {
     let lint_key = |key: &str| lint("", &policy(&format!("matchLabels: {{{key}: x}}"), "ingress: []"));
     let reason = "NP010: no pod in the input has label acme.example.com/solver, which a controller may set";
     assert_eq!(lint_key("acme.example.com/solver"), (vec![], vec![reason.to_owned()]));
+    // Reported: the key has no domain, or a domain that many applications use.
     for key in ["app", "app.kubernetes.io/name", "kubernetes.io/role"] {
         assert_eq!(lint_key(key).0.len(), 1, "{key}");
     }
     let other =
         "{apiVersion: v1, kind: Pod, metadata: {name: o, namespace: shop, labels: {example.com/tier: back}}}\n---\n";
+    // Reported: another pod has a label with this key, or the key is probably a typo of such a key.
     for key in ["example.com/tier", "example.com/teir"] {
         assert_eq!(lint(other, &policy(&format!("matchLabels: {{{key}: x}}"), "ingress: []")).0.len(), 1, "{key}");
     }

@@ -18,7 +18,7 @@ impl ObjectReader {
         }
     }
 
-    /// Records the annotation of a Namespace that suppresses findings.
+    /// Records the annotation that suppresses findings in a Namespace.
     pub(super) fn record_namespace_details(&mut self, api: &core::Namespace) {
         let name = api.metadata.name.as_deref().unwrap_or_default();
         if let Some(ignores) = api.metadata.annotations.as_ref().and_then(|all| all.get(IGNORE_ANNOTATION))

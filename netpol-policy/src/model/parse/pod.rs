@@ -48,7 +48,7 @@ fn workload(metadata: &ObjectMeta) -> Option<PodWorkload> {
     let workload_of =
         |kind: &str, name: &str| PodWorkload { kind: truncated(kind).into(), name: truncated(name).into() };
     Some(match kind {
-        // The ReplicaSet of a Deployment has the Deployment's name and the hash of the pod template.
+        // The name of a Deployment's ReplicaSet is the Deployment's name, `-` and the hash of the pod template.
         "ReplicaSet" => match hash().and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-')) {
             Some(deployment) if !deployment.is_empty() => workload_of("Deployment", deployment),
             _ => workload_of(kind, name),

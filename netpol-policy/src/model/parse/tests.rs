@@ -262,7 +262,7 @@ fn fqdn_slices_and_slices_without_endpoints_have_no_backends() {
     assert_eq!((empty.endpoints.len(), empty.ports.len(), errors), (0, 0, Vec::new()));
     let text =
         "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a}, addressType: IPv4, endpoints: []}";
-    let (Object::Slice(without_service), _) = parse_only_object(text) else { panic!("a slice") };
+    let (Object::Slice(without_service), _) = parse_only_object(text) else { panic!("not a slice") };
     assert_eq!(without_service.service, None);
 }
 

@@ -16,7 +16,7 @@ pub struct Row {
     pub to: Vec<usize>,
     /// The ports at which the verdict changes.
     pub change: PortChange,
-    /// The policies that cause the change.
+    /// Why the verdict changes.
     pub causes: Vec<Cause>,
 }
 

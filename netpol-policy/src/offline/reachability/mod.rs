@@ -1,5 +1,5 @@
-//! Computes at which ports any source can connect to any destination. The result is exact, for all pods, addresses and
-//! ports.
+//! Computes at which ports each source can connect to each destination. The result is exact, for all pods, addresses
+//! and ports.
 //!
 //! An **end** is a class of pods, or of addresses that no pod has. A **condition** is what a peer of a rule requires
 //! (selectors or an `ipBlock`). All members of an end have the same rules and match the same conditions. So the ports
@@ -101,7 +101,7 @@ impl<'c> Reachability<'c> {
         self.pods[cluster].get(pod).copied().map(EndId)
     }
 
-    /// Returns all addresses that no pod has, split into ends. The ends are the same in all clusters. Each end has
+    /// Returns the ends without pods, with their addresses. The ends are the same in all clusters. Each end has
     /// addresses of one family. Families in which no pod has an address are omitted.
     pub fn outside(&self) -> &[OutsideAddresses] {
         &self.outside
@@ -178,7 +178,7 @@ impl<'c> Reachability<'c> {
     }
 
     /// Returns what makes ports of a side unknown: the numbers of rules that depend on unknown addresses, and the
-    /// hashes of policies that netpol does not evaluate. `None` if no policy can apply.
+    /// hashes of policies that netpol does not evaluate. `None` for an end without pods.
     pub(super) fn unknown_part(&self, end: EndId, direction: Direction) -> Option<Vec<u64>> {
         let sides = self.values.ends.value(end.0).sides?;
         let Side { rules, possible_rules, unevaluated } = self.values.sides.value(sides[direction as usize]);

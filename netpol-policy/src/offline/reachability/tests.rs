@@ -170,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn an_end_with_the_same_id_in_two_clusters_has_the_same_ports(
+    fn ends_with_the_same_ids_in_two_clusters_have_the_same_ports_between_them(
         policies in vec(policy(), 1..5),
         added in vec(policy(), 0..2),
         pods in vec(pod(), 2..6),

@@ -154,8 +154,8 @@ fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat(
     assert_eq!(reasons, [Reason::Rule, Reason::NoRule]);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
     assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
-    // Post-DNAT, the destination is still a frontend: the NodePort of another node, which selects the backend. So all
-    // backends must be allowed.
+    // Post-DNAT, the destination is still a frontend: the NodePort of another node. The other node selects the backend,
+    // so all backends must be allowed.
     assert_eq!(egress(&cluster_state, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NotAllBackendsAllowed);
     assert_eq!(
         egress(&state_with_egress(""), "ops/probe", "192.168.0.2", 30080, true).reason,
@@ -219,7 +219,7 @@ fn s23_every_kind_of_frontend_leads_to_the_service() {
         (&to_web, "192.168.0.3", 30080, Reason::NoRule, false),
         // The local node: the packet is evaluated again when the node forwards it.
         (&to_web, "192.168.0.1", 30080, Reason::LocalNode, true),
-        // All IPv6 backends are allowed.
+        // The rules of each state allow all IPv6 backends. Those of `to_v6` allow no IPv4 backend.
         (&to_web, "fd96::1", 80, Reason::Service, false),
         (&to_v6, "fd96::1", 80, Reason::Service, false),
         (&to_v6, "10.96.0.1", 80, Reason::NoAllowedBackend, false),

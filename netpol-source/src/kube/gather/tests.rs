@@ -125,7 +125,7 @@ fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
 }
 
 #[test]
-fn other_resources_wait_for_a_skipped_resource_only_after_it_has_recovered() {
+fn a_skipped_resource_delays_the_others_again_only_after_it_has_recovered() {
     let mut case = Case::listed();
     case.process(NODES, WatchEvent::Lost);
     case.process(NAMESPACES, WatchEvent::Lost);

@@ -55,7 +55,7 @@ pub(super) struct KeptFlow {
     reported: BothWays,
     /// The time of the last record; the start of the flow if there is no record yet.
     reported_at: SystemTime,
-    /// `reported_at` in jiffies, which no process can set, unlike the wall clock.
+    /// `reported_at` in jiffies. No process can set the jiffies, unlike the wall clock.
     pub(super) reported_jiffies: u32,
     /// Why the flow has ended; `None` if it has not.
     pub(super) ending: Option<FlowEndReason>,

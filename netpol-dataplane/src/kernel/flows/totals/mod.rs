@@ -165,7 +165,7 @@ pub(super) struct Tracker {
     /// The last reading after which the channel had room, so that due records could be sent.
     last_sent: Option<Clocks>,
     /// The number of the current reading.
-    reading: u32,
+    reading_number: u32,
     not_kept: Arc<AtomicU64>,
     sender: Sender<Vec<FlowTotals>>,
     /// When the next reading is due.
@@ -188,7 +188,7 @@ impl Tracker {
             clocks,
             previous: None,
             last_sent: None,
-            reading: 0,
+            reading_number: 0,
             not_kept: Arc::default(),
             sender,
             next: clocks.now,
@@ -204,7 +204,7 @@ impl Tracker {
 
     /// Starts a reading. Then call [`Self::flow`] for each flow of existing endpoints, and [`Self::finish`].
     pub(super) fn begin(&mut self, clocks: Clocks) {
-        self.reading = self.reading.wrapping_add(1);
+        self.reading_number = self.reading_number.wrapping_add(1);
         self.clocks = clocks;
     }
 
@@ -220,7 +220,7 @@ impl Tracker {
             return;
         }
         let id = key.flow_id();
-        let reading = Reading { clocks: self.clocks, number: self.reading };
+        let reading = Reading { clocks: self.clocks, number: self.reading_number };
         let replaced = match self.flows.get_mut(&id) {
             Some(kept) if kept.started == entry.started => return kept.update(&id, entry, reading),
             Some(kept) => {
@@ -271,7 +271,7 @@ impl Tracker {
     /// that are due. Records above the limit are sent later. `used` has the existing endpoints: their IDs and
     /// interfaces.
     pub(super) fn finish(&mut self, used: &BTreeMap<u32, IfIndex>) {
-        let reading = Reading { clocks: self.clocks, number: self.reading };
+        let reading = Reading { clocks: self.clocks, number: self.reading_number };
         let existing: BTreeSet<IfIndex> = used.values().copied().collect();
         for (id, kept) in self.flows.iter_mut().filter(|(_, kept)| kept.reading != reading.number) {
             kept.not_found(id, existing.contains(&id.interface()), reading);
