@@ -189,7 +189,7 @@ fn failure_line(condition: &Condition, result: &ConditionResult, time: Duration,
         WaitOutcome::Unknown => match condition {
             Condition::Deleted(target) => format!("it is unknown whether {target} is deleted{reasons}"),
             Condition::Enforced(_) | Condition::Sync => {
-                format!("it is unknown whether {subject} are enforced{reasons}")
+                format!("it is unknown whether the agent enforces {subject}{reasons}")
             }
         },
     }

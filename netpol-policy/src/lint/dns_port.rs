@@ -65,9 +65,12 @@ fn has_pod_peer(rule: &Rule) -> bool {
 
 /// Returns whether the ports of a rule may include a DNS port. A named port may be a port of the DNS pods.
 fn may_include_dns(ports: &Ports) -> bool {
-    let is_dns = |port: &PortMatch| match &port.port {
-        PortRange::All | PortRange::Named(_) => port.protocol != Protocol::Sctp,
-        PortRange::Range(first, last) => DNS_PORTS.iter().any(|dns| (first..=last).contains(&dns)),
+    let is_dns = |port: &PortMatch| {
+        let includes_dns = match &port.port {
+            PortRange::All | PortRange::Named(_) => true,
+            PortRange::Range(first, last) => DNS_PORTS.iter().any(|dns| (first..=last).contains(&dns)),
+        };
+        includes_dns && port.protocol != Protocol::Sctp
     };
     match ports {
         Ports::Any => true,

@@ -395,6 +395,23 @@ fn a_policy_that_is_too_large_or_has_too_many_errors_isolates_every_pod() {
 }
 
 #[test]
+fn a_chain_of_anchors_is_not_nested_deeper_than_other_values() {
+    // Each anchor contains the previous one 50 levels deep.
+    let nested = |inner: &str| format!("{}{inner}{}", "[".repeat(50), "]".repeat(50));
+    let document = |anchors: usize| {
+        let list: Vec<String> =
+            (1..anchors).map(|number| format!("&a{number} {}", nested(&format!("*a{}", number - 1)))).collect();
+        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nx: [&a0 [1], {}]\n", list.join(", "))
+    };
+    let parsed = parse(&document(2), "f");
+    assert!(!parsed.errors.iter().any(|error| error.message.contains("nested too deeply")), "{:?}", parsed.errors);
+    for anchors in [3, 500] {
+        let parsed = parse(&document(anchors), "f");
+        assert!(parsed.errors.iter().any(|error| error.message.contains("nested too deeply")), "{:?}", parsed.errors);
+    }
+}
+
+#[test]
 fn aliases_are_limited_for_each_file() {
     let list = vec!["0"; 1000].join(", ");
     let aliases = vec!["*a"; 100].join(", ");

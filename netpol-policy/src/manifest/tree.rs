@@ -197,8 +197,9 @@ impl<'t, 'f> TreeReader<'t, 'f> {
     fn parse_value(&mut self, event: Event<'t>, span: Span, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let fail = |line, message: &str| Err(SyntaxError { line, message: message.to_owned() });
         let line = self.line(span);
+        let too_deep = "is nested too deeply to be a Kubernetes object";
         if self.path.0.len() > MAX_DEPTH {
-            return fail(line, "is nested too deeply to be a Kubernetes object");
+            return fail(line, too_deep);
         }
         let (value, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => (resolve_scalar(&text, style, tag.as_deref()), anchor),
@@ -206,7 +207,12 @@ impl<'t, 'f> TreeReader<'t, 'f> {
                 let Some(value) = self.anchors.get(&anchor) else {
                     return fail(line, "has an alias inside its own anchor");
                 };
-                *self.aliased += count_values(value);
+                let (count, depth) = measure(value);
+                // The value of an anchor can contain aliases, so a chain of anchors can be deeper than each of them.
+                if self.path.0.len() + depth > MAX_DEPTH {
+                    return fail(line, too_deep);
+                }
+                *self.aliased += count;
                 if *self.aliased > MAX_ALIASED {
                     return fail(line, "has aliases (`*name`) that repeat too many values; write the values out");
                 }
@@ -306,10 +312,15 @@ fn resolve_scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
     if style == ScalarStyle::Plain && !is_string { scalar::resolve(text) } else { Value::String(text.to_owned()) }
 }
 
-fn count_values(value: &Value) -> usize {
+/// Returns the number of values in a value, itself included, and the depth of their nesting: 0 for a scalar.
+fn measure(value: &Value) -> (usize, usize) {
+    let add = |(count, depth): (usize, usize), child: &Value| {
+        let (child_count, child_depth) = measure(child);
+        (count + child_count, depth.max(child_depth + 1))
+    };
     match value {
-        Value::Array(items) => 1 + items.iter().map(count_values).sum::<usize>(),
-        Value::Object(map) => 1 + map.values().map(count_values).sum::<usize>(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 1,
+        Value::Array(items) => items.iter().fold((1, 0), add),
+        Value::Object(map) => map.values().fold((1, 0), add),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => (1, 0),
     }
 }

@@ -68,7 +68,7 @@ impl Store {
         }
         if duplicates > MAX_WARNINGS {
             changes.warnings.push(format!(
-                "{}: {} more objects are defined more than once",
+                "{}: number of further definitions of objects that were already defined: {}",
                 path.display(),
                 duplicates - MAX_WARNINGS
             ));
@@ -146,10 +146,11 @@ impl Store {
             }
         }
         if duplicates > MAX_WARNINGS {
-            let more = duplicates - MAX_WARNINGS;
-            changes
-                .warnings
-                .push(format!("{}: {more} more objects of this file are also defined in other files", path.display()));
+            changes.warnings.push(format!(
+                "{}: number of further objects of this file that are also defined in other files: {}",
+                path.display(),
+                duplicates - MAX_WARNINGS
+            ));
         }
         self.files.insert(path.to_owned(), objects);
         for (key, before) in keys.into_iter().zip(before) {

@@ -159,7 +159,12 @@ impl Directory {
             // The file was removed after the directory was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
-                self.diagnostics.insert(path, format!("cannot read the file: {error}"));
+                self.diagnostics.insert(path.clone(), format!("cannot read the file: {error}"));
+                // If the file can be read again, it is parsed again, even if it is unchanged. This replaces the
+                // diagnostic.
+                if let Some(file) = self.files.get_mut(&path) {
+                    file.text.clear();
+                }
                 return;
             }
         };
