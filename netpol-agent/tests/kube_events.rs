@@ -198,7 +198,7 @@ fn a_denied_packet_becomes_an_event_for_kubectl_describe() {
     assert_eq!(text(event, "/reportingController"), "netpol-agent");
     assert_eq!(text(event, "/reportingInstance"), "n1");
     assert!(text(event, "/eventTime").ends_with('Z'), "{event}");
-    assert_eq!(event.get("series"), None, "the Event of a single packet has no series");
+    assert_eq!(event.get("series"), None, "the Event of a single packet must have no series");
     assert_eq!(
         text(event, "/note"),
         "egress to shop/db (10.0.1.2) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it"
@@ -260,7 +260,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
     pipeline.end();
     let events = pipeline.events(11);
     assert_eq!(events.len(), 11, "ten Events for single ports and one for all others");
-    // The agent writes at most a burst of 25 for a pod. The test accepts one more.
+    // The agent sends at most 25 writes for a pod at once (`POD_BURST`). The test accepts one more.
     assert!(pipeline.writes() <= 26, "{}", pipeline.writes());
     let count = |event: &Value| event.pointer("/series/count").map_or(1, |count| count.as_u64().unwrap_or(0));
     assert_eq!(events.iter().map(count).sum::<u64>() + dropped, 10_000);
@@ -415,6 +415,6 @@ fn a_deleted_pod_gets_no_event() {
     assert_eq!(
         pipeline.reporter.as_ref().map(|reporter| reporter.events(FlowVerdict::Denied)),
         Some(1),
-        "the packet is reported as a JSON line"
+        "the packet must be reported as a JSON line"
     );
 }

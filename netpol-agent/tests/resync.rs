@@ -126,8 +126,8 @@ impl Dataplane for Recorder {
     }
 }
 
-/// Returns the verdicts of the reference implementation. The engine is needed only because [`expected`] reads from its
-/// tables which pods share entries.
+/// Returns the verdicts of the reference implementation. The engine is needed only for its tables: they show
+/// [`expected`] which pods share entries.
 fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probes: &[Probe]) -> Verdicts {
     let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
     engine.apply(Event::Clock(cluster_state.clock));

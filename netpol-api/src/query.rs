@@ -152,8 +152,8 @@ impl FlowQuery {
             Record::Multicast(summary) => {
                 let port = self.port.as_ref().is_none_or(|port| port.matches(summary.port, &summary.protocol));
                 let to = self.to.as_ref().is_none_or(|to| to.matches(&summary.to));
-                let is_sender = |from: &EndFilter| summary.senders.iter().any(|sender| from.is_sender(sender));
-                let from = self.from.as_ref().is_none_or(is_sender);
+                let lists_sender = |from: &EndFilter| summary.senders.iter().any(|sender| from.matches_sender(sender));
+                let from = self.from.as_ref().is_none_or(lists_sender);
                 let namespace = self.namespace.as_ref().is_none_or(|namespace| {
                     let mut senders = summary.senders.iter().filter_map(|sender| sender.split_once('/'));
                     senders.any(|(sender_namespace, _)| sender_namespace == namespace)
@@ -183,7 +183,7 @@ impl FlowQuery {
         };
         self.has_verdict(flow.verdict)
             && self.from.as_ref().is_none_or(|from| {
-                from.matches(&flow.from) || flow.sender.as_ref().is_some_and(|sender| from.is_sender(sender))
+                from.matches(&flow.from) || flow.sender.as_ref().is_some_and(|sender| from.matches_sender(sender))
             })
             && self.to.as_ref().is_none_or(|to| to.matches(&flow.to))
             && self.port.as_ref().is_none_or(|port| port.matches(flow.port, &flow.protocol))
@@ -270,7 +270,7 @@ impl EndFilter {
     }
 
     /// Returns whether the filter selects a sender: a pod (`namespace/name`), or an address.
-    fn is_sender(&self, sender: &str) -> bool {
+    fn matches_sender(&self, sender: &str) -> bool {
         match (self, sender.split_once('/')) {
             (Self::Pod { namespace, name }, Some(pod)) => (namespace.as_str(), name.as_str()) == pod,
             (Self::Namespace(namespace), Some((sender_namespace, _))) => namespace == sender_namespace,

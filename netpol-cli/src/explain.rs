@@ -123,8 +123,8 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
         live_exit = exit;
     }
     let has_range = options.from.is_range() || options.to.is_range();
-    let is_single =
-        options.output == Output::Table && !has_range || is_single(&options.from, &from) && is_single(&options.to, &to);
+    let is_single = options.output == Output::Table && !has_range
+        || is_always_single(&options.from, &from) && is_always_single(&options.to, &to);
     let verdict = match (&from.ends[..], &to.ends[..]) {
         ([(source, _)], [(destination, _)]) if is_single => context.print_one((source, destination), out),
         _ => context.print_several((&from, &to), out),
@@ -146,7 +146,7 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
 
 /// Returns whether an argument always stands for exactly one end. A headless Service does not: it stands for its pods,
 /// and their number depends on the input.
-fn is_single(argument: &EndArgument, set: &EndSet) -> bool {
+fn is_always_single(argument: &EndArgument, set: &EndSet) -> bool {
     let is_pod = matches!(set.ends[..], [(End::Pod(_), _)]);
     argument.is_single() && !(matches!(argument, EndArgument::Service(..)) && is_pod)
 }

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn time_spans_have_the_largest_unit() {
+    fn time_spans_have_the_largest_unit_without_a_remainder() {
         for (milliseconds, text) in [(3_600_000, "1h"), (300_000, "5m"), (90_000, "90s"), (1_500, "1500ms"), (0, "0s")]
         {
             assert_eq!(time_span(Duration::from_millis(milliseconds)), text);

@@ -348,7 +348,7 @@ spec:
     }
     let run = manifests.run("matrix", &["-p", "80", "-o", "json"]);
     let value: Value = serde_json::from_str(&run.out).expect("JSON");
-    assert!(value.to_string().contains("2J"), "the output contains the name");
+    assert!(value.to_string().contains("2J"), "the output must contain the name");
 }
 
 #[test]

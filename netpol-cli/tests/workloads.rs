@@ -247,7 +247,7 @@ fn a_workload_with_an_invalid_or_missing_template_is_reported_with_its_line() {
 }
 
 #[test]
-fn a_connection_to_a_headless_service_is_evaluated_for_each_endpoint() {
+fn a_connection_to_a_headless_service_is_evaluated_for_each_backend() {
     let headless = "
 ---
 {apiVersion: v1, kind: Service, metadata: {name: peers, namespace: shop}, spec: {clusterIP: None, selector: {app: db}}}

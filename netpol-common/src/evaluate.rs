@@ -166,8 +166,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Only for a flow to a frontend (a port of a Service at one address). Returns the port set that the `ALLOW` entry
-    /// of the frontend's class must have to lead to this result.
+    /// Only for a flow to a frontend (a port of a Service at one address). Returns which port set, in the `ALLOW` entry
+    /// of the frontend's class, leads to this result.
     pub const fn port_set(&self) -> PortSetId {
         match (self.reason.allows(), self.recheck) {
             (true, false) => PortSetId::ALL,
@@ -193,9 +193,9 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     evaluate_policy(tables, endpoint, endpoint.policy(attempt.direction), attempt)
 }
 
-/// Evaluates a new flow by one compiled policy of an endpoint. The endpoint does not have the flag `UNKNOWN`. `policy`:
-/// [`Endpoint::policy`] (from the enforced `NetworkPolicies`) or [`Endpoint::shadow_policy`] (also from those in shadow
-/// mode).
+/// Evaluates a new flow by one compiled policy of an endpoint. The endpoint must not have the flag `UNKNOWN`.
+/// `policy`: [`Endpoint::policy`] (from the enforced `NetworkPolicies`) or [`Endpoint::shadow_policy`] (also from those
+/// in shadow mode).
 #[inline(always)]
 pub fn evaluate_policy<A: Address, T: Tables<A>>(
     tables: &T,
@@ -272,7 +272,7 @@ pub fn evaluate_policy<A: Address, T: Tables<A>>(
 fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     match attempt.source {
         SourceCheck::NOT_LOCAL_ENDPOINT => entry.endpoint != 0,
-        // Hairpin traffic that starts a flow has the address of the pod or of the node, never that of a Service.
+        // Hairpin traffic that starts a flow has the source address of the pod or the node, never of a Service.
         SourceCheck::TRANSLATED => {
             entry.flags & address_flags::LOCAL_NODE == 0
                 && (entry.flags & address_flags::SERVICE == 0 || attempt.source_endpoint == endpoint.id)

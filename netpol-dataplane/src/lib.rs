@@ -1,4 +1,4 @@
-//! The data plane: the BPF maps (tables) and the eBPF programs that look them up. The agent's reconciler decides which
+//! The data plane: the BPF maps (tables) and the eBPF programs that use them. The agent's reconciler decides which
 //! entries are written, and to which interfaces programs are attached. It calls [`Dataplane`], which [`Kernel`]
 //! implements for the kernel, and [`Memory`] for tests. If a map has no room for an entry, only the write of this entry
 //! fails.

@@ -114,8 +114,8 @@ pub(crate) trait Family<A>: Tables<A> {
 pub(crate) trait PacketAddress: Address {
     /// The IP version: 4 or 6.
     const FAMILY: u8;
-    /// Returns whether this is an address of the endpoint. The unspecified address never is: in the endpoint, it stands
-    /// for a missing address.
+    /// Returns whether this is an address of the endpoint. Returns false for the unspecified address: in the endpoint,
+    /// it stands for a missing address.
     fn belongs_to(&self, endpoint: &Endpoint) -> bool;
     /// Returns the address in the format of events, with zeros after an IPv4 address.
     fn widen(&self) -> [u8; 16];

@@ -12,8 +12,8 @@ use crate::slot::{Slot, field};
 pub(crate) enum Role {
     /// The packet belongs to a flow, or initiates one.
     Member,
-    /// The packet belongs to a flow, but does not initiate one. An echo reply must not create a flow that then allows
-    /// echo requests.
+    /// The packet may belong to a flow, but does not initiate one: an echo reply (it must not create a flow that then
+    /// allows echo requests), or a later fragment in either direction.
     ReplyOnly,
     /// ICMP other than echo has no flows: each packet is evaluated.
     NoFlow,

@@ -104,8 +104,8 @@ where
     let [protocol, flags, role, _] = bits.to_le_bytes();
     let Some(endpoint) = context.endpoint() else { return 0 };
     let Some((source, destination)) = A::addresses(&context, ip_offset) else { return 0 };
-    // A packet from the pod belongs to no flow if its source address is not the pod's. Post-DNAT, masqueraded
-    // packets have another source address, too. Pre-DNAT, the address is checked only with anti-spoofing.
+    // A packet from the pod belongs to no flow if its source address is not the pod's, such as a masqueraded packet
+    // post-DNAT. Pre-DNAT, the address is checked only if anti-spoofing is enabled.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
         && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))

@@ -11,7 +11,7 @@ pub(crate) struct FlowReport(u8);
 
 /// The flow is new, and allowed flows are reported.
 const NEW: u8 = 1 << 0;
-/// The flow is to be evaluated by the policies in shadow mode, which are evaluated and reported, but not enforced.
+/// The flow is to be evaluated by the policies in shadow mode, which are not enforced.
 const SHADOW: u8 = 1 << 1;
 /// The pod initiated the flow.
 const EGRESS: u8 = 1 << 2;

@@ -87,7 +87,7 @@ fn count_of(events: &[FlowEvent], budget: u32) -> usize {
     events.iter().filter(|event| event.budget() == budget).count()
 }
 
-/// Checks that each packet caused an event, or is counted in an event, in the slot of its flow, or in its budget.
+/// Checks that each packet caused an event or is counted as suppressed: in a later event, a slot or a budget.
 fn check_all_counted(memory: &mut Memory, packets: u64) {
     let events = memory.events.borrow().clone();
     let with_events: u64 = events.iter().map(|event| 1 + u64::from(event.suppressed)).sum();

@@ -159,7 +159,7 @@ fn a_change_of_policy_keeps_the_counts_and_denied_packets_are_not_counted() {
     reply(&memory, SYN_ACK, 0);
     let started = connection(&memory).started;
     memory.wait(5);
-    // First, the rules allow all ports to all addresses. Then they allow nothing.
+    // First, the rules allow everything. Then they allow nothing.
     for ingress in [DirectionPolicy { any: PortSetId::ALL, ..DENIES }, DENIES] {
         change_endpoint(&mut memory, |endpoint| endpoint.ingress = ingress);
         let expected = if ingress == DENIES { Reason::Revoked } else { Reason::Flow };

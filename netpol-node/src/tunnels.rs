@@ -115,7 +115,7 @@ pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
     found
 }
 
-/// Adds the protocols that every device of this kind decapsulates. Also adds the standard ports of kinds for which
+/// Adds the protocols that a device of this kind can decapsulate. Also adds the standard ports of kinds for which
 /// rtnetlink reports no port.
 fn add_of_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
     match kind {

@@ -1,9 +1,8 @@
 //! The protobuf messages between this NRI plugin and the container runtime, with the fields that the plugin uses. prost
 //! skips all other fields.
 //!
-//! Source of the names and numbers: `Request`, `Response` and `Status` of
-//! <https://github.com/containerd/ttrpc>; all others of `pkg/api/api.proto` in <https://github.com/containerd/nri>,
-//! package `nri.pkg.api.v1alpha1`.
+//! Sources of the names and numbers: <https://github.com/containerd/ttrpc> for `Request`, `Response` and `Status`; for
+//! all others, `pkg/api/api.proto` in <https://github.com/containerd/nri>, package `nri.pkg.api.v1alpha1`.
 
 use bytes::Bytes;
 use prost::Message;

@@ -22,10 +22,10 @@ pub(crate) const MAX_PAYLOAD: usize = 4 << 20;
 pub(crate) const REQUEST: u8 = 1;
 /// Type of a message that ends a call.
 pub(crate) const RESPONSE: u8 = 2;
-/// Type of a message within a stream.
+/// Type of further messages of a stream. NRI does not use it.
 pub(crate) const DATA: u8 = 3;
 
-/// A request, a response, or a message of a type that is ignored.
+/// A request, a response, or a message of another type.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) stream: u32,

@@ -135,9 +135,9 @@ async fn a_restored_backup_with_older_versions_is_detected() -> Result<()> {
     Ok(())
 }
 
-/// After the restore and nine more changes, the server's version is higher than the last version that the source knows.
-/// So a watch from this version would start without error, but would not report the objects that the restore removed.
-/// After a long outage, the source lists all objects instead.
+/// After the restore and nine more changes, the server's version is higher than the last version that the source
+/// received. A watch from the source's version would start without error, but would not report the objects that the
+/// restore removed. After a long outage, the source lists all objects instead.
 #[tokio::test]
 async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage() -> Result<()> {
     let server = server(Options::default(), |server| {
@@ -284,7 +284,8 @@ async fn the_role_of_an_older_version_is_not_sufficient_and_missing_rules_are_na
     Ok(())
 }
 
-/// A request without a response takes longer than the time after which a watch counts as working.
+/// Requests get no response and fail after 6 s. A watch that lasted this long counts as working, but these requests
+/// must not.
 #[tokio::test]
 async fn a_server_that_never_responds_is_reported_as_an_outage() -> Result<()> {
     let options = netpol_source::kube::Options { response_timeout: Duration::from_secs(6), ..short_times() };

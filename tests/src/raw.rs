@@ -113,7 +113,7 @@ pub struct TestPacket {
 }
 
 impl TestPacket {
-    /// Creates IP packets from one host to another, to send in order. The last packet contains the marker.
+    /// Creates a test packet from IP packets between two hosts, to send in order. The last packet contains the marker.
     pub fn new(
         cluster: &Cluster,
         from: &str,
@@ -125,7 +125,7 @@ impl TestPacket {
         Self::tagged(cluster, from, to, description, marker, packets, &[])
     }
 
-    /// Creates complete frames, to send in order. The last frame contains the marker.
+    /// Creates a test packet from complete frames, to send in order. The last frame contains the marker.
     pub fn of_frames(description: &str, marker: Marker, frames: Vec<Vec<u8>>) -> Self {
         Self { description: description.to_owned(), frames, marker }
     }

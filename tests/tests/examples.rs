@@ -49,7 +49,7 @@ fn check_table(example: &Example) -> Result<()> {
     let (cluster, expected) = cluster_and_verdicts(example)?;
     let documented = example.documented_matrix()?;
     for (cell, documented, expected) in documented.differences(&expected) {
-        ensure!(documented == expected, "{cell} is allowed: {documented} in the README, {expected} by the policies");
+        ensure!(documented == expected, "{cell}: allowed = {documented} in the README, {expected} by the policies");
     }
     let agent = Agent::start(&cluster)?;
     wait_until_equal(&cluster, &documented, TIMEOUT).with_context(|| agent.log())?;
@@ -66,7 +66,7 @@ fn the_command_in_every_readme_prints_its_table() -> Result<()> {
 
 /// Runs the `netpol` command of the README, and compares its output with the README.
 fn check_command(example: &Example) -> Result<()> {
-    // Without `-o`, the command prints no warning about the example's files, and a table that contains each pod.
+    // Without `-o`, the command prints a table that contains each pod, and no warning about the example's files.
     let table = Command::new(netpol()?).args(example.command()).current_dir(examples::root().join("..")).output()?;
     let stderr = String::from_utf8_lossy(&table.stderr).into_owned();
     ensure!(table.status.success() && stderr.is_empty(), "{}: {stderr}", table.status);
@@ -87,7 +87,7 @@ fn check_command(example: &Example) -> Result<()> {
     }
     for (cell, documented) in &example.documented_matrix()?.0 {
         let allowed = printed.get(cell).with_context(|| format!("netpol prints no verdict for {cell}"))?;
-        ensure!(allowed == documented, "{cell} is allowed: {documented} in the README, {allowed} by netpol");
+        ensure!(allowed == documented, "{cell}: allowed = {documented} in the README, {allowed} by netpol");
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ fn every_host_reaches_every_other_in_every_kind_of_cluster() -> Result<()> {
 }
 
 #[test]
-fn flows_large_datagrams_and_raw_packets_arrive() -> Result<()> {
+fn tcp_data_and_large_datagrams_and_raw_packets_arrive() -> Result<()> {
     let cluster = cluster(Topology::Bridge, Families::Dual)?;
     let mut connection = EchoConnection::open(&cluster, "a/one", "b/far", 80)?;
     assert!(connection.echoes(Duration::from_secs(1))?);

@@ -17,9 +17,9 @@ use netpol_source::{SourceQuery, Subject, SubjectState};
 const MAX_CONDITIONS: usize = 64;
 /// Timeout of a request without the parameter `timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Minimum time to wait for a response of the source (the watch of the API server or of a directory), even if the
-/// timeout of the request is shorter.
-const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Minimum timeout of a query to the source (the watch of the API server or of a directory), even if the timeout of the
+/// request is shorter.
+const MIN_SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Conditions of a request, and its timeout.
 #[derive(Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ async fn query_source(condition: &Condition, until: Instant, requests: &Requests
         requests.query_source(SourceQuery { subject, answer }).await.map_err(|()| ended())?;
         receiver.await.map_err(|_| ended())?
     };
-    let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);
+    let limit = until.saturating_duration_since(Instant::now()).max(MIN_SOURCE_TIMEOUT);
     timeout(limit, response)
         .await
         .unwrap_or_else(|_| Err("the source did not respond in time: it may be disconnected or slow".to_owned()))

@@ -38,8 +38,8 @@ struct RuleHits {
     hits: Hits,
 }
 
-/// All counters. Only `refresh` removes counters. At the limit, no new counters are added: a search for outdated
-/// counters at each event would take too long.
+/// All counters. Only `refresh` removes counters, because a search for outdated counters at each event would take too
+/// long. At the limit, no new counters are added.
 #[derive(Debug)]
 pub struct HitCounters {
     /// When counting started.

@@ -1,6 +1,5 @@
-//! Counts, for each pod, the denied packets and the flows that have no flow record, and creates summaries of these
-//! counts. Such packets and flows exist because the eBPF programs limit the number of events, and the agent limits the
-//! number of records.
+//! Counts what has no flow record: denied packets and flows, for each pod. Creates summaries of these counts. Records
+//! are missing because the eBPF programs limit the number of events, and the agent limits the number of records.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};

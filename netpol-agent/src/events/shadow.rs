@@ -95,7 +95,7 @@ impl FlowsByMinute {
     }
 
     /// Returns the number of flows since the start of the minute that contains this time.
-    fn since(&self, since: SystemTime) -> u64 {
+    fn count_since(&self, since: SystemTime) -> u64 {
         let first = minute_of(since);
         let minutes = (0..=self.latest).rev().zip(self.flows.iter().rev());
         minutes.take_while(|(minute, _)| *minute >= first).map(|(_, flows)| flows).sum()
@@ -209,14 +209,14 @@ impl ShadowFlows {
         self.cleaned = now;
         let limit = now.checked_sub(Duration::from_mins(MINUTES as u64)).unwrap_or(UNIX_EPOCH);
         self.counters.retain(|_, counter| counter.last >= limit);
-        self.other_by_namespace.retain(|_, flows| flows.since(limit) > 0);
+        self.other_by_namespace.retain(|_, flows| flows.count_since(limit) > 0);
         self.namespaces.set(self.counters.keys().map(ShadowKey::namespace));
         self.sources.set(self.counters.keys().map(ShadowKey::source));
     }
 
     /// Returns the counters with flows since this time. The counters with the most flows are first.
     pub fn denials(&self, since: SystemTime) -> Vec<ShadowDenial> {
-        let counted = self.counters.iter().map(|(key, counter)| (key, counter, counter.flows.since(since)));
+        let counted = self.counters.iter().map(|(key, counter)| (key, counter, counter.flows.count_since(since)));
         let mut counted: Vec<_> = counted.filter(|(_, _, flows)| *flows > 0).collect();
         counted.sort_by(|(key, _, flows), (other_key, _, other_flows)| {
             other_flows.cmp(flows).then_with(|| key.cmp(other_key))
@@ -238,12 +238,12 @@ impl ShadowFlows {
 
     /// Returns how many flows since this time have no counter.
     pub fn other(&self, since: SystemTime) -> u64 {
-        self.other.since(since)
+        self.other.count_since(since)
     }
 
     /// Returns how many flows at pods of a namespace, since this time, have no counter.
     pub fn other_of(&self, namespace: &str, since: SystemTime) -> u64 {
-        self.other_by_namespace.get(namespace).map_or(0, |other| other.since(since))
+        self.other_by_namespace.get(namespace).map_or(0, |other| other.count_since(since))
     }
 
     /// Removes old counters. If objects have changed, also finds out which policies are in shadow mode now.
@@ -403,7 +403,7 @@ mod tests {
         let start = UNIX_EPOCH + Duration::from_hours(500_000);
         flows.add(start + Duration::from_hours(24), 5);
         flows.add(start, 1);
-        assert_eq!((flows.since(start), flows.since(start + Duration::from_mins(1))), (1, 0));
+        assert_eq!((flows.count_since(start), flows.count_since(start + Duration::from_mins(1))), (1, 0));
     }
 
     #[test]

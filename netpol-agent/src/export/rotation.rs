@@ -87,7 +87,7 @@ impl RotatedFile {
         Ok(OpenFile { file, size, identity: identity(&metadata) })
     }
 
-    /// Removes each file `PATH.N` with `N` of at least the maximum number of files. There may be gaps in the numbers.
+    /// Removes each file `PATH.N` if `N` is at least the maximum number of files. There may be gaps in the numbers.
     fn remove_surplus_files(&self) -> io::Result<()> {
         let (Some(name), Some(directory)) = (self.target.path.file_name(), self.target.path.parent()) else {
             return Ok(());
@@ -204,8 +204,8 @@ mod tests {
     #[test]
     fn a_later_agent_continues_the_file_without_its_incomplete_line() {
         let folder = tempfile::tempdir().expect("no folder");
-        // The earlier agent ended during a rotation, so `flows.3` is missing. `flows.old` and `flows.05` are not files of
-        // the agent.
+        // The earlier agent ended during a rotation, so `flows.3` is missing. `flows.old` and `flows.05` are not files
+        // of the agent.
         let existing = [("flows", "a\n{\"ty"), ("flows.1", "old\n"), ("flows.2", "older\n"), ("flows.4", "x\n")];
         for (name, text) in [&existing[..], &[("flows.old", "y\n"), ("flows.05", "z\n")]].concat() {
             fs::write(folder.path().join(name), text).expect("cannot write");

@@ -99,11 +99,11 @@ impl Overlay {
     pub(super) fn running(&mut self, running: Vec<PodStart>) -> Vec<Event> {
         self.running = running.into_iter().map(|start| (start.key.clone(), start)).collect();
         let known: Vec<PodKey> = self.running.keys().filter(|key| self.pods.contains_key(*key)).cloned().collect();
-        known.iter().filter_map(|key| self.start_running(key)).collect()
+        known.iter().filter_map(|key| self.add_running_addresses(key)).collect()
     }
 
     /// Adds the addresses of a pod that already ran when the agent connected to the runtime. Returns the changed pod.
-    fn start_running(&mut self, key: &PodKey) -> Option<Event> {
+    fn add_running_addresses(&mut self, key: &PodKey) -> Option<Event> {
         let start = self.running.remove(key)?;
         self.pods.get(key).filter(|pod| pod.addresses.is_empty())?;
         match self.start(&start) {
@@ -130,7 +130,7 @@ impl Overlay {
         self.pods.insert(pod.key.clone(), pod.clone());
         if self.running.contains_key(&pod.key) {
             // The returned event is not needed: `apply_pod_addresses` below adds the addresses to `pod`.
-            self.start_running(&pod.key);
+            self.add_running_addresses(&pod.key);
         }
         self.apply_pod_addresses(pod);
     }
@@ -209,7 +209,7 @@ mod tests {
             .collect()
     }
 
-    fn apply_event(pod: Pod) -> Event {
+    fn pod_event(pod: Pod) -> Event {
         Event::Apply(Object::Pod(pod))
     }
 
@@ -217,19 +217,19 @@ mod tests {
     fn a_starting_pod_has_the_addresses_of_its_sandbox_until_they_are_published() {
         let mut overlay = Overlay::new("n1".into());
         assert_eq!(overlay.start(&pod_start(1, "a", 5)), StartState::Unknown);
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[]))), [0u8; 0]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[]))), [0u8; 0]);
         let StartState::Known(Some(Event::Apply(Object::Pod(started)))) = overlay.start(&pod_start(1, "a", 5)) else {
             panic!("the pod is not known");
         };
         assert_eq!(last_octets(&started), [5]);
         assert_eq!(
-            addresses_after(&mut overlay, apply_event(web_pod(1, &[]))),
+            addresses_after(&mut overlay, pod_event(web_pod(1, &[]))),
             [5],
             "the pod is changed before its address is published"
         );
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [5]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[5]))), [5]);
         assert_eq!(
-            addresses_after(&mut overlay, apply_event(web_pod(1, &[6]))),
+            addresses_after(&mut overlay, pod_event(web_pod(1, &[6]))),
             [6],
             "from then on, the addresses of the object are used"
         );
@@ -238,36 +238,36 @@ mod tests {
     #[test]
     fn a_new_sandbox_of_a_pod_replaces_the_published_addresses() {
         let mut overlay = Overlay::new("n1".into());
-        addresses_after(&mut overlay, apply_event(web_pod(1, &[5])));
+        addresses_after(&mut overlay, pod_event(web_pod(1, &[5])));
         assert!(matches!(overlay.start(&pod_start(1, "b", 7)), StartState::Known(Some(_))));
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [7]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[5]))), [7]);
         assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), None, "another sandbox");
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[7]))), [7]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[7]))), [7]);
         assert_eq!(overlay.start(&pod_start(1, "b", 7)), StartState::Known(None), "the pod has the addresses already");
     }
 
     #[test]
     fn if_a_sandbox_stops_before_its_address_is_published_the_pod_has_no_address() {
         let mut overlay = Overlay::new("n1".into());
-        addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
+        addresses_after(&mut overlay, pod_event(web_pod(1, &[])));
         overlay.start(&pod_start(1, "a", 5));
-        assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), Some(apply_event(web_pod(1, &[]))));
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[]))), [0u8; 0]);
+        assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), Some(pod_event(web_pod(1, &[]))));
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[]))), [0u8; 0]);
     }
 
     #[test]
     fn addresses_of_a_sandbox_are_not_given_to_another_pod_of_the_same_name() {
         let mut overlay = Overlay::new("n1".into());
-        addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
+        addresses_after(&mut overlay, pod_event(web_pod(1, &[])));
         assert_eq!(
             overlay.start(&pod_start(2, "a", 5)),
             StartState::Unknown,
             "the source has sent only the old pod, which may have other labels"
         );
         overlay.start(&pod_start(1, "a", 5));
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(2, &[]))), [0u8; 0]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(2, &[]))), [0u8; 0]);
         overlay.start(&pod_start(2, "b", 6));
-        assert_eq!(addresses_after(&mut overlay, apply_event(Pod { finished: true, ..web_pod(2, &[]) })), [0u8; 0]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(Pod { finished: true, ..web_pod(2, &[]) })), [0u8; 0]);
         overlay.apply(&mut [Event::Reset(vec![Object::Pod(web_pod(2, &[]))])]);
         assert!(overlay.starts.is_empty());
     }
@@ -276,11 +276,11 @@ mod tests {
     fn a_pod_that_started_while_no_agent_ran_has_the_addresses_of_its_sandbox() {
         let mut overlay = Overlay::new("n1".into());
         assert!(overlay.running(vec![pod_start(1, "a", 5)]).is_empty(), "the source has not sent the pod");
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[]))), [5]);
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [5]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[]))), [5]);
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[5]))), [5]);
         assert!(overlay.running(vec![pod_start(1, "old", 4)]).is_empty(), "its object has addresses");
-        assert_eq!(addresses_after(&mut overlay, apply_event(web_pod(1, &[5]))), [5]);
-        addresses_after(&mut overlay, apply_event(web_pod(2, &[])));
+        assert_eq!(addresses_after(&mut overlay, pod_event(web_pod(1, &[5]))), [5]);
+        addresses_after(&mut overlay, pod_event(web_pod(2, &[])));
         assert!(overlay.running(vec![pod_start(1, "old", 4)]).is_empty(), "another pod of the same name");
         let [Event::Apply(Object::Pod(pod))] = &overlay.running(vec![pod_start(2, "b", 6)])[..] else {
             panic!("no change")
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_reset_keeps_the_addresses_of_starting_pods() {
         let mut overlay = Overlay::new("n1".into());
-        addresses_after(&mut overlay, apply_event(web_pod(1, &[])));
+        addresses_after(&mut overlay, pod_event(web_pod(1, &[])));
         overlay.start(&pod_start(1, "a", 5));
         let mut events = [Event::Reset(vec![Object::Pod(web_pod(1, &[]))])];
         overlay.apply(&mut events);
@@ -300,7 +300,7 @@ mod tests {
         overlay.apply(&mut [Event::Reset(Vec::new())]);
         assert!(overlay.starts.is_empty() && overlay.pods.is_empty());
         let on_other_node = Pod { node: Some("n2".into()), ..web_pod(1, &[]) };
-        addresses_after(&mut overlay, apply_event(on_other_node));
+        addresses_after(&mut overlay, pod_event(on_other_node));
         assert_eq!(overlay.start(&pod_start(1, "a", 5)), StartState::Unknown);
     }
 }

@@ -35,7 +35,7 @@ pub struct Meter {
     pub counters: CounterReader,
     /// Whether the agent is ready.
     pub readiness: Readiness,
-    /// Other policy engines on this node.
+    /// Conflicts with other components on this node.
     pub conflicts: Arc<Conflicts>,
     /// Exports of flow records.
     pub exporters: Exporters,

@@ -131,7 +131,7 @@ impl<D: Dataplane> Reconciler<D> {
         // The interface of each pod. The first loop adds each bound interface if its pod still has the address of the
         // binding. These interfaces have precedence over other interfaces.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
-        // The bound interfaces that lost the address of the binding to another pod, each with this other pod.
+        // The bound interfaces with an address that belongs to another pod now, each with this other pod.
         let mut reassigned: Vec<(IfIndex, PodKey)> = Vec::new();
         for (&ifindex, Interface { identity, .. }) in &mut interfaces {
             identity.pod = None;
@@ -331,7 +331,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Returns the addresses of a pod end that the object of `pod` does not list.
+    /// Returns the addresses at `pod_end` that the object of `pod` does not list.
     fn unlisted(&self, pod: &PodKey, pod_end: &PodEnd) -> Vec<IpAddr> {
         let Some(pod) = self.pods.get(pod) else { return Vec::new() };
         let is_unlisted = |address: &&IpAddr| {

@@ -24,13 +24,13 @@ use netpol_node::worker::{Outcomes, Worker};
 /// Minimum time between two updates of [`EngineStats`]: each update reads all tables and policies.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where compile jobs run.
+/// Where and when compile jobs run.
 #[derive(Debug)]
 pub enum Compiler {
     /// Immediately, on the current thread: no job is ever pending.
     Inline,
-    /// When [`Reconciler::compile`](super::Reconciler::compile) is called, so that tests can check the state before the
-    /// job runs.
+    /// On the current thread, when a test calls [`Reconciler::compile`](super::Reconciler::compile). So the test can
+    /// check the state before the job runs.
     Manual,
     /// On this thread.
     Thread(Worker<Task>),

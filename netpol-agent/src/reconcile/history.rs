@@ -1,5 +1,5 @@
-//! Keeps the last batches of changes, and which batch changed each endpoint last: the event of a revoked flow names
-//! this batch.
+//! Keeps the last batches of changes, and for each endpoint the last batch that changed it. If a change of an endpoint
+//! revokes a flow, the event names this batch.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;

@@ -122,7 +122,7 @@ impl<D: Dataplane> Reconciler<D> {
         if kept_id.is_none() {
             self.dataplane.clear_counters(id);
             // Until the new ID is in force, packets of the interface may carry the earlier ID or the new one. So
-            // programs at other pods must require neither of them.
+            // for the interface's addresses, programs at other pods must not require an endpoint ID.
             self.clear_address_endpoints(ifindex);
         }
         let written = self.dataplane.next_endpoint_version().and_then(|version| {

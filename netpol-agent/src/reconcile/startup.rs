@@ -44,8 +44,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Starts like [`Self::start`], but only does what needs no compilation; the compiler and [`Self::execute`] do the
-    /// rest. Until the rest is done, existing interfaces stay as they are. A new interface of a known pod is shut (all
-    /// of its traffic is dropped) after a few milliseconds.
+    /// rest. Until the rest is done, existing interfaces stay as they are. If the agent has a pod's object, a new
+    /// interface of the pod is shut (all of its traffic is dropped) after a few milliseconds.
     ///
     /// # Errors
     /// If the endpoints cannot be read.
@@ -119,8 +119,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// Returns the state of each interface when the agent starts. `endpoints` are in the kernel; `adopted` are the
-/// interfaces that had programs of an earlier agent.
+/// Returns the state of each interface when the agent starts. `endpoints`: the map entries in the kernel. `adopted`:
+/// the interfaces that had programs of an earlier agent.
 fn adopted_interfaces(
     endpoints: BTreeMap<IfIndex, Endpoint>,
     adopted: &BTreeMap<IfIndex, Adopted>,

@@ -141,10 +141,10 @@ fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     assert!(!endpoint.egress.isolated(), "the direction that is not isolated stays open");
     // The pod has a rule set that allows nothing. With the rule set of its policy, the addresses of the `except` would
     // match the block, because the prefix of the `except` is missing.
-    let quarantine_rule_set = endpoint.ingress.rule_set;
+    let empty_rule_set = endpoint.ingress.rule_set;
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
-    assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, quarantine_rule_set);
+    assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, empty_rule_set);
 }
 
 /// Returns the endpoint of an interface, without its version. Also checks that programs are attached if there is an

@@ -321,8 +321,8 @@ fn a_verdict_from_the_current_objects_is_compared_with_the_reference_evaluator()
         reporter.record(&event, reconciler);
         (reporter.compared_verdicts(), reporter.differing_verdicts())
     };
-    assert_eq!(counts_after(&reconciler, newer_with(Reason::NoRule, 80)), (0, 0), "changes may be unwritten");
-    // Records that the tables have all objects now.
+    assert_eq!(counts_after(&reconciler, newer_with(Reason::NoRule, 80)), (0, 0), "the tables may be incomplete");
+    // From now on, the reconciler treats the tables as complete.
     reconciler.note_if_settled(reconciler.is_fully_applied());
     assert_eq!(
         counts_after(&reconciler, FlowEvent { time_ns: 1, ..newer_with(Reason::NoRule, 80) }),

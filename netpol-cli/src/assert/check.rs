@@ -88,7 +88,7 @@ struct Violation {
     outcome: Outcome,
     ports: PortSet,
     /// `true`: the ports should be denied, but are allowed. `false`: the ports should be allowed, but are denied. With
-    /// outcome `Unknown`, they only may be allowed (`true`) or denied (`false`).
+    /// outcome `Unknown`, they are possibly allowed (`true`) or possibly denied (`false`).
     is_allowed: bool,
 }
 
@@ -155,8 +155,8 @@ fn check_connections(
     Ok((violation.outcome, Some(Counterexample { what, port, ports, verdict, because }), violations))
 }
 
-/// Returns the ports at which a source and a destination do not meet an expectation. `ids`: the numbers of the port
-/// sets between the source and the destination. `ports`: the ports of the expectation.
+/// Returns the ports at which a source and a destination do not meet an expectation. `ids`: the IDs of the port sets
+/// between the source and the destination. `ports`: the ports of the expectation.
 fn violation(reachability: &Reachability<'_>, check: &Check, ids: PortIds, ports: &PortSet) -> Option<Violation> {
     // `possible` has the allowed ports, and those with an unknown verdict.
     let [allowed, possible] = reachability.ports(ids);

@@ -30,12 +30,12 @@ pub(super) struct Expectation {
 /// The condition that must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Check {
-    /// Each connection is allowed at all ports.
+    /// Each connection is allowed at all of the `ports`.
     Allow(Connections),
-    /// No connection is allowed at any port.
+    /// No connection is allowed at any of the `ports`.
     Deny(Connections),
-    /// No connection from an end outside `from` is allowed at any port. Connections from `from` may be allowed or
-    /// denied.
+    /// No connection from an end outside `from` is allowed at any of the `ports`. Connections from `from` may be
+    /// allowed or denied.
     Only(Connections),
     /// Each of these pods is isolated in each of these directions.
     Isolated(Ends, Vec<Direction>),

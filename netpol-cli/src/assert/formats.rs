@@ -1,5 +1,5 @@
 //! Prints the results of `netpol assert` as text, `JUnit` XML and JSON: whether each expectation is met. An expectation
-//! is, for example, `deny: internet` with `to: shop/*`.
+//! is, for example, that connections from the internet to `shop/*` are denied.
 
 use std::io::{self, Write};
 

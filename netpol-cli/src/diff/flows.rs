@@ -66,7 +66,7 @@ pub(super) struct Skipped {
     pub(super) reason: String,
 }
 
-/// The flows of a file.
+/// The result of [`compare`] for the flows of a file.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Flows {

@@ -73,7 +73,7 @@ async fn list(
 ) -> Result<()> {
     let mut merger = Merger::default();
     merge::collect(fleet, streams, options.agents.request_timeout, |received| {
-        if received.is_shown(filter) {
+        if received.passes(filter) {
             merger.add(received);
             if let Some(last) = filter.query.last {
                 merger.keep_last(last);
@@ -111,7 +111,7 @@ async fn follow(
             () = merger.wait(), if !in_backlog => None,
         };
         match event {
-            Some(Some(Event::Record(received))) if received.is_shown(filter) => merger.add(*received),
+            Some(Some(Event::Record(received))) if received.passes(filter) => merger.add(*received),
             Some(Some(Event::Record(_))) | None => {}
             Some(Some(Event::Ended(node, error))) => {
                 fleet.fail(&node, merge::end_of_follow(error));
@@ -139,7 +139,7 @@ async fn follow(
 
 impl Received {
     /// Returns whether the record passes the filter. The filter does not apply to records of unknown types.
-    fn is_shown(&self, filter: &Filter) -> bool {
+    fn passes(&self, filter: &Filter) -> bool {
         self.record.as_ref().is_none_or(|record| filter.matches(record))
     }
 }

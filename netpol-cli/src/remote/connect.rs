@@ -126,7 +126,7 @@ async fn watch_command(
         }
     };
     let status = tokio::select! {
-        // Standard error is polled first, so that text that arrived before the status is read.
+        // Standard error is polled first. So text is not lost if it arrived before the status.
         biased;
         () = read => None,
         status = wait => status,

@@ -1,5 +1,5 @@
-//! Tests `netpol suspend` and `netpol resume`. They suspend and resume the enforcement of policies by changing
-//! annotations of a Namespace, with the user's rights.
+//! Tests `netpol suspend` and `netpol resume`. These commands suspend and resume the enforcement of policies by
+//! changing annotations of a Namespace, with the user's rights.
 
 use std::time::{Duration, Instant};
 

@@ -19,8 +19,7 @@ pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas")
 }
 
-/// The value of the field `type` in records that tests send as if from a later version of the agent. No schema
-/// describes these records.
+/// A `type` of records that no schema describes. Tests send such records, as a later version of the agent could.
 const LATER_TYPE: &str = "of-a-later-version";
 
 /// Checks the output of a command with `-o json` by the command's schema. Other output is not checked.

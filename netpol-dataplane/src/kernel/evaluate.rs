@@ -16,8 +16,8 @@ use super::Kernel;
 use super::maps::{Maps, Raw};
 
 impl Kernel {
-    /// Evaluates the first packet of a flow at an interface. Known flows are ignored. Returns `None` if the interface
-    /// is not an endpoint (a pod interface under enforcement).
+    /// Evaluates a packet at an interface as the first packet of a flow: the flow tables are not read. Returns `None`
+    /// if the interface is not an endpoint (a pod interface under enforcement).
     pub fn evaluate(&self, ifindex: IfIndex, packet: &Packet) -> Option<Evaluation> {
         let endpoint = self.maps.endpoint(ifindex)?;
         Some(match packet.remote {

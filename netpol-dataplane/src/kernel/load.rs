@@ -32,8 +32,9 @@ impl Behavior {
 }
 
 /// Loads and pins the programs. If `wanted` has another size for a pinned map, this map is resized. If that fails, for
-/// example because the entries do not fit, all maps keep their sizes. Also returns the capacities in use. After the
-/// programs were attached, call [`take_over`](super::resize::take_over): it replaces the pins of resized maps.
+/// example because the entries do not fit, all maps keep their sizes. Returns the programs, and the pins and capacities
+/// of their maps. After the programs were attached, call [`take_over`](super::resize::take_over): it replaces the pins
+/// of resized maps.
 pub(super) fn load(
     object: &[u8],
     pins: Pins,

@@ -172,7 +172,7 @@ impl Kernel {
             take_over_after_attach: None,
         };
         let adopted = attacher.adopt();
-        // State of agents with another layout version (the version of the data structures in maps).
+        // Removes unused state of other layout versions (versions of the data structures in maps).
         earlier::remove_unused(&pins);
         resize::take_over(&mut pins)?;
         let started = flow_tables.start(Maps::open(&pins)?, &ids, options.flow_totals);
@@ -260,8 +260,7 @@ impl CounterReader {
         self.maps.counted(id, direction)
     }
 
-    /// Returns the number of packets that are charged to one budget (see [`netpol_common::event_budget`]) and caused no
-    /// event.
+    /// Returns how many packets without an event are counted in one budget (see [`netpol_common::event_budget`]).
     ///
     /// # Errors
     /// If the map cannot be read.

@@ -60,8 +60,7 @@ impl RingReader {
                 ready.clear_ready();
                 break;
             };
-            // A record that does not have the length of an event is skipped. There is no such record, because each
-            // version of the map layout has its own ring buffer.
+            // Every record has the length of an event, because each version of the map layout has its own ring buffer.
             if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
                 each(event);
             }

@@ -79,7 +79,7 @@ impl Parse for [u8; 4] {
                 packet.error = Some(Reason::Malformed);
             }
         } else if is_short(header, length, packet.protocol) && !quoted {
-            // A packet that an ICMP error quotes may be cut off, so it is not malformed.
+            // Packets that ICMP errors quote are excepted, because they may be cut off.
             packet.error = Some(Reason::Malformed);
         } else {
             match transport::load(context, packet.payload, packet.protocol, quoted) {
@@ -94,9 +94,9 @@ impl Parse for [u8; 4] {
 /// Returns whether the packet ends before the end of its transport header, according to its length field. Packets of
 /// more than 64 KiB, which segmentation offload splits later, have length 0 (BIG TCP).
 #[inline(always)]
-fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) -> bool {
+fn is_short<const N: usize>(header: Window<'_, N>, header_length: u32, protocol: u8) -> bool {
     let total = u32::from(header.u16_be::<2>());
-    total != 0 && total < length + transport::needed(protocol)
+    total != 0 && total < header_length + transport::needed(protocol)
 }
 
 #[inline(always)]

@@ -144,7 +144,7 @@ impl Extensions {
 }
 
 /// Reads the extension headers up to the transport header. `start`: the offset of the first header after the IPv6
-/// header. `first`: its kind. Payloads that cannot be read (ESP, No Next Header) are treated as transport headers. The
+/// header. `first`: its kind. Kinds that cannot be read (ESP, No Next Header) are treated as transport protocols. The
 /// result is a packed [`Extensions`], because [`ParserFunctions::walk`] can only return a number.
 #[inline(always)]
 pub(crate) fn walk<S: Context>(context: &S, start: u32, first: u8) -> u64 {

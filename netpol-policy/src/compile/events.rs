@@ -56,7 +56,7 @@ impl Engine {
     /// split a change of both into two events: otherwise the state between two writes would be neither the state before
     /// nor the state after the change.
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
-        let before = self.modes_of_endpoints();
+        let before = self.modes_of_namespaces();
         self.cluster_state.apply(event);
         let labels = self.cluster_state.namespace_labels(name);
         let addresses = self.identities.update_signatures(name, &self.selectors, &labels).into_iter().collect();
@@ -71,7 +71,7 @@ impl Engine {
         if time == self.cluster_state.clock {
             return Vec::new();
         }
-        let before = self.modes_of_endpoints();
+        let before = self.modes_of_namespaces();
         self.cluster_state.apply(Event::Clock(time));
         let pods = self.pods_with_other_modes(&before);
         if pods.is_empty() {
@@ -81,7 +81,7 @@ impl Engine {
     }
 
     /// Returns the modes of the policies of each namespace that has endpoints.
-    fn modes_of_endpoints(&self) -> BTreeMap<NamespaceName, EffectiveModes> {
+    fn modes_of_namespaces(&self) -> BTreeMap<NamespaceName, EffectiveModes> {
         let namespaces = self.endpoints.namespaces().into_iter();
         namespaces.map(|name| (name.clone(), self.cluster_state.effective_modes(&name))).collect()
     }

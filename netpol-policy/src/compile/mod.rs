@@ -17,13 +17,13 @@
 //! * A **signature** is the set of peer selectors that an address matches. A **class** is a signature with an ID: an
 //!   equivalence class of addresses.
 //! * Everything is reference-counted. Entries without users are removed after the endpoints are updated. Then classes
-//!   that only unused peer selectors distinguish are merged. No endpoint uses these selectors any more, so this changes
-//!   no verdict.
+//!   are merged if only unused peer selectors distinguish them. No endpoint uses these selectors any more, so this
+//!   changes no verdict.
 //!
 //! The cost of an event depends on what it changes. A new pod with the labels and ports of existing pods takes one
 //! write for its address, and one for its endpoint if the pod is on this node. A label change takes writes for the
 //! pod's address and endpoint. A policy takes writes for the pods that it selects on this node, and for the addresses
-//! that only its peers distinguish.
+//! that get another class because of its peers.
 
 mod admission;
 mod allow;

@@ -21,7 +21,7 @@ const MAX_CACHED_RULES: usize = 64;
 
 /// Cache of `ALLOW` entries. An entry is for a rule set and a class. Its key in the cache is the rule set, the rules of
 /// the rule set that match the class, and the named ports of the class (if these rules have named ports).
-/// `None` means that no entry is needed, because these rules allow no more than the rule set allows to any peer.
+/// `None` means that no entry is needed, because these rules allow no more than the rule set allows to every peer.
 pub(super) type AllowCache = HashMap<(RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>), Option<AllowEntry>>;
 
 /// Addresses and prefixes that move to another class.
@@ -201,8 +201,8 @@ impl Engine {
         }
     }
 
-    /// Writes what a rule set allows to a class, unless this is already written, or the rule set allows the same to any
-    /// peer. Returns false if the memory limit leaves no room for the entry.
+    /// Writes what a rule set allows to a class, unless this is already written, or the rule set allows the same to
+    /// every peer. Returns false if the memory limit leaves no room for the entry.
     pub(super) fn allow(
         &mut self,
         changes: &mut Changes,
@@ -262,7 +262,7 @@ impl Engine {
         signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }
 
-    /// Charges an entry to the account of its rule set. Each namespace has an account, and all rule sets for shadow mode
+    /// Charges an entry to the account of its rule set. Each namespace has an account; all rule sets for shadow mode
     /// share one. The entry of a class that matches only blocks is not counted: the cost of these blocks includes it.
     fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
         if self.classes.signature(class).is_some_and(|signature| !self.has_only_blocks(signature)) {

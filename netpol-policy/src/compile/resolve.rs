@@ -29,15 +29,15 @@ fn isolating<'a>(
     policies_of(cluster_state, &pod.key.namespace).filter(move |policy| isolates(policy, pod, direction))
 }
 
-/// Returns whether a policy of the pod's namespace isolates the pod in a direction, in any mode.
+/// Returns whether this policy isolates the pod in a direction, in any mode. Both must be in the same namespace.
 fn isolates(policy: &Policy, pod: &Pod, direction: Direction) -> bool {
     policy.pods.isolates(&pod.labels) && policy.isolates_in(direction)
 }
 
 impl Engine {
     /// Returns the parts of the policies that apply to a pod in a slot (mode and direction). With [`Mode::Enforce`],
-    /// these are the enforced policies. With [`Mode::Shadow`], these are all policies, if at least one is in shadow
-    /// mode. Addresses that match a new peer selector of a part are added to `touched`.
+    /// only enforced policies apply. With [`Mode::Shadow`], all policies apply if at least one is in shadow mode;
+    /// otherwise none. Addresses that match a new peer selector of a part are added to `touched`.
     pub(super) fn parts_of(&mut self, touched: &mut Touched, pod: &Pod, slot: Slot) -> Arc<[PartId]> {
         let direction = slot.direction;
         if slot.mode == Mode::Shadow && !self.has_shadow(pod, direction) {

@@ -2,7 +2,7 @@
 //! rule set is added, changed or removed, the cost depends only on that policy, not on the other policies of these
 //! pods.
 //!
-//! A change has two steps. After the first step, the rule set allows what the old and the new rules allow; after the
+//! A change has two steps. After the first step, the rule set allows what the old or the new rules allow; after the
 //! second step, only what the new rules allow. Each write of the first step allows more, and each write of the second
 //! step allows less. So after each write, the verdict on every packet is either the one before or the one after the
 //! change.
@@ -310,7 +310,7 @@ impl Engine {
         EndpointPolicy { ingress, egress, shadow_ingress, shadow_egress, incomplete }
     }
 
-    /// Deletes the entries for these classes that allow exactly what the rule set allows to any peer.
+    /// Of the entries for these classes, deletes those that allow exactly what the rule set allows to any peer.
     fn delete_redundant(&mut self, changes: &mut Changes, id: RuleSetId, classes: &BTreeSet<ClassId>) {
         let Some(for_any_peer) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         for class in classes {

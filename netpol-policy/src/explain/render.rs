@@ -251,7 +251,7 @@ fn backend_summary(allowed: usize, unknown: usize, all: usize, verdict: Verdict)
         (allowed, all) => {
             let is = if allowed == 1 { "is" } else { "are" };
             let consequence = if verdict == Verdict::Deny {
-                "All of them must be allowed."
+                "All backends must be allowed."
             } else {
                 "Connections to other backends are denied."
             };

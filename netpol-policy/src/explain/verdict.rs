@@ -25,7 +25,7 @@ impl Verdict {
         if allowed { Self::Allow } else { Self::Deny }
     }
 
-    /// Returns the verdict of a connection: the worse one of its two sides.
+    /// Returns the verdict of a connection: the worse verdict of its two sides.
     pub(crate) fn of_sides(egress: Self, ingress: Self) -> Self {
         egress.max(ingress)
     }

@@ -66,7 +66,7 @@ pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> D
     // All pods of a group have the same labels, so the same policies (`list`) isolate them for egress.
     let groups = context.groups.iter().flat_map(|(name, groups)| groups.iter().zip(context.egress.lists_of(name)));
     for (group, list) in groups.filter(|(group, _)| !group.host_network) {
-        // The policies, read so that they allow the most: unknown addresses match as many blocks as possible.
+        // `at_most`: as if unknown addresses matched as many ipBlocks as possible.
         let policies = context.egress.at_most(*list);
         let Some(key) = policies.first().map(|policy| &policy.key) else { continue };
         let denied_by_policies = denied_by_list

@@ -137,7 +137,7 @@ fn unneeded(policies: &[&Policy], shadowed: &[Shadowed<'_>; 2]) -> Vec<Option<St
                 [only] => format!("NetworkPolicy {only} isolates"),
                 _ => format!("NetworkPolicies {} isolate", isolating_names.join(" and ")),
             };
-            result[position] = Some(format!("{isolating} the same pods, and others allow at least as much."));
+            result[position] = Some(format!("{isolating} the same pods, and other policies allow at least as much."));
         }
     }
     result

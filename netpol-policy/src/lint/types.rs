@@ -43,8 +43,8 @@ fn rules_without_type(field: String, type_name: &str, has_types: bool, has_rules
         let added = Operation::Append(types, yaml::string(type_name));
         (format!("policyTypes does not list {type_name}, so {field} has no effect."), vec![added])
     } else {
-        // Without policyTypes, a policy isolates for ingress, and for egress only if it has egress rules. So the
-        // reported field is an empty `egress`, and the fix must keep the type Ingress.
+        // Without policyTypes, every policy isolates for ingress, and a policy with egress rules also for egress. So
+        // only an empty `egress` can have no effect, and the fix must keep the type Ingress.
         let added = ["Ingress", type_name].map(|name| Operation::Append(types.clone(), yaml::string(name)));
         (format!("Without policyTypes, an empty {field} has no effect."), added.to_vec())
     };

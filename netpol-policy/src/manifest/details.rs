@@ -133,7 +133,7 @@ impl PolicySource {
         self.dash = Some(dash);
     }
 
-    /// Returns the line of a field, or of the nearest field around it, from 1.
+    /// Returns the line number (from 1) of a field, or of the nearest field around it.
     pub fn line(&self, field: &str) -> usize {
         self.lines.of_text(field)
     }

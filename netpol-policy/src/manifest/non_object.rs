@@ -22,7 +22,7 @@ pub(super) fn mentions_kubernetes(text: &str) -> bool {
         let line = line.trim_start_matches([' ', '\t', '-', '{', ',', '"', '\'']);
         ["apiVersion", "kind"].iter().any(|key| line.starts_with(key))
     };
-    // A document in flow style may be on one line, with the key anywhere in it.
+    // A document in YAML's flow style (`{…}`) may be on one line, with the key anywhere in it.
     text.lines().any(|line| starts_with_key(line) || line.contains("apiVersion"))
 }
 

@@ -153,12 +153,12 @@ impl ObjectReader {
     /// document and silently ignores others.
     pub(super) fn report_document_after_end(&mut self, tree: &Tree) {
         let message = "kubectl ignores a document after `...`; write `---` before it";
-        let kind = (RuleId::INVALID_DOCUMENT, Severity::Warning);
-        self.report_outside_objects(kind, tree.lines.of(&FieldPath::default()), message);
+        let rule_and_severity = (RuleId::INVALID_DOCUMENT, Severity::Warning);
+        self.report_outside_objects(rule_and_severity, tree.lines.of(&FieldPath::default()), message);
     }
 
-    fn report_outside_objects(&mut self, kind: (RuleId, Severity), line: usize, message: &str) {
-        self.diagnostics.add(kind, self.document, None, message, || (line, None));
+    fn report_outside_objects(&mut self, rule_and_severity: (RuleId, Severity), line: usize, message: &str) {
+        self.diagnostics.add(rule_and_severity, self.document, None, message, || (line, None));
     }
 
     pub(super) fn read_document(&mut self, tree: &mut Tree) {

@@ -229,7 +229,7 @@ metadata:
 ";
     let parsed = parse(text, "f");
     assert_eq!(messages(&parsed), [""; 0]);
-    let Object::Pod(pod) = &parsed.objects[0].object else { panic!("a pod") };
+    let Object::Pod(pod) = &parsed.objects[0].object else { panic!("no pod") };
     assert_eq!(pod.labels.iter().count(), 2);
 }
 

@@ -53,7 +53,7 @@ impl Selector {
     }
 
     /// Returns whether a policy with this selector isolates a pod with these labels. An invalid selector isolates every
-    /// pod of the namespace. Otherwise, an error in a policy would leave the intended pods without isolation.
+    /// pod of the namespace: if it isolated none, an error in a policy would leave the intended pods without isolation.
     pub fn isolates(&self, labels: &Labels) -> bool {
         self.invalid || self.requirements.iter().all(|requirement| requirement.holds(labels))
     }

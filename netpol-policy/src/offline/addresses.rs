@@ -43,10 +43,10 @@ pub(super) fn placeholder_ranges() -> [IpNet; 4] {
 
 /// Returns whether a range is that of the placeholders of pods.
 pub(crate) fn is_pod_placeholder_range(range: &IpNet) -> bool {
-    *range == placeholders(range.addr().is_ipv4())
+    *range == pod_placeholder_range(range.addr().is_ipv4())
 }
 
-fn placeholders(is_ipv4: bool) -> IpNet {
+fn pod_placeholder_range(is_ipv4: bool) -> IpNet {
     if is_ipv4 { PODS_V4.into() } else { PODS_V6.into() }
 }
 
@@ -195,7 +195,7 @@ fn resolve_rule(rule: &mut Rule, ranges: &PodRanges, includes_some: bool) {
     let mut added: Vec<IpNet> = Vec::new();
     for peer in peers.iter_mut() {
         let Peer::Block(block) = peer else { continue };
-        let range = placeholders(block.cidr.addr().is_ipv4());
+        let range = pod_placeholder_range(block.cidr.addr().is_ipv4());
         let has_placeholders =
             block.cidr.contains(&range) && !block.except.iter().any(|except| overlaps(except, &range));
         let matches = match ranges.coverage(block) {

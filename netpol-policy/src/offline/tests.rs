@@ -91,8 +91,8 @@ proptest! {
         let cluster = OfflineCluster::new(&parsed(objects(unknown.clone())), &[range]);
         let placeholder = cluster.state().pods[&unknown.key].addresses[0];
         prop_assert!(is_placeholder(placeholder));
-        // `state` allows a packet only if it is allowed at every possible address. `at_most` allows a packet if it is
-        // allowed at one possible address or more.
+        // `cluster.state()` allows a packet only if it is allowed at every possible address. `at_most` allows a packet
+        // if it is allowed at one possible address or more.
         let at_most = cluster.at_most().unwrap_or(cluster.state());
         let tables = [cluster.state(), at_most].map(|state| (state, engine(state)));
         let possible = POSSIBLE_ADDRESSES.iter().map(|text| text.parse::<IpAddr>().expect("an address"));

@@ -62,7 +62,7 @@ fn is_allowed(state: &mut ClusterState, checked: &CheckedFlow, mode: Mode) -> bo
         post_dnat: true,
     };
     let reason = reference::evaluate_in(state, &packet, mode).reason;
-    // The reverse order is needed if both ends are the same pod.
+    // Restores the pods in reverse order: if both ends of the flow are the same pod, it was replaced twice.
     for (key, pod) in before.into_iter().rev() {
         state.apply(match pod {
             Some(pod) => Event::Apply(Object::Pod(pod)),

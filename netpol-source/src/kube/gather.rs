@@ -75,7 +75,7 @@ enum SyncState {
 struct ResourceState {
     store: Store,
     sync: SyncState,
-    /// Whether the watch failed, and it is not known yet whether it can resume.
+    /// Whether the watch failed, and was neither resumed nor lost since then.
     broken: bool,
     /// All changes up to this version were received.
     position: u64,

@@ -6,8 +6,9 @@
 //!
 //! `kube_runtime::watcher` (version 5.0) is not used, for these reasons:
 //!
-//! * It consumes bookmarks and does not report that a watch was resumed. So a source without changes cannot distinguish
-//!   "in sync" from "no data since the connection was lost". `status`, readiness and metrics report this difference.
+//! * It consumes bookmarks and does not report that a watch was resumed. So while no object changes, a source cannot
+//!   distinguish "in sync" from "no data since the connection was lost". `status`, readiness and metrics report this
+//!   difference.
 //! * It does not fall back to paginated lists if the API server has no streaming lists.
 //! * Its errors have no `Retry-After`. The retry policy of `kube_client` reads this header, but it retries inside of a
 //!   request. So the source could not report that the API server is unavailable.

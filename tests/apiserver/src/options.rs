@@ -12,7 +12,7 @@ pub struct Options {
     /// gets status 410.
     pub history: usize,
     /// Interval of bookmarks on watches that requested bookmarks. A bookmark is sent only if the resource version has
-    /// changed since the last one.
+    /// changed since the previous bookmark.
     pub bookmark_every: Duration,
     /// Duration of a watch without `timeoutSeconds`.
     pub watch_timeout: Duration,

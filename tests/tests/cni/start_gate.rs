@@ -48,7 +48,7 @@ fn cluster(topology: Topology) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Datagrams that arrived.
+/// How many datagrams arrived, of those that policies allow and of those that policies deny.
 #[derive(Debug, PartialEq, Eq)]
 struct Arrived {
     /// From the new pod to `shop/server`.

@@ -54,7 +54,8 @@ impl Conversation {
         endpoint: &Endpoint,
         runner: &Runner,
     ) -> Result<Reason> {
-        let kind = if kind == PacketKind::Initial && self.remote_initiated() { PacketKind::Further } else { kind };
+        let kind =
+            if kind == PacketKind::Initial && self.initiated_opposite_to_probe() { PacketKind::Further } else { kind };
         let direction = kind.direction(&self.probe);
         let (expected, next_state) = self.expect(kind, cluster_state, tables);
         let frame = craft(self.address, &self.probe, self.source, kind);
@@ -67,7 +68,7 @@ impl Conversation {
 
     /// Returns whether the flow was initiated in the direction opposite to the probe. If so, a SYN in the probe's
     /// direction would be a simultaneous open, which is not tested here.
-    fn remote_initiated(&self) -> bool {
+    fn initiated_opposite_to_probe(&self) -> bool {
         self.state == FlowState::Initiated(self.probe.direction.opposite())
     }
 

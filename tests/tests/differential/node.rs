@@ -132,8 +132,8 @@ impl Node {
         self.check_maps()
     }
 
-    /// Returns the event as a list of events, ordered so that no verdict depends on a mixed state, in which only some
-    /// events of the list are applied. `None` if there is no such order.
+    /// Calls the engine's `in_safe_order` for this event only. `None` means that verdicts may depend on a mixed state,
+    /// in which only a part of the event is applied.
     pub(crate) fn in_safe_order(&self, event: &Event) -> Option<Vec<Event>> {
         self.reconciler.engine().in_safe_order(vec![event.clone()])
     }
@@ -146,7 +146,7 @@ impl Node {
         self.reconciler.engine().tables()
     }
 
-    /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two
+    /// Returns the endpoints of existing pods. While an address moves from one pod to another, a pod may have two
     /// endpoints.
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
         let current = self.reconciler.pod_endpoints().filter(|known| !known.is_orphaned());

@@ -12,7 +12,7 @@ use netpol_tests::{AgentOptions, Cluster, Denied, Lab, Netns, deny_all, policy};
 use serde_json::Value;
 
 /// Number of denied packets in each direction: from the victim, and to the victim. Each packet belongs to its own flow.
-/// At 40 packets a second, the victim's budget allows an event for each packet.
+/// At 40 packets a second, the budget of the sending pod allows an event for each packet.
 const DENIALS: u16 = 200;
 /// Time between two of these packets.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -45,7 +45,8 @@ fn start() -> Result<Lab> {
     Lab::start_with(cluster, &policies, AgentOptions::default())
 }
 
-/// Sends datagrams to 60,000 ports in turn from a pod, as fast as it can, until `stop` is set. Returns their number.
+/// Sends datagrams to 60,000 ports in turn from a pod, as fast as it can, until `stop` is set. Returns the number of
+/// sent datagrams.
 fn flood(pod: &Netns, to: IpAddr, stop: &AtomicBool) -> Result<u64> {
     pod.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;

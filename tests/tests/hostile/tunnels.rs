@@ -57,7 +57,7 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
 fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let lab = Lab::start(nodes(), &[rogue_sends_nothing()])?;
     let cluster = &lab.cluster;
-    // The attack: `rogue` sends a tunnel packet to its node. Its inner packet seems to come from `target`, is addressed
+    // The attack: `rogue` sends a tunnel packet to its node. The inner packet seems to come from `target`, is addressed
     // to `rogue`, and would start a flow. Then the packets from `rogue` to `target` would look like replies.
     let (rogue, target) = (cluster.host("shop/rogue"), cluster.host("outside"));
     let inner = Ip::new(target.v4().into(), rogue.v4().into());
@@ -72,8 +72,8 @@ fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let marker = Marker::new();
     let test_packet = TestPacket::of_frames("UDP that looks like a reply", marker, vec![reply(&marker)]);
     check(cluster, "shop/rogue", "outside", &[(test_packet, false)])?;
-    // The same attack with TCP. The inner segment has a wrong checksum, so that the pod's kernel does not reply. The
-    // SYN of `rogue` would then look like a simultaneous open.
+    // The same attack with TCP. The inner segment has a wrong checksum, so that the pod's kernel does not reply. After
+    // this segment, the SYN of `rogue` would look like a simultaneous open.
     let mut segment = inner.tcp(80, 4001, 16, b"");
     segment[37] ^= 0xff;
     link.send(&encapsulated(cluster, "node-1", PORT, &segment))?;

@@ -16,7 +16,7 @@ use super::{TestPackets, address_pairs, pods};
 const ACK: u8 = 0x10;
 
 #[test]
-fn s17_rules_without_ports_allow_all_protocols_and_rules_with_ports_allow_only_these() -> Result<()> {
+fn s17_rules_without_ports_allow_all_protocols_and_rules_with_ports_allow_only_these_ports() -> Result<()> {
     let from_client = |name: &str, app: &str, ports: &str| {
         policy(
             name,

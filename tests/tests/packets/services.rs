@@ -140,7 +140,7 @@ fn s22_a_policy_change_applies_to_flows_that_are_rechecked_post_dnat() {
             assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Revoked);
         }
         assert_eq!(programs.send(&to.tcp(1001, 2, SYN, b"")), (Reason::Service, POD_WITH_RECHECK));
-        assert_eq!(programs.send(&to.tcp(1001, 2, ACK, b"")), (Reason::Flow, POD), "a flow that started later");
+        assert_eq!(programs.send(&to.tcp(1001, 2, ACK, b"")), (Reason::Flow, POD), "started after the change");
     }
 }
 
@@ -195,7 +195,7 @@ fn a_pod_cannot_set_its_source_endpoint_id() {
 }
 
 #[test]
-fn later_fragments_follow_the_first_post_dnat() {
+fn post_dnat_later_fragments_follow_the_first() {
     let [addresses, _] = FAMILIES;
     let mut programs = isolated_with_service(SERVICES[0]);
     for (to, port, first, later) in [

@@ -175,7 +175,7 @@ fn shadow_mode_evaluates_flows_to_services_by_their_backends() {
         for (port, recheck) in [(1, RECHECK), (2, RECHECK), (3, 0)] {
             let marked = POD | recheck;
             assert_eq!(programs.send(&to.tcp(1000, port, SYN, b"")), (Reason::NotIsolated, marked), "port {port}");
-            assert_eq!(programs.send(&to.tcp(1000, port, ACK, b"")), (Reason::Flow, POD), "is not marked");
+            assert_eq!(programs.send(&to.tcp(1000, port, ACK, b"")), (Reason::Flow, POD), "a known flow is not marked");
         }
         assert_eq!(summary(&mut programs), [(EventKind::Shadow, Reason::NoAllowedBackend, 3)]);
         // Post-DNAT, policies in shadow mode do not change the verdict either.
@@ -202,6 +202,7 @@ fn an_observing_agent_drops_nothing_and_reports_what_it_would_drop() {
     programs.kernel.set_source_endpoint(POD, netpol_tests::program::INTERFACE).unwrap();
     programs.kernel.set_endpoint(&programs.endpoint).unwrap();
     programs.memory.observe.set(true);
+    // The new kernel maps have no addresses.
     programs.memory.v4.addresses.clear();
     programs.memory.v6.addresses.clear();
     for a in FAMILIES {

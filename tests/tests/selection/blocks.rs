@@ -8,7 +8,7 @@ use netpol_tests::{Families, Lab, policy};
 use super::shop_and_blog;
 
 #[test]
-fn s11_s12_s13_blocks_and_their_excepts() -> Result<()> {
+fn s11_s12_s13_blocks_match_without_their_excepts() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog(),
         &[policy(

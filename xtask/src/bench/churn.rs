@@ -131,8 +131,8 @@ fn measure_at_rate(
         }
         let slot = usize::try_from(number)? % slots.count();
         let name = format!("{attach}-{rate}-{number}");
-        // The pod's veth gets this number as its interface group (as in `ip link set … group`). By default, all
-        // interfaces are in group 0, so the numbers start at 1.
+        // `group` is also the interface group of the pod's veth (as in `ip link set … group`). By default, all
+        // interfaces are in group 0, so the pods' groups start at 1.
         let group = number / group_size + 1;
         let address = slots.attach(slot, &format!("swift{number}"), group)?;
         let at = time_of_day()?;

@@ -136,8 +136,8 @@ impl MapWatcher {
         std::mem::take(&mut locked(&self.found))
     }
 
-    /// Polls until [`Self::stop`]. Returns the times between polls while changes are pending: a measured time may be
-    /// too high by the time between two polls.
+    /// Polls until [`Self::stop`]. Returns the intervals between polls while changes are pending. A measured time may
+    /// be too high by one such interval.
     pub(super) fn poll(&self, pins: &Path) -> Result<Vec<Duration>> {
         let maps = Pinned::open(pins)?;
         let mut intervals = Vec::new();

@@ -23,7 +23,7 @@ pub(super) struct Metric {
     pub(super) labels: BTreeSet<String>,
 }
 
-/// Returns the files with the tables of metrics.
+/// Returns the texts of the files with the tables of metrics.
 fn tables() -> Result<Vec<String>> {
     let files = sources::rust()?.into_iter().filter(|(path, _)| path.starts_with("netpol-agent/src/metrics"));
     Ok(files.map(|(_, text)| text).collect())

@@ -326,7 +326,8 @@ impl Aggregator {
     }
 
     /// Records that a publication can never be written, because its object was deleted or the API server rejects the
-    /// publication. If the pod was deleted, all its series are removed; otherwise only this series.
+    /// publication. If the pod was deleted, all its series are removed; otherwise only this series. A notice is due
+    /// again later, as in [`Self::published`].
     pub fn discarded(&mut self, publication: &Publication, reason: DropReason, now: Instant) {
         match publication {
             Publication::Denied(series) => {

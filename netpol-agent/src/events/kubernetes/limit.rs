@@ -2,20 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-/// A token bucket: `burst` tokens at once, and one more after each `refill`.
+/// A token bucket: `burst` tokens at once, and one more after each `refill_interval`.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
     burst: u32,
-    refill: Duration,
+    refill_interval: Duration,
     tokens: u32,
-    /// The start of the current refill interval. Not used while the bucket is full.
+    /// The start of the current interval. Not used while the bucket is full.
     interval_start: Instant,
 }
 
 impl Bucket {
     /// Creates a full bucket.
-    pub(super) fn new(burst: u32, refill: Duration, now: Instant) -> Self {
-        Self { burst, refill, tokens: burst, interval_start: now }
+    pub(super) fn new(burst: u32, refill_interval: Duration, now: Instant) -> Self {
+        Self { burst, refill_interval, tokens: burst, interval_start: now }
     }
 
     /// Takes a token if more than `reserve` tokens are left. Returns whether it took one.
@@ -40,7 +40,7 @@ impl Bucket {
     pub(super) fn ready_at(&mut self, reserve: u32, now: Instant) -> Instant {
         self.fill(now);
         let missing = (reserve + 1).saturating_sub(self.tokens);
-        if missing == 0 { now } else { self.interval_start + self.refill * missing }
+        if missing == 0 { now } else { self.interval_start + self.refill_interval * missing }
     }
 
     /// Returns whether the bucket is full. A full bucket is the same as a new one.
@@ -51,9 +51,9 @@ impl Bucket {
 
     /// Adds the tokens that became available since the last call.
     fn fill(&mut self, now: Instant) {
-        while self.tokens < self.burst && now.saturating_duration_since(self.interval_start) >= self.refill {
+        while self.tokens < self.burst && now.saturating_duration_since(self.interval_start) >= self.refill_interval {
             self.tokens += 1;
-            self.interval_start += self.refill;
+            self.interval_start += self.refill_interval;
         }
     }
 }

@@ -10,8 +10,8 @@ use netpol_policy::model::{NamespaceName, PolicyKey, Suspension};
 /// longer see the notice, because the API server deletes an Event after an hour (`--event-ttl`).
 const REPEAT_INTERVAL: Duration = Duration::from_mins(30);
 
-/// A message about a policy or a namespace. All agents find the same notices. A few agents write them, each with the
-/// same Event name, so that there is one Event for each notice.
+/// A message about a policy or a namespace. All agents find the same notices. A few agents write them. For the same
+/// notice, these agents use the same Event name, so that there is one Event for each notice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Notice {
     /// The object.

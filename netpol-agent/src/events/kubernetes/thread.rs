@@ -181,7 +181,8 @@ fn handle_result(
     }
 }
 
-/// The pause after failures, which grows with each failure. A failure is logged if its cause differs from the last one.
+/// The pause after failures, which grows with each failure. A failure is logged, unless the previous write failed for
+/// the same cause.
 #[derive(Debug, Default)]
 struct Backoff {
     until: Option<Instant>,

@@ -20,8 +20,8 @@ pub struct Topic {
     pub direction: Direction,
     /// Why the packets were denied.
     pub reason: Reason,
-    /// The packets were allowed, but would be denied if policies in shadow mode were enforced (with `--observe`: if any
-    /// policies were enforced).
+    /// If true, the packets were allowed, but would be denied if policies in shadow mode were enforced (with
+    /// `--observe`: if any policies were enforced).
     pub shadow: bool,
     /// The peer, without its port, because the ports of clients change.
     pub peer: Box<FlowEnd>,
@@ -29,7 +29,7 @@ pub struct Topic {
     pub protocol: String,
     /// The destination's port.
     pub port: Option<u16>,
-    /// The policies that isolate the pod, `namespace/name`. For `shadow`, only the policies that are not enforced.
+    /// The policies that isolate the pod, `namespace/name`. If `shadow` is true: only those not enforced.
     pub policies: Vec<String>,
 }
 
@@ -125,8 +125,8 @@ pub(super) fn note(topic: &Topic) -> String {
     escape_and_shorten(note)
 }
 
-/// Returns the note of a merged Event. The merged Event counts all further denied traffic of a pod that already has
-/// `reported` Events.
+/// Returns the note of a merged Event. `reported`: the number of Events that the pod already has. The merged Event
+/// counts all further denied traffic of the pod.
 pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     let denied = if topic.shadow { "would be denied" } else { "denied" };

@@ -83,17 +83,17 @@ fn frontends_are_at_service_addresses_and_on_all_nodes_except_the_local_node() {
 
 #[test]
 fn a_node_port_has_the_ip_families_of_its_service() {
-    let service = |addresses: &str| {
+    let has_v4_and_v6 = |addresses: &str| {
         let text = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, \
                     spec: {ADDRESSES ports: [{port: 80, nodePort: 30080}]}}";
         let cluster_state = cluster_state(&[&text.replace("ADDRESSES", addresses)]);
         let has_node_port = |address| cluster_state.has_frontend(&Frontend { address, port: 30080, protocol: 6 });
         [has_node_port(FrontendAddress::AnyNodeV4), has_node_port(FrontendAddress::AnyNodeV6)]
     };
-    assert_eq!(service("clusterIPs: [10.96.0.1],"), [true, false]);
-    assert_eq!(service("clusterIPs: ['fd96::1'],"), [false, true]);
-    assert_eq!(service("clusterIPs: [10.96.0.1, 'fd96::1'],"), [true, true]);
-    assert_eq!(service("clusterIP: None,"), [false, false]);
+    assert_eq!(has_v4_and_v6("clusterIPs: [10.96.0.1],"), [true, false]);
+    assert_eq!(has_v4_and_v6("clusterIPs: ['fd96::1'],"), [false, true]);
+    assert_eq!(has_v4_and_v6("clusterIPs: [10.96.0.1, 'fd96::1'],"), [true, true]);
+    assert_eq!(has_v4_and_v6("clusterIP: None,"), [false, false]);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_headless_service_has_no_frontend() {
 }
 
 #[test]
-fn backends_are_endpoints_of_all_slices_with_the_port_name_protocol_and_family() {
+fn a_frontend_has_backends_from_all_slices_with_its_port_name_protocol_and_ip_family() {
     let a = slice("a", "web", "{name: http, port: 8080}", &[("10.0.0.1", "")]);
     let b = slice("b", "web", "{name: http, port: 9090}", &[("10.0.0.2", ""), ("10.0.0.1", "")]);
     let other_service = slice("c", "api", "{name: http, port: 8080}", &[("10.0.0.3", "")]);

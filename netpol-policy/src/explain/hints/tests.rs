@@ -230,7 +230,7 @@ fn explain(cluster_state: &ClusterState, from: &str, to: &str, port: &str) -> Ex
     let (port, protocol) = port.split_once('/').expect("port/protocol");
     let protocol = Protocol::from_name(protocol).expect("a protocol");
     let port = port.parse().expect("a port");
-    crate::explain::explain(cluster_state, &end(from), &end(to), protocol, port).expect("ends with addresses")
+    crate::explain::explain(cluster_state, &end(from), &end(to), protocol, port).expect("cannot explain the connection")
 }
 
 /// Returns both sides of a connection, and both sides of the connection to each backend.
@@ -339,8 +339,8 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
         let explanation = explain(&cluster_state(direction, rules), from, to, port);
         assert_eq!((explanation.verdict, hints_of(&explanation)), (Verdict::Deny, vec![]), "{rules}");
     }
-    // 10.96.0.1 is the address of a Service without port 80/UDP. So at this port, the block matches the address, and
-    // the rule allows the packet. There must be no hint about this.
+    // 10.96.0.1 is the address of a Service without port 80/UDP. So at 80/UDP, the block matches the address, and the
+    // rule allows a packet. But the hints for a packet to 80/TCP must not contain 80/UDP.
     let rules = "[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]";
     let explanation = explain(&cluster_state("egress", rules), "ops/probe", "10.96.0.1", "80/TCP");
     let hints = hints_of(&explanation);

@@ -25,7 +25,7 @@ pub(super) fn apply(text: &[String], lines: &Lines, operation: &Operation) -> Op
     }
 }
 
-/// Appends an item to a list. If the map has no such list, adds a list with this item to the map.
+/// Appends an item to a list. If the list does not exist, adds a list with this item.
 fn append(text: &[String], lines: &Lines, list: &FieldPath, item: &Node) -> Option<Vec<String>> {
     let Step::Key(key) = list.0.last()? else { return None };
     if let Some(found) = find_field(lines, list) {

@@ -133,7 +133,8 @@ impl Comparison<'_, '_> {
         let mut verdicts = Vec::new();
         for (backend, port) in backends {
             let is_itself = matches!(backend, End::Pod(pod) if source.pods[cluster].as_ref() == Some(pod));
-            // Hairpin traffic: a pod can always reach itself.
+            // Hairpin traffic: a pod can always reach itself. If the source has a second pod, that pod connects to this
+            // backend, too, so the verdict is evaluated.
             if is_itself && !source.has_second_pod {
                 verdicts.push(Verdict::Allow);
                 continue;

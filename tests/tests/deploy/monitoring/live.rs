@@ -68,7 +68,7 @@ fn wait_until(condition: &str, mut holds: impl FnMut() -> Result<bool>) -> Resul
     Ok(())
 }
 
-/// Starts an agent that has denied a connection. The agent exports flows to files in this directory.
+/// Starts an agent, which then denies a connection. The agent exports flows to files in this directory.
 fn lab(directory: &Path) -> Result<Lab> {
     let cluster = Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server")]);
     let export = format!("file:{}", directory.join("flows").display());

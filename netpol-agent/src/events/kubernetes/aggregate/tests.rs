@@ -157,7 +157,7 @@ fn would_be_denials_do_not_delay_events_about_denials() {
     }
     let denials = fixture.wait(SECOND);
     let denials = denials.iter().filter(|(_, series)| !series.topic.shadow).count();
-    assert_eq!(denials, MAX_TOPICS + 1, "named Events, and one for all others");
+    assert_eq!(denials, MAX_TOPICS + 1, "one Event for each of the first topics, and one for all others");
     // Would-be denials continue when the node has tokens again.
     assert!(fixture.wait(60 * SECOND).iter().any(|(_, series)| series.topic.shadow));
 }
