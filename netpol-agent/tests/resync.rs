@@ -126,8 +126,8 @@ impl Dataplane for Recorder {
     }
 }
 
-/// Returns the verdicts of the reference implementation. The engine is needed only for its tables: they show
-/// [`expected`] which pods share entries.
+/// Returns the verdicts of the reference implementation. The engine is needed only for its tables: the
+/// function [`expected`] reads from them which pods share entries.
 fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probes: &[Probe]) -> Verdicts {
     let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
     engine.apply(Event::Clock(cluster_state.clock));
@@ -243,8 +243,9 @@ proptest! {
                     }
                     let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
                     let packet = probes[index].at(pod);
-                    // Pods with the same rules share map entries. If one of these pods is a backend of the Service to
-                    // which the packet goes, the packet may be allowed pre-DNAT and evaluated again post-DNAT.
+                    // Pods with the same rules share map entries. If one of these pods is a backend of a Service, it may
+                    // reach itself through the Service (hairpin). So packets of all these pods to the Service are
+                    // allowed pre-DNAT, and evaluated again post-DNAT.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &packet, |_| true));
                     // Index 0 and index 1: see `Verdicts`.

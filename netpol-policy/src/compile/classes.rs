@@ -14,9 +14,9 @@ use crate::index::Index;
 /// The peer selectors that an address matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Signature {
-    /// Selectors of pods and blocks.
+    /// The peer selectors for pods and blocks.
     pub(super) selectors: PeerSelectorSet,
-    /// Named ports with their port numbers at the address.
+    /// The peer selectors for named ports, each with the number that the port has at the address.
     pub(super) ports: BTreeSet<(PeerSelectorId, u16)>,
 }
 
@@ -26,7 +26,7 @@ impl Signature {
         self.selectors.iter().chain(self.ports.iter().map(|(selector, _)| *selector))
     }
 
-    /// Returns the port numbers of a named port at the address.
+    /// Returns the port numbers at the address for the peer selector of a named port.
     pub(super) fn ports_named(&self, selector: PeerSelectorId) -> impl Iterator<Item = u16> {
         self.ports.range((selector, 0)..=(selector, u16::MAX)).map(|(_, port)| *port)
     }

@@ -86,7 +86,7 @@ impl TakeOver {
         let mut count = 0;
         for connection in connections {
             for side in sides(connection, |address| self.maps.is_local_node(address)) {
-                let Some(endpoint) = by_address.get(&side.pod) else { continue };
+                let Some(endpoint) = by_address.get(&side.address) else { continue };
                 let entry = FlowEntry {
                     version: EndpointVersion(0),
                     last_used: now,
@@ -95,7 +95,7 @@ impl TakeOver {
                     state: side.state,
                     ..FlowEntry::default()
                 };
-                let written = match (side.pod, side.remote) {
+                let written = match (side.address, side.remote) {
                     (IpAddr::V4(pod), IpAddr::V4(remote)) => {
                         let key = side.key(endpoint, pod.octets(), remote.octets());
                         self.write(&mut tables, endpoint.id, &key, &entry)
@@ -160,13 +160,13 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-/// One end of a connection: the addresses and ports of packets at this end's veth. If this end is not a pod, no
-/// endpoint has the address `pod`.
+/// One end of a connection: the addresses and ports of packets at this end's veth. `address` is the address of this end,
+/// which may not be a pod of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Side {
-    pod: IpAddr,
+    address: IpAddr,
     remote: IpAddr,
-    pod_port: [u8; 2],
+    port: [u8; 2],
     remote_port: [u8; 2],
     protocol: u8,
     /// The direction, at this end's veth, of the packet that initiated the connection.
@@ -180,7 +180,7 @@ impl Side {
             ifindex: endpoint.ifindex,
             pod_address,
             remote_address,
-            pod_port: self.pod_port,
+            pod_port: self.port,
             remote_port: self.remote_port,
             protocol: self.protocol,
             zero: [0; 3],
@@ -196,9 +196,9 @@ fn sides(connection: &Connection, is_local_node: impl Fn(IpAddr) -> bool) -> [Si
         let is_echo = matches!(tuple.protocol, protocol::ICMP | protocol::ICMPV6);
         let remote_requests = [0, u8::from(initiator == Direction::Ingress)];
         Side {
-            pod: tuple.source,
+            address: tuple.source,
             remote: tuple.destination,
-            pod_port: tuple.source_port,
+            port: tuple.source_port,
             remote_port: if is_echo { remote_requests } else { tuple.destination_port },
             protocol: tuple.protocol,
             initiator,
@@ -233,7 +233,7 @@ mod tests {
 
     /// Returns pod, remote address, remote port and the state bits of the origin.
     fn fields_of(side: Side) -> (String, String, u16, u8) {
-        (side.pod.to_string(), side.remote.to_string(), u16::from_be_bytes(side.remote_port), side.state)
+        (side.address.to_string(), side.remote.to_string(), u16::from_be_bytes(side.remote_port), side.state)
     }
 
     #[test]
