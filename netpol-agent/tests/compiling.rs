@@ -93,7 +93,7 @@ fn finish(reconciler: &mut Reconciler<Memory>) {
 
 /// Waits until all pods that wait for their policies are overdue, and reconciles.
 fn wait_until_overdue(reconciler: &mut Reconciler<Memory>) {
-    while let Some(time) = reconciler.next_overdue() {
+    while let Some(time) = reconciler.next_pod_overdue() {
         std::thread::sleep(time.saturating_duration_since(Instant::now()));
         reconciler.reconcile(false);
     }
@@ -126,7 +126,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
         reconciler.pod_endpoints().next().is_none(),
         "the agent must wait a few milliseconds, because most policies are compiled within this time"
     );
-    assert!(reconciler.next_overdue().is_some());
+    assert!(reconciler.next_pod_overdue().is_some());
     wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 12) && is_shut(&reconciler, 13));
     assert_eq!(endpoint(&reconciler, 12).expect("no endpoint").address_v4, [10, 0, 0, 2]);

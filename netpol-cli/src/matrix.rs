@@ -147,7 +147,7 @@ impl<'a> Matrix<'a, '_> {
         let state = self.reachability.cluster(0).state();
         if let Some(address) = self.options.addresses.iter().find(|address| state.has_frontend_at(**address)) {
             bail!(
-                "{address} is the address of a Service, which has a verdict for each port; use netpol explain, or -p with -o table"
+                "{address} is the address of a Service; lists of ports have no Services: use netpol explain, or -p with -o table"
             );
         }
         let list = self.list();

@@ -5,9 +5,9 @@
 //! call. The client's request has a new odd stream ID, and the response has the same ID. NRI does not use streams with
 //! more messages.
 //!
-//! The crate `ttrpc` is not used: its server has no limit on unfinished requests, and responds at the deadline of a
-//! request instead of before the deadline. It also needs about 25 more packages, some of them to generate code in build
-//! scripts.
+//! The crate `ttrpc` is not used: its server has no limit on unfinished requests. If a request takes too long, its
+//! server sends the error only at the deadline, when the client no longer waits for it. The crate also needs about 25
+//! more packages, some of them to generate code in build scripts.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 

@@ -142,7 +142,7 @@ impl LocalPods {
     }
 
     /// Returns when the next pod becomes overdue. Pods that were already overdue at `since` are ignored.
-    pub(super) fn next_overdue(&self, since: Instant) -> Option<Instant> {
+    pub(super) fn next_pod_overdue(&self, since: Instant) -> Option<Instant> {
         let overdue = self.uncompiled.iter().filter_map(|key| self.pods.get(key)).map(|local| local.arrived + GRACE);
         overdue.filter(|at| *at > since).min()
     }
@@ -248,9 +248,9 @@ mod tests {
         pods.record_compiled(first);
         assert!(!pods.is_compiled(&key));
         let before_changes = Instant::now().checked_sub(GRACE).expect("the machine was booted less than GRACE ago");
-        assert!(pods.next_overdue(before_changes).is_some());
+        assert!(pods.next_pod_overdue(before_changes).is_some());
         std::thread::sleep(GRACE);
-        assert!(pods.is_overdue(&key) && pods.next_overdue(Instant::now()).is_none());
+        assert!(pods.is_overdue(&key) && pods.next_pod_overdue(Instant::now()).is_none());
         pods.record_compiled(pods.ticket());
         assert!(pods.is_compiled(&key) && !pods.is_overdue(&key));
     }

@@ -139,7 +139,7 @@ pub async fn run(
         let waiting = reconciler.is_waiting();
         // `next_read` depends only on the times of earlier readings, so flow events do not delay readings.
         let next_read = if waiting { last_read + back_off } else { last_full_read + FULL_INTERVAL };
-        let overdue = reconciler.next_overdue();
+        let pod_overdue = reconciler.next_pod_overdue();
         reconciler.set_clock_if_due();
         let suspension = reconciler.until_suspension_changes();
         tokio::select! {
@@ -196,7 +196,8 @@ pub async fn run(
                 let compiled = compiled?;
                 reconciler.compiled(compiled);
             }
-            () = sleep_until(Deadline::from_std(overdue.unwrap_or(last_full_read))), if overdue.is_some() => {
+            // A pod has waited too long for its policies.
+            () = sleep_until(Deadline::from_std(pod_overdue.unwrap_or(last_full_read))), if pod_overdue.is_some() => {
                 reconciler.reconcile(false);
             }
             () = sleep(suspension.unwrap_or_default()), if suspension.is_some() => {}
@@ -242,7 +243,7 @@ pub async fn run(
                 yield_now().await;
                 continue;
             }
-            // The ring buffer is empty, so the engine can start its next job.
+            // The branch above found no event, so none is waiting: the engine can start its next job.
             () = future::ready(()), if starved => {
                 ring_served = Instant::now();
                 continue;

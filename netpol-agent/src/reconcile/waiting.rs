@@ -101,7 +101,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns the next time at which a pod has waited too long for its policies. Then all traffic of its interface may
     /// have to be dropped.
-    pub fn next_overdue(&self) -> Option<Instant> {
-        self.pods.next_overdue(self.reconciled_at)
+    pub fn next_pod_overdue(&self) -> Option<Instant> {
+        self.pods.next_pod_overdue(self.reconciled_at)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::recorder::{Connection, Recorder, SOON, options};
+use crate::recorder::{Connection, Recorder, TIME_LIMIT, options};
 use netpol_nri::{Disconnected, keep_connected};
 use netpol_nri_double::{Events, NriServer, Options, PodSandbox, Start};
 use tempfile::TempDir;
@@ -28,7 +28,7 @@ impl Node {
     /// Connects a plugin with a [`Recorder`].
     fn connect(&self) -> Connection {
         let connection = Connection::start(&self.socket);
-        self.server.wait_for_plugin("netpol", SOON).unwrap();
+        self.server.wait_for_plugin("netpol", TIME_LIMIT).unwrap();
         connection
     }
 }
@@ -112,7 +112,7 @@ fn the_list_of_sandboxes_comes_in_parts() {
     // The first list has 7 sandboxes, 2 in each part. The second list is split because 6,000 sandboxes with long
     // annotations do not fit into one message. The third list is empty.
     for (count, sandboxes_per_message, annotation) in [(7, Some(2), 0), (6000, None, 1000), (0, None, 0)] {
-        let node = Node::new(Options { sandboxes_per_message, request_timeout: SOON, ..Options::default() });
+        let node = Node::new(Options { sandboxes_per_message, request_timeout: TIME_LIMIT, ..Options::default() });
         for number in 0..count {
             let mut sandbox = pod(&format!("pod-{number}"));
             sandbox.annotations.insert("text".to_owned(), "a".repeat(annotation));
@@ -149,8 +149,8 @@ fn a_handler_that_does_not_answer_is_cancelled_before_the_runtimes_timeout() {
 
 #[test]
 fn a_panic_refuses_the_start_and_keeps_the_connection() {
-    // Printing the backtrace of the panic takes long, so the runtime's timeout is long in this test.
-    let node = Node::new(Options { request_timeout: SOON, ..Options::default() });
+    // Printing the backtrace of the panic takes long, so the runtime's timeout is 20 s in this test.
+    let node = Node::new(Options { request_timeout: TIME_LIMIT, ..Options::default() });
     let _connection = node.connect();
     assert_eq!(node.server.run(&pod("panicking")), Start::Refused("the plugin failed".to_owned()));
     assert_eq!(node.server.run(&pod("web")), Start::Allowed);
@@ -169,7 +169,7 @@ fn a_plugin_with_a_handler_that_blocks_the_thread_is_disconnected_and_the_pod_st
 
 #[test]
 fn a_pod_starts_if_the_plugin_is_killed_while_it_delays_the_start() {
-    let node = Node::new(Options { request_timeout: SOON, ..Options::default() });
+    let node = Node::new(Options { request_timeout: TIME_LIMIT, ..Options::default() });
     let connection = node.connect();
     thread::scope(|scope| {
         let start = scope.spawn(|| node.server.run(&pod("held")));
@@ -208,10 +208,10 @@ fn the_plugin_connects_again_after_growing_waits() {
         let report = |ended: Result<Disconnected, _>, wait| send.send((ended.ok(), wait)).unwrap();
         keep_connected(&socket, &options(), handler, report).await
     });
-    node.server.wait_for_plugin("netpol", SOON).unwrap();
+    node.server.wait_for_plugin("netpol", TIME_LIMIT).unwrap();
     node.server.disconnect();
-    node.server.wait_for_plugin("netpol", SOON).unwrap();
-    assert_eq!(reports.recv_timeout(SOON).unwrap(), (Some(Disconnected::Closed), Duration::from_millis(50)));
+    node.server.wait_for_plugin("netpol", TIME_LIMIT).unwrap();
+    assert_eq!(reports.recv_timeout(TIME_LIMIT).unwrap(), (Some(Disconnected::Closed), Duration::from_millis(50)));
     assert_eq!(node.server.run(&pod("web")), Start::Allowed);
 
     let Node { server, socket, _directory } = node;
@@ -220,7 +220,7 @@ fn the_plugin_connects_again_after_growing_waits() {
     let waits: Vec<_> = reports.iter().take(4).map(|(ended, wait)| (ended, wait.as_millis())).collect();
     assert_eq!(waits, [(Some(Disconnected::Closed), 100), (None, 200), (None, 400), (None, 800)]);
     let server = NriServer::start(&socket, Options::default()).unwrap();
-    server.wait_for_plugin("netpol", SOON).unwrap();
+    server.wait_for_plugin("netpol", TIME_LIMIT).unwrap();
     // The plugin received the list of sandboxes on each of its three connections.
     assert_eq!(recorder.events().iter().filter(|event| event.starts_with("synchronize")).count(), 3);
 }
@@ -232,7 +232,7 @@ fn plugins_are_called_in_order_of_their_indexes() {
     let _last = node.connect();
     let first_options = netpol_nri::Options::new("other", 3).unwrap();
     let first = Connection::with(&node.socket, first_options, Recorder::default());
-    node.server.wait_for_plugin("other", SOON).unwrap();
+    node.server.wait_for_plugin("other", TIME_LIMIT).unwrap();
     assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
     assert_eq!(first.recorder.events()[2], "run shop/refused");
     // `first` receives two other events, then the start, the stop and the removal of the refused sandbox. Both plugins

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::recorder::{Connection, Recorder, SOON, options};
+use crate::recorder::{Connection, Recorder, TIME_LIMIT, options};
 use netpol_nri::{Disconnected, Options};
 use netpol_nri_double::{
     CallError, ConfigureRequest, ConfigureResponse, Container, Empty, Plugin, PodSandbox, PodSandboxRequest,
@@ -31,18 +31,18 @@ fn accept(registration: RegistrationResponse, options: Options, recorder: Record
 /// Connects, registers and configures a plugin. The handler of the plugin is `recorder`.
 fn configured(recorder: Recorder) -> (Plugin, Connection) {
     let (plugin, connection) = accept(RegistrationResponse::Accept, options(), recorder);
-    let registered = plugin.registration(SOON).unwrap();
+    let registered = plugin.registration(TIME_LIMIT).unwrap();
     assert_eq!((registered.plugin_name.as_str(), registered.plugin_idx.as_str()), ("netpol", "99"));
     let request = ConfigureRequest { runtime_name: "containerd".to_owned(), ..ConfigureRequest::default() };
     // The plugin subscribes to the events 1 to 4: run, stop and remove a sandbox, and create a container.
-    assert_eq!(plugin.call("Configure", &request, SOON), Ok(ConfigureResponse { events: 0b1111 }));
+    assert_eq!(plugin.call("Configure", &request, TIME_LIMIT), Ok(ConfigureResponse { events: 0b1111 }));
     (plugin, connection)
 }
 
 /// Connects, registers, configures and synchronizes a plugin. After that, the plugin receives events.
 fn connected() -> (Plugin, Connection) {
     let (plugin, connection) = configured(Recorder::default());
-    let synchronized = plugin.call("Synchronize", &SynchronizeRequest::default(), SOON);
+    let synchronized = plugin.call("Synchronize", &SynchronizeRequest::default(), TIME_LIMIT);
     assert_eq!(synchronized, Ok(SynchronizeResponse { more: false }));
     (plugin, connection)
 }
@@ -75,10 +75,10 @@ fn a_runtime_that_does_not_complete_a_step_is_reported() {
     let (_plugin, connection) = accept(RegistrationResponse::Ignore, short_timeouts.clone(), Recorder::default());
     assert_eq!(connection.failure(), not_configured);
     let (plugin, connection) = accept(RegistrationResponse::Accept, short_timeouts.clone(), Recorder::default());
-    plugin.registration(SOON).unwrap();
+    plugin.registration(TIME_LIMIT).unwrap();
     assert_eq!(connection.failure(), not_configured);
     let (plugin, connection) = accept(RegistrationResponse::Accept, short_timeouts, Recorder::default());
-    plugin.call::<ConfigureResponse>("Configure", &ConfigureRequest::default(), SOON).unwrap();
+    plugin.call::<ConfigureResponse>("Configure", &ConfigureRequest::default(), TIME_LIMIT).unwrap();
     assert_eq!(connection.failure(), "the container runtime did not list its sandboxes within 2s");
 }
 
@@ -96,7 +96,7 @@ fn a_connection_that_ends_before_synchronization_is_an_error() {
 #[test]
 fn a_sandbox_list_that_is_not_handled_in_time_ends_the_connection() {
     // The plugin ends the connection. Otherwise the runtime would keep it open without sending events.
-    let (plugin, connection) = configured(Recorder::slow(SOON));
+    let (plugin, connection) = configured(Recorder::slow(TIME_LIMIT));
     let limit = Duration::from_secs(2);
     let answer = plugin.call::<SynchronizeResponse>("Synchronize", &SynchronizeRequest::default(), limit);
     assert!(matches!(answer, Err(CallError::Status { .. })), "{answer:?}");
@@ -107,7 +107,8 @@ fn a_sandbox_list_that_is_not_handled_in_time_ends_the_connection() {
 fn a_sandbox_list_without_end_ends_the_connection() {
     let (plugin, connection) = configured(Recorder::default());
     let part = SynchronizeRequest { pods: vec![PodSandbox::default(); 1000], more: true, ..Default::default() };
-    let parts = (0..100).take_while(|_| plugin.call::<SynchronizeResponse>("Synchronize", &part, SOON).is_ok()).count();
+    let parts =
+        (0..100).take_while(|_| plugin.call::<SynchronizeResponse>("Synchronize", &part, TIME_LIMIT).is_ok()).count();
     // The 17th part of 1,000 sandboxes exceeds the limit.
     assert_eq!(parts, 16);
     assert_eq!(connection.failure(), "the container runtime listed more than 16384 sandboxes");
@@ -116,7 +117,7 @@ fn a_sandbox_list_without_end_ends_the_connection() {
 #[test]
 fn unknown_methods_and_services_are_not_implemented() {
     let (plugin, connection) = connected();
-    let call = |service, method| plugin.call_service::<Empty>(service, method, Vec::new(), SOON);
+    let call = |service, method| plugin.call_service::<Empty>(service, method, Vec::new(), TIME_LIMIT);
     assert_eq!(call(PLUGIN, "Dance"), status(UNIMPLEMENTED, "method Dance"));
     assert_eq!(call(PLUGIN, "UpdatePodSandbox"), status(UNIMPLEMENTED, "method UpdatePodSandbox"));
     let beta = "nri.pkg.api.v1beta1.Plugin";
@@ -126,7 +127,7 @@ fn unknown_methods_and_services_are_not_implemented() {
         panic!("expected UNIMPLEMENTED")
     };
     assert_eq!(message.len(), 1024);
-    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+    assert_eq!(run(&plugin, "web", TIME_LIMIT), Ok(Empty {}));
     assert!(connection.is_open());
 }
 
@@ -136,7 +137,7 @@ fn events_without_a_subscription_are_answered_and_ignored() {
     for event in [0, event::POST_CREATE_CONTAINER, 4711, -1] {
         let container = Some(Container::default());
         let request = StateChangeEvent { event, pod: Some(PodSandbox::new("id", "shop", "web")), container };
-        assert_eq!(plugin.call("StateChange", &request, SOON), Ok(Empty {}));
+        assert_eq!(plugin.call("StateChange", &request, TIME_LIMIT), Ok(Empty {}));
     }
     // Only the connection and the synchronization are recorded.
     assert_eq!(connection.recorder.events().len(), 2, "{:?}", connection.recorder.events());
@@ -145,20 +146,20 @@ fn events_without_a_subscription_are_answered_and_ignored() {
 #[test]
 fn invalid_requests_are_answered_with_an_error() {
     let (plugin, connection) = connected();
-    let missing = plugin.call::<Empty>("RunPodSandbox", &PodSandboxRequest { pod: None }, SOON);
+    let missing = plugin.call::<Empty>("RunPodSandbox", &PodSandboxRequest { pod: None }, TIME_LIMIT);
     assert_eq!(missing, status(INVALID_ARGUMENT, "RunPodSandbox: the pod is missing"));
     for method in ["RunPodSandbox", "StateChange", "Synchronize", "Configure"] {
         // The payloads are: a field with a length of 127 bytes and no content; a name that is not UTF-8; a protobuf
         // group.
         for payload in [&[0x12, 0x7f][..], &[0x0a, 3, 0x12, 1, 0xff], &[0x0b]] {
-            let answer = plugin.call_service::<Empty>(PLUGIN, method, payload.to_vec(), SOON);
+            let answer = plugin.call_service::<Empty>(PLUGIN, method, payload.to_vec(), TIME_LIMIT);
             let is_invalid = matches!(answer, Err(CallError::Status { code: INVALID_ARGUMENT, .. }));
             // `Configure` may accept the second payload. It has only the field with the number 1. The plugin does not
             // use this field of `ConfigureRequest`, so it does not check the field's content.
             assert!(is_invalid || method == "Configure", "{method} {payload:?} {answer:?}");
         }
     }
-    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+    assert_eq!(run(&plugin, "web", TIME_LIMIT), Ok(Empty {}));
     assert!(connection.is_open());
 }
 
@@ -179,7 +180,7 @@ fn unexpected_messages_do_not_end_the_connection() {
     // A frame without content, and a frame of a connection ID that the plugin does not use.
     plugin.send_frame(&[]).unwrap();
     plugin.send_bytes(b"\0\0\0\x07\0\0\0\x03abc").unwrap();
-    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+    assert_eq!(run(&plugin, "web", TIME_LIMIT), Ok(Empty {}));
     assert!(connection.is_open());
     assert_eq!(plugin.violation(), None);
 }
@@ -208,7 +209,7 @@ fn damaged_requests_do_not_end_the_connection() {
         plugin.send_frame(&message(length, stream, 1, &damaged)).unwrap();
     }
     // The requests above had the IDs from 101. This request has a lower ID, so it is refused.
-    assert!(matches!(run(&plugin, "web", SOON), Err(CallError::Status { code: INVALID_ARGUMENT, .. })));
+    assert!(matches!(run(&plugin, "web", TIME_LIMIT), Err(CallError::Status { code: INVALID_ARGUMENT, .. })));
     assert!(connection.is_open());
 }
 
@@ -240,7 +241,7 @@ fn the_longest_message_is_read() {
     let mut pod = PodSandbox::new("id", "shop", "web");
     pod.annotations.insert("text".to_owned(), "a".repeat((4 << 20) - 600));
     let request = PodSandboxRequest { pod: Some(pod) };
-    assert_eq!(plugin.call("RunPodSandbox", &request, SOON), Ok(Empty {}));
+    assert_eq!(plugin.call("RunPodSandbox", &request, TIME_LIMIT), Ok(Empty {}));
 }
 
 #[test]
@@ -269,11 +270,11 @@ fn requests_are_handled_at_the_same_time_up_to_a_limit() {
     let (send, answers) = channel();
     thread::scope(|scope| {
         for _ in 0..REQUESTS {
-            scope.spawn(|| send.send(run(&plugin, "held", SOON)).unwrap());
+            scope.spawn(|| send.send(run(&plugin, "held", TIME_LIMIT)).unwrap());
         }
         let reported = || connection.recorder.events().iter().filter(|event| *event == "run shop/held").count();
         let started = Instant::now();
-        while reported() < MAX_CALLS && started.elapsed() < SOON {
+        while reported() < MAX_CALLS && started.elapsed() < TIME_LIMIT {
             thread::sleep(Duration::from_millis(2));
         }
         thread::sleep(Duration::from_millis(100));
@@ -281,7 +282,7 @@ fn requests_are_handled_at_the_same_time_up_to_a_limit() {
         assert_eq!(reported(), MAX_CALLS);
         connection.recorder.permits.add_permits(REQUESTS);
         for _ in 0..REQUESTS {
-            assert_eq!(answers.recv_timeout(SOON).unwrap(), Ok(Empty {}));
+            assert_eq!(answers.recv_timeout(TIME_LIMIT).unwrap(), Ok(Empty {}));
         }
         assert_eq!(reported(), REQUESTS);
     });
@@ -291,10 +292,10 @@ fn requests_are_handled_at_the_same_time_up_to_a_limit() {
 fn the_stop_of_a_pod_is_handled_while_the_start_of_the_pod_waits() {
     let (plugin, connection) = connected();
     thread::scope(|scope| {
-        let start = scope.spawn(|| run(&plugin, "held", SOON));
+        let start = scope.spawn(|| run(&plugin, "held", TIME_LIMIT));
         connection.recorder.wait_for("run shop/held");
         let request = PodSandboxRequest { pod: Some(PodSandbox::new("id", "shop", "held")) };
-        assert_eq!(plugin.call("StopPodSandbox", &request, SOON), Ok(Empty {}));
+        assert_eq!(plugin.call("StopPodSandbox", &request, TIME_LIMIT), Ok(Empty {}));
         connection.recorder.permits.add_permits(1);
         assert_eq!(start.join().unwrap(), Ok(Empty {}));
     });
@@ -304,7 +305,7 @@ fn the_stop_of_a_pod_is_handled_while_the_start_of_the_pod_waits() {
 fn starts_that_the_plugin_could_not_answer_are_reported() {
     let (plugin, connection) = connected();
     thread::scope(|scope| {
-        let start = scope.spawn(|| run(&plugin, "held", SOON));
+        let start = scope.spawn(|| run(&plugin, "held", TIME_LIMIT));
         connection.recorder.wait_for("run shop/held");
         plugin.close();
         assert_eq!(start.join().unwrap(), Err(CallError::Closed));
@@ -318,7 +319,7 @@ fn a_request_with_almost_no_time_left_is_refused_at_once() {
     let (plugin, _connection) = connected();
     let answer = run(&plugin, "stuck", Duration::from_millis(1));
     assert!(answer.is_err(), "{answer:?}");
-    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+    assert_eq!(run(&plugin, "web", TIME_LIMIT), Ok(Empty {}));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox, Start,
 use tokio::sync::Semaphore;
 
 /// Time limit for everything that a test waits for.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(20);
 
 /// A handler that records the runtime's calls as texts (events). How it handles a pod depends on the pod's name, for
 /// example `refused`: see its [`Handler::run`].
@@ -47,7 +47,7 @@ impl Recorder {
     pub(crate) fn wait_for(&self, event: &str) {
         let started = Instant::now();
         while !self.events().iter().any(|recorded| recorded == event) {
-            assert!(started.elapsed() < SOON, "no event {event:?} in {:?}", self.events());
+            assert!(started.elapsed() < TIME_LIMIT, "no event {event:?} in {:?}", self.events());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -141,7 +141,7 @@ impl Connection {
 
     /// Waits for the end of the connection.
     pub(crate) fn ended(&self) -> Result<Disconnected, Error> {
-        self.ended.recv_timeout(SOON).expect("the connection has not ended")
+        self.ended.recv_timeout(TIME_LIMIT).expect("the connection has not ended")
     }
 
     /// Waits until the connection has ended with an error, and returns the error.

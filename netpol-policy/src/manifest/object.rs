@@ -40,8 +40,8 @@ pub(super) struct ObjectReader {
     non_objects: Vec<NonObject>,
     /// Whether one of the documents read so far is like a Kubernetes object.
     is_kubernetes: bool,
-    /// Whether to read workloads, and details for `netpol lint`.
-    reads_workloads: bool,
+    /// Whether an offline command reads the file: it also needs workloads, and details for `netpol lint`.
+    is_offline: bool,
     /// The text of the file, if details are read.
     text: Arc<FileText>,
     /// The namespace of objects without one; `None` for `default`.
@@ -75,13 +75,13 @@ impl ObjectReader {
     pub(super) fn new(file: &str) -> Self {
         let (parsed, diagnostics) = (Parsed::default(), Diagnostics::new(file));
         let (non_objects, text) = (Vec::new(), Arc::default());
-        let (is_kubernetes, reads_workloads, namespace) = (false, false, None);
-        Self { document: 0, parsed, diagnostics, non_objects, is_kubernetes, reads_workloads, text, namespace }
+        let (is_kubernetes, is_offline, namespace) = (false, false, None);
+        Self { document: 0, parsed, diagnostics, non_objects, is_kubernetes, is_offline, text, namespace }
     }
 
     /// Reads workloads, too, and details for `netpol lint`.
     pub(super) fn offline(self, text: &str) -> Self {
-        Self { reads_workloads: true, text: Arc::new(FileText::new(text)), ..self }
+        Self { is_offline: true, text: Arc::new(FileText::new(text)), ..self }
     }
 
     /// Sets the namespace of objects without one.
@@ -211,7 +211,7 @@ impl ObjectReader {
             return;
         }
         self.set_namespace(&kind, map);
-        let workload_version = || workload::expected_version(&kind, &api_version).filter(|_| self.reads_workloads);
+        let workload_version = || workload::expected_version(&kind, &api_version).filter(|_| self.is_offline);
         let Some(expected) = expected_version(&kind, &api_version).or_else(workload_version) else {
             return self.record_ignored(&location, api_version, kind, &value);
         };
@@ -328,7 +328,7 @@ impl ObjectReader {
                 let Some(api) = self.deserialize_or_report::<core::Pod>(location, value) else { return };
                 let (pod, diagnostics) = Pod::from_api(&api);
                 self.report_diagnostics(location, &diagnostics);
-                if let Some(controller) = workload::controller(&api.metadata).filter(|_| self.reads_workloads) {
+                if let Some(controller) = workload::controller(&api.metadata).filter(|_| self.is_offline) {
                     self.parsed.controllers.push((pod.key.clone(), controller));
                 }
                 self.record_pod_details(&pod.key, api.spec.as_ref());

@@ -1,4 +1,4 @@
-//! Records details: the parts of objects that only `netpol lint` uses. If `reads_workloads` is not set, as in the
+//! Records details: the parts of objects that only `netpol lint` uses. If `is_offline` is not set, as in the
 //! agent, no details are recorded.
 
 use k8s_openapi::api::core::v1 as core;
@@ -11,7 +11,7 @@ use crate::model::{Labels, NamespaceName, PodKey, Policy};
 impl ObjectReader {
     /// Records the text of a policy. `original` is the policy as JSON, with its invalid parts.
     pub(super) fn record_policy_details(&mut self, location: &ObjectLocation<'_>, policy: &Policy, original: Value) {
-        if self.reads_workloads {
+        if self.is_offline {
             let file = self.diagnostics.file();
             let source = PolicySource::new(file, &self.text, original, location.tree, &location.root);
             self.parsed.details.policies.insert(policy.key.clone(), source);
@@ -22,7 +22,7 @@ impl ObjectReader {
     pub(super) fn record_namespace_details(&mut self, api: &core::Namespace) {
         let name = api.metadata.name.as_deref().unwrap_or_default();
         if let Some(ignores) = api.metadata.annotations.as_ref().and_then(|all| all.get(IGNORE_ANNOTATION))
-            && self.reads_workloads
+            && self.is_offline
         {
             self.parsed.details.ignores.insert(name.into(), ignores.clone());
         }
@@ -30,14 +30,14 @@ impl ObjectReader {
 
     /// Records the containers and the service account of a pod or of a workload's template.
     pub(super) fn record_pod_details(&mut self, key: &PodKey, spec: Option<&core::PodSpec>) {
-        if let Some(spec) = spec.filter(|_| self.reads_workloads) {
+        if let Some(spec) = spec.filter(|_| self.is_offline) {
             self.parsed.details.pods.insert(key.clone(), PodDetails::of(spec));
         }
     }
 
     /// Records a service account with `automountServiceAccountToken: false`.
     pub(super) fn record_account_details(&mut self, kind: &str, value: &Value) {
-        if kind == "ServiceAccount" && value["automountServiceAccountToken"] == false && self.reads_workloads {
+        if kind == "ServiceAccount" && value["automountServiceAccountToken"] == false && self.is_offline {
             let text = |key: &str| value["metadata"][key].as_str().filter(|text| !text.is_empty());
             let account = (text("namespace").unwrap_or("default").into(), text("name").unwrap_or_default().into());
             self.parsed.details.without_token.insert(account);
@@ -47,7 +47,7 @@ impl ObjectReader {
     /// Records the labels in the spec of a custom resource. The controller of the custom resource may create pods with
     /// these labels.
     pub(super) fn record_template_details(&mut self, api_version: &str, kind: &str, value: &Value) {
-        if self.reads_workloads && is_custom(api_version) {
+        if self.is_offline && is_custom(api_version) {
             let namespace = value["metadata"]["namespace"].as_str().filter(|name| !name.is_empty());
             let namespace: NamespaceName = namespace.unwrap_or("default").into();
             let mut found = Vec::new();

@@ -14,7 +14,7 @@ const MAX_REPLACED: usize = 64;
 impl ObjectReader {
     /// Parses a policy. Invalid parts are replaced, one after the other, until the policy has no errors.
     pub(super) fn parse_policy(&mut self, location: &ObjectLocation<'_>, mut value: Value) {
-        let original = if self.reads_workloads { value.clone() } else { Value::Null };
+        let original = if self.is_offline { value.clone() } else { Value::Null };
         let mut handled: Vec<FieldError> = Vec::new();
         let mut replaced: Vec<FieldPath> = Vec::new();
         let duplicates = location.tree.duplicates_below(&location.root);
