@@ -157,7 +157,7 @@ fn a_policy_in_shadow_mode_with_missing_map_entries_is_reported_as_not_evaluated
     );
     let mut reconciler = start_with(Memory::full(MapName::Allow), true, &objects, Options::of_node("n1"));
     let unevaluated = reconciler.unevaluated_shadow();
-    let (policy, reason) = unevaluated.first_key_value().expect("all policies are evaluated");
+    let (policy, reason) = unevaluated.first_key_value().expect("no policy is reported as not evaluated");
     assert_eq!((unevaluated.len(), policy.to_string().as_str()), (1, "shop/block"));
     assert!(reason.contains("could not be written"), "{reason}");
     reconciler.dataplane_mut().full = None;

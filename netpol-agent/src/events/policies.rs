@@ -1,6 +1,6 @@
-//! For a flow that policies in shadow mode would deny: determines for which policies the flow is counted, and which
-//! policies its record lists. A pod may have thousands of policies, so these lists are determined once for each rule
-//! set (the rules of all policies that isolate a pod in one direction), not for each event.
+//! Determines two lists of policies for a flow that policies in shadow mode would deny: the policies for which the flow
+//! is counted, and the policies that are named in its record. A pod may have thousands of policies, so these lists are
+//! determined once for each rule set (the rules of all policies that isolate a pod in one direction), not for each event.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(super) struct ShadowPolicies {
     /// The policies for which the flow is counted: those in shadow mode; with `--observe`, all policies. At most
     /// [`MAX_POLICIES`].
     pub(super) counted: Vec<PolicyKey>,
-    /// The policies that a record lists: those in shadow mode first, then the others. At most [`MAX_LISTED`].
+    /// The policies that are named in a record: those in shadow mode first, then the others. At most [`MAX_LISTED`].
     pub(super) listed: Vec<String>,
     /// Whether all policies in shadow mode are in `listed`.
     pub(super) is_complete: bool,

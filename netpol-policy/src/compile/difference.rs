@@ -170,8 +170,8 @@ impl Engine {
             let base = match self.tables.allow(&key) {
                 Some(entry) if entry.port_set != PortSetId::ALL => entry.port_set,
                 entry => {
-                    // A class without an entry was allowed the same as any peer. If the ports for any peer change, the
-                    // class may need an entry for the rules that it matches. An entry that allows all ports changes if
+                    // A class without an entry was allowed the same as any peer. If the ports that are allowed to any
+                    // peer change, the class may need an entry for the rules that it matches. An entry that allows all ports changes if
                     // the rule in the entry is removed.
                     let has_removed = |entry: AllowEntry| rules.iter().any(|rule| rule.id == entry.rule);
                     if entry.map_or(!for_any_peer.is_empty(), has_removed) {
@@ -202,8 +202,8 @@ impl Engine {
 
     /// Returns the classes to which a rule set may allow other ports if this part is added or removed. Each class has
     /// the indices of the part's rules that it matches: it matches a peer of the rule or, if the rule has no peers, a
-    /// named port. `any_peer_changes`: the ports for any peer change, too, so all classes that may have an entry are
-    /// returned.
+    /// named port. `any_peer_changes`: the ports that are allowed to any peer change, too, so all classes that may
+    /// have an entry are returned.
     pub(super) fn classes_to_change(
         &self,
         rule_set: &RuleSet,

@@ -1,5 +1,5 @@
-//! Tests of connections to Services. Pre-DNAT, a packet is evaluated by the backends of the Service. A packet with the
-//! recheck bit is evaluated again post-DNAT, by the destination that it has then.
+//! Tests of connections to Services. Pre-DNAT, the rules are applied to the backends of the Service. A packet with the
+//! recheck bit is evaluated again post-DNAT: then the rules are applied to its translated destination.
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 

@@ -53,7 +53,8 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
     let names: Vec<String> = chain.iter().filter_map(label).collect();
     ensure!(
         bytes <= LIMIT,
-        "BPF object: {} use {bytes} bytes of stack, but Linux 5.10 allows {LIMIT}: keep fewer values across calls there",
+        "BPF object: the call chain {} uses {bytes} bytes of stack, but Linux 5.10 allows only {LIMIT}: in these \
+         functions, keep fewer values that are still needed after a call",
         names.join(" → ")
     );
     Ok(())
@@ -103,7 +104,8 @@ fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<B
     Ok(depths)
 }
 
-/// Returns how many bytes below the frame pointer an instruction reads memory, writes memory or computes an address.
+/// Returns the depth in bytes below the frame pointer at which an instruction reads or writes memory, or the depth of
+/// the address that it computes. 0 for other instructions.
 /// `pointers`: for each register with an address on the stack, the offset of this address from the frame pointer. The
 /// instructions are read in the order of the code; jumps are not followed.
 fn depth_used(instruction: &[u8], pointers: &mut BTreeMap<u8, i32>) -> u32 {
