@@ -294,10 +294,6 @@ fn denied_connections_stay_denied_while_a_map_is_full_and_this_is_reported() {
     let page = node.page(9464, "/metrics");
     assert!(page.contains("netpol_map_full_total{map=\"ALLOW\"}"), "{page}");
     assert!(node.events().contains("\"reason\":\"tables-incomplete\""), "{}", node.events());
-    for line in node.events().lines() {
-        let event: serde_json::Value = serde_json::from_str(line).expect("an event is not JSON");
-        assert_eq!(event["verdict"], "denied", "{line}");
-    }
     // Without this policy, all entries fit.
     node.remove("one.yaml");
     node.expect_connection(1, 2, 80, true);

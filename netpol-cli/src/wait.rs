@@ -78,8 +78,16 @@ async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse
         fleet.forget_failures();
         let mut responses = request(options, fleet, options.timeout.saturating_sub(PROGRESS_DELAY)).await;
         // The agents measure the time of each request.
-        for result in responses.iter_mut().flat_map(|response| &mut response.results) {
-            result.seconds += PROGRESS_DELAY.as_secs_f64();
+        for response in &mut responses {
+            let earlier = first.iter().find(|earlier| earlier.node == response.node);
+            for (result, earlier) in
+                response.results.iter_mut().zip(earlier.into_iter().flat_map(|first| &first.results))
+            {
+                result.seconds = match earlier.result {
+                    WaitOutcome::Timeout => result.seconds + PROGRESS_DELAY.as_secs_f64(),
+                    _ => earlier.seconds,
+                };
+            }
         }
         return responses;
     }

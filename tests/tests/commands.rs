@@ -418,7 +418,7 @@ fn recorded_policies_allow_the_recorded_application_and_nothing_else() -> Result
     }
     let last_flow = format!("{} -> web 80/TCP", lab.cluster.host("outside").v4());
     let policies = wait_for_recorded_policies(&mut lab, "shop", &last_flow)?;
-    ensure!(policies.contains("Without any observed flow, so all traffic is denied: Pod shop/idle"), "{policies}");
+    ensure!(policies.contains("No flow was observed, so all traffic is denied: Pod shop/idle"), "{policies}");
     lab.set_policies(&[policies])?;
     // DNS was used only with UDP, but is recorded for TCP, too. Pod `ops/other` also has the label `app=web`,
     // but is in another namespace than `shop/web`.

@@ -5,16 +5,15 @@ use std::str::FromStr;
 use hyper::Uri;
 
 use super::memory::bytes;
-use crate::export::{Endpoint, FileTarget, Target};
+use crate::export::{Endpoint, FileTarget, LARGEST_FILES, Target};
 
 const FORMS: &str = "use file:PATH, file:PATH?max-size=64Mi&files=4, or otlp:http://HOST:4318";
 
 /// The default value and the smallest value of `max-size`. The smallest value is larger than every record.
 const DEFAULT_MAX_SIZE: u64 = 64 << 20;
 const SMALLEST_MAX_SIZE: u64 = 1 << 20;
-/// The default value and the largest value of `files`, which includes the file that is being written.
+/// The default value of `files`, which includes the file that is being written.
 const DEFAULT_FILES: u32 = 4;
-const LARGEST_FILES: u32 = 1000;
 
 /// The value of one `--flow-export`.
 #[derive(Clone, Debug, PartialEq, Eq)]

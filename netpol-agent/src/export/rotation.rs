@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::FileTarget;
+use super::{FileTarget, LARGEST_FILES};
 
 /// Number of bytes at the end of an existing file that are searched for an incomplete last line. Every line is shorter.
 const TAIL: u64 = 1 << 20;
@@ -73,7 +73,7 @@ impl RotatedFile {
 
     /// Opens or creates the file. Removes the files with too high numbers: an earlier agent may have kept more files.
     fn open(&self) -> io::Result<OpenFile> {
-        self.remove_surplus_files()?;
+        self.remove_surplus_files();
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o640);
         // A FIFO must not block, and a symbolic link must not lead to another file of the node.
@@ -87,24 +87,11 @@ impl RotatedFile {
         Ok(OpenFile { file, size, identity: identity(&metadata) })
     }
 
-    /// Removes each file `PATH.N` if `N` is at least the maximum number of files. There may be gaps in the numbers.
-    fn remove_surplus_files(&self) -> io::Result<()> {
-        let (Some(name), Some(directory)) = (self.target.path.file_name(), self.target.path.parent()) else {
-            return Ok(());
-        };
-        let prefix = format!("{}.", name.to_string_lossy());
-        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-        for entry in fs::read_dir(directory)? {
-            let file = entry?.file_name();
-            let number = file.to_str().and_then(|file| file.strip_prefix(&prefix)?.parse::<u32>().ok());
-            // `01` and `+1` are numbers, too, but not names of these files.
-            if let Some(number) = number.filter(|number| *number >= self.target.files.max(1))
-                && self.path(number).file_name() == Some(&file)
-            {
-                fs::remove_file(self.path(number))?;
-            }
+    /// Removes the files with too high numbers, which an earlier agent may have kept. There may be gaps in the numbers.
+    fn remove_surplus_files(&self) {
+        for number in self.target.files.max(1)..=LARGEST_FILES {
+            let _ = fs::remove_file(self.path(number));
         }
-        Ok(())
     }
 
     /// Renames `PATH.1` to `PATH.2` and so on, then the current file to `PATH.1`, and creates a new file. Renaming

@@ -23,7 +23,7 @@ const LEGEND_HEIGHT: f64 = 76.0;
 const LEGEND: [&str; 3] = [
     "in: ports allowed from all sources; out: ports allowed to all destinations",
     "arrow: other allowed ports (point at it for the full list); dashed arrow: unknown",
-    "dashed box: all connections to the pods are allowed",
+    "dashed box: the policies of these pods allow all connections to them",
 ];
 
 const STYLE: &str = "text{font:12px ui-monospace,monospace;fill:#1f2328}.ns{font-weight:bold}.group{fill:#f6f8fa;stroke:#8c959f}\

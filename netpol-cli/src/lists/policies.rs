@@ -15,7 +15,7 @@ use crate::columns::{Style, TextCell, TextTable, Tone, number, some_of, text};
 use crate::output::{NotEvaluated, print_items};
 use crate::remote::{Answer, Fleet, runtime};
 use crate::scope::Scope;
-use crate::table::{counted, paragraph};
+use crate::table::{counted, counted_u64, paragraph};
 
 /// The maximum number of rules of a policy in the table.
 const RULES_SHOWN: usize = 100;
@@ -222,7 +222,7 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Resu
     }
     let other: u64 = lists.iter().map(|list| list.other_flows).sum();
     if other > 0 {
-        writeln!(out, "{other} allowed flows are of unknown rules, or of rules without a counter")?;
+        writeln!(out, "{} of unknown rules, or of rules without a counter", counted_u64(other, "allowed flow"))?;
     }
     Ok(())
 }

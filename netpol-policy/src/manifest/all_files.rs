@@ -33,17 +33,15 @@ fn add_duplicates<'p, T, K: Ord>(
     objects: &'p [Located<T>],
     identify: impl Fn(&T) -> (K, String),
 ) {
-    let mut definitions: BTreeMap<K, Vec<&Located<T>>> = BTreeMap::new();
-    for located in objects {
-        definitions.entry(identify(&located.object).0).or_default().push(located);
-    }
-    for definitions in definitions.values() {
-        for (index, pair) in definitions.windows(2).enumerate() {
-            let [other, located] = pair else { continue };
-            let is_last = index + 2 == definitions.len();
-            let used = if is_last { "this definition" } else { "the last definition" };
+    let mut last: BTreeMap<K, usize> = BTreeMap::new();
+    last.extend(objects.iter().enumerate().map(|(index, located)| (identify(&located.object).0, index)));
+    let mut earlier: BTreeMap<K, &Located<T>> = BTreeMap::new();
+    for (index, located) in objects.iter().enumerate() {
+        let (key, title) = identify(&located.object);
+        let used = if last.get(&key) == Some(&index) { "this definition" } else { "the last definition" };
+        if let Some(other) = earlier.insert(key, located) {
             let message = format!("is also defined in {}:{}; {used} is used", other.file, other.line);
-            add(files, RuleId::DUPLICATE_OBJECT, located, &identify(&located.object).1, &message);
+            add(files, RuleId::DUPLICATE_OBJECT, located, &title, &message);
         }
     }
 }

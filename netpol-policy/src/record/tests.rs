@@ -132,7 +132,7 @@ fn policies_have_comments_with_the_flows_of_each_rule() {
         # Recorded by netpol: 9 flows, from 2026-11-29T12:00:00Z to 2026-11-29T12:00:08Z
         # Nodes: n1
         # Connections that were not observed in this time are denied
-        # Without any observed flow, so all traffic is denied: Pod shop/idle
+        # No flow was observed, so all traffic is denied: Pod shop/idle
         # A remark
         ---
         # Namespace shop: denies everything that no other policy allows

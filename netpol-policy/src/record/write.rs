@@ -45,7 +45,7 @@ fn header(recording: &Recording) -> Vec<String> {
     lines.push("Connections that were not observed in this time are denied".to_owned());
     if !recording.unseen.is_empty() {
         let names: Vec<String> = recording.unseen.iter().map(ToString::to_string).collect();
-        lines.push(format!("Without any observed flow, so all traffic is denied: {}", names.join(", ")));
+        lines.push(format!("No flow was observed, so all traffic is denied: {}", names.join(", ")));
     }
     lines.extend(recording.notes.iter().map(|note| format!("Note: {note}")));
     lines.extend(recording.unresolved.iter().map(|cause| format!("Not complete: {cause}")));

@@ -69,6 +69,9 @@ struct File {
     objects: Vec<(Key, Value)>,
 }
 
+/// The text of a file that could not be read. No manifest has this text.
+const UNREADABLE: &str = "\0";
+
 impl Mirror {
     pub(crate) fn start(shared: Arc<Shared>, path: &Path) -> Result<Self, MirrorError> {
         let failed = |source| MirrorError { directory: path.to_owned(), source };
@@ -163,7 +166,7 @@ impl Directory {
                 // If the file can be read again, it is parsed again, even if it is unchanged. This replaces the
                 // diagnostic.
                 if let Some(file) = self.files.get_mut(&path) {
-                    file.text.clear();
+                    (file.stamp, file.text) = ((0, 0, 0, 0), UNREADABLE.to_owned());
                 }
                 return;
             }

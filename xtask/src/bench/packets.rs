@@ -71,7 +71,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let mut lines = Vec::new();
     for family in [Family::V4, Family::V6] {
         for peers in [1, 10_000] {
-            eprintln!("measuring IPv{}, policies with {peers} peer(s) …", family.number());
+            eprintln!("measuring IPv{}, peers in each policy: {peers} …", family.number());
             measure(family, peers, &mut lines)?;
         }
     }

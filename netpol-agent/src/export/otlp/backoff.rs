@@ -11,7 +11,7 @@ const MAX: Duration = Duration::from_secs(30);
 /// The longest pause that a collector can request.
 const MAX_REQUESTED: Duration = Duration::from_mins(4);
 
-/// Computes growing pauses. After an accepted request, the caller starts again with a new `Backoff`.
+/// Computes growing pauses. After an accepted or rejected request, the caller starts again with a new `Backoff`.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     /// The last growing pause, without the random part. It also grows at failures for which the collector requests a
