@@ -1,5 +1,6 @@
-//! Tests a resync: after an outage, the agent applies all changes of the outage at once. After each write to the data
-//! plane, each verdict must be the one from before the outage, or the one from after the outage.
+//! Tests a resync: after an outage of the API server, the agent applies all changes of the outage as one batch, which
+//! needs many writes to the data plane. After each write, each verdict must be the one from before the outage, or the
+//! one from after the outage.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -237,7 +238,7 @@ proptest! {
                 for (index, found) in verdicts.iter().enumerate() {
                     // Probes between a pod and its own address are not checked: their verdict depends on the endpoint
                     // and on the address entry of the same pod. A change of the pod needs two writes: one for the
-                    // endpoint and one for the address entry.
+                    // endpoint and one for the address entry. Between these writes, the verdict may be a third one.
                     if old.pods[pod].addresses.contains(&probes[index].remote) {
                         continue;
                     }

@@ -155,7 +155,7 @@ pub(crate) enum EndText {
 }
 
 impl EndText {
-    /// If the addresses of `next` directly follow these addresses, returns all of them as one range.
+    /// If the addresses of `next` directly follow those of `self`, returns both ranges as one range.
     pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
         let (Self::Addresses(first, last), Self::Addresses(start, end)) = (self, next) else { return None };
         (ranges::next(*last)? == *start).then_some(Self::Addresses(*first, *end))
@@ -205,7 +205,8 @@ pub(crate) fn resolve(
     Ok((sources, destinations))
 }
 
-/// Replaces a headless Service by its endpoints, if it has any.
+/// Replaces a headless Service by the pods and addresses to which its DNS name resolves (its endpoints), if there are
+/// any.
 fn endpoints_of_headless(cluster: &OfflineCluster, set: EndSet) -> EndSet {
     let [(End::Service(key), _)] = &set.ends[..] else { return set };
     let services = &cluster.state().services;

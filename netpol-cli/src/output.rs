@@ -58,7 +58,7 @@ pub(crate) fn print_items<T: Serialize>(out: &mut impl Write, items: &[T], failu
     print_json(out, &Items { items, failures })
 }
 
-/// The size of the buffer, in bytes. [`SafeJson`] escapes the content of a full buffer in one call.
+/// The size of the buffer in `print_json`, in bytes. [`SafeJson`] escapes the content of a full buffer in one call.
 const BUFFER: usize = 1 << 16;
 
 /// Prints a value as a JSON document. The document can be large, so its first parts are printed before the last parts

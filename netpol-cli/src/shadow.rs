@@ -17,7 +17,7 @@ use crate::remote::{Answer, Failure, Fleet, runtime};
 use crate::scope::Scope;
 use crate::table::{counted, counted_u64, paragraph, time_span};
 
-/// The number of nodes that a note names.
+/// The maximum number of nodes that a line of the output names.
 const NODES_SHOWN: usize = 3;
 
 pub(crate) fn run(options: &ShadowOptions, out: &mut impl Write) -> Result<Exit> {

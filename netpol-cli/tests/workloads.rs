@@ -29,8 +29,8 @@ fn json_of(run: &RunOutput) -> Value {
     serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {} {}", run.out, run.err))
 }
 
-/// Checks that the output contains no placeholder address. netpol uses these internally for pods without a known
-/// address.
+/// Checks that the output contains no placeholder address. netpol uses placeholder addresses internally, for pods
+/// without a known address.
 fn assert_no_placeholder(run: &RunOutput) {
     let is_word = |character: char| character.is_ascii_hexdigit() || ".:".contains(character);
     let text = format!("{} {}", run.out, run.err);

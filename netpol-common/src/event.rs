@@ -23,9 +23,9 @@ pub struct FlowEvent {
     /// The rule set of the policies that isolate the pod in this direction. With [`event_flags::SHADOW`], the rule set
     /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
-    /// The number of packets that had no event because of the limits, since the previous event. Only packets with the
-    /// same kind of event and the same reason are counted. If the event is a denied packet, they belong to its flow.
-    /// Otherwise, they have the same addresses and the same destination port.
+    /// The number of similar packets that had no event, because of the limits, since the last event of such a packet.
+    /// Similar packets have the same kind of event and the same reason. Similar denied packets also belong to the same
+    /// flow. Other similar packets have the same addresses and the same destination port.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,

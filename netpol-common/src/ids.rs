@@ -22,7 +22,7 @@ id! {
     IfIndex
 }
 id! {
-    /// The resolved rules of all policies that isolate a pod in one direction. Equal rules share an ID.
+    /// A rule set: the resolved rules of all policies that isolate a pod in one direction. Equal rule sets share an ID.
     /// [`RuleSetId::NONE`]: the direction is not isolated.
     RuleSetId
 }

@@ -10,8 +10,8 @@ use crate::barrier;
 use crate::slot::Slot;
 use crate::window::{Bytes, Window};
 
-/// The part of the context that does not depend on the packet: the clocks, and the limits of events. A [`Slot`] is
-/// access to a value in a map.
+/// The part of the context that does not depend on the packet: the clocks, and the limits of events. A [`Slot`]
+/// gives access to a value in a map.
 pub(crate) trait NodeContext: Copy {
     /// Returns the low 32 bits of jiffies.
     fn now(&self) -> u32;
@@ -106,7 +106,7 @@ pub(crate) trait Family<A>: Tables<A> {
     fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry, replaces: bool) -> bool;
     /// Returns the fields that only the first fragment of a datagram has, such as the ports.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry>;
-    /// Records these fields of a first fragment, if there is room.
+    /// Records the fields that only the first fragment of a datagram has, if there is room.
     fn insert_fragment(&self, key: &FragmentKey<A>, entry: &FragmentEntry);
 }
 

@@ -9,9 +9,9 @@ use crate::context::{Context, NodeContext};
 use crate::slot::field;
 
 /// Returns one product of the universal hash NH, from two words of data and two words of the key. Two given flows have
-/// the same hash for only one key in 2³². With an unkeyed hash, or with a key that is only mixed in, a pod could send
-/// flows that take another flow's slot. Source: RFC 4418, 5.2.2: key words are added to data words, two such sums are
-/// multiplied, and all products are added.
+/// the same hash for only one key in 2³². With an unkeyed hash, or if a key were only combined with the result of such
+/// a hash, a pod could send flows that take another flow's slot. Source: RFC 4418, 5.2.2: key words are added to data
+/// words, two such sums are multiplied, and all products are added.
 #[inline(always)]
 pub(crate) fn product<S: Context>(context: &S, key_word: usize, [a, b]: [u32; 2]) -> u64 {
     let a = a.wrapping_add(context.event_key(key_word));

@@ -209,8 +209,9 @@ mod icmpv6 {
 /// Checks a message of neighbor or listener discovery from a pod. The IPv6 header is at the offset `ip_offset`, the
 /// message at `payload`. The source must be the pod's own address; in solicitations and reports, it can also be
 /// unspecified. Advertised targets must be the pod's addresses. Options with a link-layer address must have the pod's
-/// MAC address, if it is known. The destination must be on the link. The message must not be longer than the protocols
-/// need. Other types of messages are denied, such as router advertisements, redirects and queries.
+/// MAC address, if it is known. The destination of listener discovery must be a multicast address; all other
+/// destinations must be on the link. The message must not be longer than the protocols need. Other types of messages
+/// are denied, such as router advertisements, redirects and queries.
 #[inline(always)]
 pub(crate) fn check_discovery<S: Context>(context: &S, ip_offset: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
@@ -228,8 +229,8 @@ pub(crate) fn check_discovery<S: Context>(context: &S, ip_offset: u32, payload: 
         let fits = headers_length <= icmpv6::IPV6_HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
         return charge(context, endpoint, fits);
     }
-    // A host that has no address yet checks whether its new address is free (RFC 4862, 5.4), and sends router
-    // solicitations (RFC 4861, 4.1).
+    // The source is unspecified if a host has no address yet, and checks whether its new address is free (RFC 4862,
+    // 5.4) or sends a router solicitation (RFC 4861, 4.1).
     let unspecified = source.is_zero();
     if !(source.belongs_to(endpoint) || unspecified) {
         return Reason::SpoofedNeighbor;

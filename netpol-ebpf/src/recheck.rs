@@ -63,8 +63,9 @@ pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
 
 /// Returns whether the packet belongs to a flow that was allowed post-DNAT. For a masqueraded packet, returns false.
 ///
-/// If the flow needs a recheck, returns false, too. Such a flow is stored with its pre-DNAT destination. The packet has
-/// the same destination, so it was not translated, and its destination has to be evaluated.
+/// If the flow needs a recheck, returns false, too. Such a flow is stored with its pre-DNAT destination. The lookup
+/// uses the packet's destination, so it finds such a flow only if this destination was not translated. Then the
+/// destination still has to be evaluated.
 #[inline(always)]
 fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
 where

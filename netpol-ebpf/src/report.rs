@@ -114,8 +114,9 @@ impl<A: Parse> EventPacket<A> {
         }
     }
 
-    /// Returns the source address before masquerading. A packet that is evaluated post-DNAT comes from the pod. If its
-    /// source address is not the pod's, returns the pod's address. Otherwise, returns the source address in the packet.
+    /// Returns the source address before masquerading. A packet that is evaluated post-DNAT comes from the endpoint's
+    /// pod. If such a packet has another source address, it was masqueraded, so the result is the pod's address. In all
+    /// other cases, the result is the source address in the packet.
     #[inline(always)]
     fn original_source<S: Context>(context: &S, endpoint: &Endpoint, source: A) -> A {
         if context.is_post_dnat() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
@@ -170,7 +171,7 @@ impl<A: Parse> EventPacket<A> {
             sum = sum.wrapping_add(product(context, 4 + 2 * word, [source[word], destination[word]]));
         }
         // A sum of products is linear in each word, so flows that differ by small numbers have similar sums. Two rounds
-        // of mixing distribute them over all sets.
+        // of mixing distribute the flows over all entries (`EventLimitSet`) of the event limit's maps.
         mix(mix(sum))
     }
 }
@@ -195,7 +196,7 @@ struct EventDetails<'a> {
 macro_rules! with_packet {
     ($context:ident, $endpoint:ident, |$packet:ident| $body:expr) => {
         // Nearly all packets are plain (only Ethernet, IP and transport headers). The parser for plain packets takes a
-        // third of the time of the general parser.
+        // third of the time of the general parser. It expects an Ethernet header, which packets with an `l3_type` lack.
         if $context.l3_type().is_none() {
             if let Some(packet) = packet::parse_plain_v4(&$context) {
                 let $packet = EventPacket::plain(&$context, $endpoint, &packet);

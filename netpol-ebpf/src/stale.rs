@@ -1,5 +1,5 @@
-//! Flows that have to be evaluated again, packed into one integer (`u32`), so that one BPF function can pass them to
-//! another.
+//! A flow that has to be evaluated again. It is packed into one integer (`u32`), so that one BPF function can pass it
+//! to another.
 
 use netpol_common::Direction;
 

@@ -217,8 +217,9 @@ enum Recorded {
 /// is no such flow. The host of a TCP connection ignores a SYN while the connection is open (RFC 5961, 4), so a flow
 /// that has not timed out keeps parts of its state.
 ///
-/// If the flow has had a reply, the SYN usually starts a new connection with the same ports: the result is `New`.
-/// Without a reply, it is usually a retransmission of the first SYN: the result is `Known`.
+/// The result for a SYN from the initiator of a flow that has not timed out: if the flow has had a reply, the SYN
+/// usually starts a new connection with the same ports, and the result is `New`. Without a reply, the SYN is usually a
+/// retransmission of the first SYN, and the result is `Known`.
 #[inline(always)]
 fn update_existing<A, S>(context: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> Recorded
 where
@@ -272,8 +273,8 @@ where
     let evaluation = evaluate(&context, endpoint, &original_attempt(endpoint, &key, stale, context.is_post_dnat()));
     let allowed = barrier_within(&context, evaluation.reason).allows();
     // The entry of a denied flow stays, with its old version: without the entry, the next reply could start a new flow.
-    // If nothing is enforced, the next packet from the initiator is reported as denied, and gives the flow the new
-    // version. So later packets are not reported.
+    // If nothing is enforced, the first packet from the initiator after the change of policies is reported as denied,
+    // and gives the flow the new version. So later packets are not reported.
     let continues = context.observes() && direction == stale.initiator;
     if !allowed && !continues {
         let already_revoked = stale.state & flow_state::REVOKED != 0;
@@ -309,8 +310,8 @@ where
 /// reason, and counts the flow if it would be denied. Neither the verdict nor the flow changes.
 ///
 /// As with enforced policies, a flow to a Service is evaluated pre-DNAT and post-DNAT. If the policies would allow it
-/// pre-DNAT, its packet is marked for a recheck (a second evaluation, post-DNAT). Only the first packet of the flow is
-/// marked, so a later change of the backend is not evaluated.
+/// pre-DNAT, the current packet is marked for a recheck (a second evaluation, post-DNAT). Later packets of the flow are
+/// not marked, so a later change of the backend is not evaluated.
 #[inline(always)]
 pub(crate) fn evaluate_shadow<A, S>(context: S, ip_offset: u32, ports: u32, reevaluation: Reevaluation) -> Reason
 where

@@ -1,4 +1,4 @@
-//! Tests deny events: which budget (rate limit of a pod) an event is charged to, and that every denied packet is
+//! Tests of deny events: which budget (rate limit of a pod) an event is charged to, and that every denied packet is
 //! counted. [`Memory`] runs the packet programs on maps in memory, with a clock that the test sets.
 //!
 //! Each flow causes at most one event a second. For this limit, a denied flow has a slot in the map `DENIALS`, in the
@@ -216,8 +216,8 @@ fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets
 #[test]
 fn crafted_packets_cannot_take_the_slot_of_another_flow() {
     // The attack: `crafted` differs from `destination` only in the highest bits of words. A multiplication by an odd
-    // number does not carry the highest bit to other bits. If the hash used only such multiplications, and mixed in its
-    // secret key (`event_key`), both flows would have the same hash, for any key.
+    // number does not carry the highest bit to other bits. So a hash that uses only such multiplications, and
+    // mixes in its secret key (`event_key`), would be the same for both flows, for any key.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = memory_with_pods();
     for key in 0..200_u32 {

@@ -86,7 +86,7 @@ fn a_reply_in_a_revoked_flow_does_not_start_a_new_flow() {
         assert_eq!(to_pod(&memory, ACK), Reason::Revoked);
         memory.wait(timeout::TCP_ESTABLISHED - 1);
     }
-    // A FIN does not change this, although it could be the end of the flow.
+    // After a FIN, the flow is still revoked, although the FIN could be the end of the flow.
     assert_eq!(from_pod(&memory, FIN_ACK), Reason::Revoked);
     memory.wait(timeout::TCP_ESTABLISHED - 1);
     assert_eq!(from_pod(&memory, ACK), Reason::Revoked);
@@ -100,8 +100,8 @@ fn flows_time_out_according_to_their_state_even_if_jiffies_wrap() {
     for (packets, timeout) in [
         (&[SYN][..], timeout::TCP_UNREPLIED),
         (&[SYN, ACK, ACK], timeout::TCP_ESTABLISHED),
-        // The last packet of each of these sequences may be forged, or its receiver may ignore it. So it does not
-        // shorten the timeout.
+        // In each of the following rows, the last packet may be forged, or its receiver may ignore it. So this packet
+        // does not shorten the timeout.
         (&[SYN, ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
         (&[SYN, FIN_ACK, FIN_ACK], timeout::TCP_ESTABLISHED),
         (&[SYN, RST_ACK], timeout::TCP_ESTABLISHED),

@@ -47,7 +47,7 @@ fn datagram(ports: [u16; 2], payload: usize) -> Vec<u8> {
     datagram
 }
 
-/// Runs a TCP segment from the client's port 1000 to the pod's port 80.
+/// Evaluates, at the pod's interface, a TCP segment from the client's port 1000 to the pod's port 80.
 fn request(memory: &Memory, flags: u8, payload: usize) -> Reason {
     memory.run(
         Ingress,
@@ -57,7 +57,7 @@ fn request(memory: &Memory, flags: u8, payload: usize) -> Reason {
     )
 }
 
-/// Runs a TCP segment from the pod's port 80 to the client's port 1000.
+/// Evaluates, at the pod's interface, a TCP segment from the pod's port 80 to the client's port 1000.
 fn reply(memory: &Memory, flags: u8, payload: usize) -> Reason {
     memory.run(Egress, &frame(&[], POD, CLIENT, protocol::TCP, &tcp(flags, [80, 1000], payload)), VETH, 0)
 }

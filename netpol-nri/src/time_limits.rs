@@ -8,9 +8,9 @@ use crate::messages::Status;
 
 /// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum of the reserve: [`TimeLimits::handler`] is the runtime's timeout minus the reserve, and
-/// [`TimeLimits::answer`] is the timeout minus half of the reserve. On a loaded node, the plugin may wait hundreds of
-/// milliseconds for the CPU.
+/// Maximum of the reserve, the part of the runtime's timeout that is kept for the response. [`TimeLimits::handler`] is
+/// the timeout minus the reserve, and [`TimeLimits::answer`] is the timeout minus half of the reserve. The reserve is
+/// needed because on a loaded node, the plugin may wait hundreds of milliseconds for the CPU.
 const MAX_RESERVE: Duration = Duration::from_secs(1);
 
 /// Time limits of one call. They end before the runtime's timeout, so that the plugin can respond with an error if a

@@ -284,8 +284,8 @@ async fn the_role_of_an_older_version_is_not_sufficient_and_missing_rules_are_na
     Ok(())
 }
 
-/// A watch that stays open for 6 s counts as working. A request without a response also lasts 6 s here, but must count as
-/// failed.
+/// A watch that stays open for 5 s counts as working. In this test, a request without a response also stays open longer
+/// than that (6 s, the response timeout), but must count as failed.
 #[tokio::test]
 async fn a_server_that_never_responds_is_reported_as_an_outage() -> Result<()> {
     let options = netpol_source::kube::Options { response_timeout: Duration::from_secs(6), ..short_times() };

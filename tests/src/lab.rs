@@ -15,7 +15,7 @@ use crate::probe::{Probe, ProbeResult};
 
 /// How long a change may take to have an effect, on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
-/// Name of the manifest file with the policies of a lab.
+/// Name of the manifest with the policies of a lab. The file is `policy-first.yaml`.
 const POLICY_FILE: &str = "first";
 
 /// A cluster, and the agent on its first node.

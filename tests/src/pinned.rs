@@ -24,7 +24,7 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Opens the maps that an agent has pinned below its `--pin-path`, here `pins`.
+    /// Opens the maps that an agent has pinned. `pins`: the `--pin-path` of the agent.
     ///
     /// # Errors
     /// Returns an error if there are no such pins.

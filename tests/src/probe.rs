@@ -59,7 +59,7 @@ pub enum ProbeResult {
 }
 
 impl ProbeResult {
-    /// Returns whether packets were delivered in both directions.
+    /// Returns whether packets were delivered in both directions, and no wrong host responded.
     pub const fn passed(&self) -> bool {
         matches!(self, Self::Allowed | Self::Refused)
     }

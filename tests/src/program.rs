@@ -148,9 +148,9 @@ impl Programs {
         Ok(self.run_with_mark("netpol_ingress_marked", frame, source_endpoint, ingress_ifindex, 1)?.0)
     }
 
-    /// Runs a frame through the program for devices that lead out of the node. `tc_index` is the ID of the sender's
-    /// endpoint. The program evaluates the packet again only if `tc_index` also has the bit `RECHECK`. Otherwise it
-    /// checks only the source address.
+    /// Runs a frame through the program for devices that lead out of the node. `tc_index` contains the ID of the
+    /// sender's endpoint. If `tc_index` also has the bit `RECHECK`, the program evaluates the packet again. Otherwise,
+    /// the program checks only the source address.
     ///
     /// # Errors
     /// Same as [`Self::run`].

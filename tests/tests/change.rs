@@ -178,8 +178,8 @@ fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
     Ok(())
 }
 
-/// While an application runs: tries policies with a mistake in shadow mode, corrects the mistake that the shadow report
-/// shows, and enforces the corrected policies.
+/// While an application runs: applies policies in shadow mode. The policies have a mistake, which the shadow report
+/// shows. The test corrects the mistake, and enforces the corrected policies.
 #[test]
 fn s43_policies_are_tried_in_shadow_mode_and_enforced_without_a_lost_connection() -> Result<()> {
     let mut lab = Lab::start(pods().serve(&[(Protocol::Tcp, 80), (Protocol::Udp, 53)]), &[])?;
@@ -315,7 +315,8 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
             "the direction that is not isolated is blocked after {:?}",
             start.elapsed()
         );
-        // If no packet of the flow was allowed for 30 seconds, the server's next packet starts a new flow (item 25).
+        // 30 seconds after the last allowed packet of the flow, the server's next packet starts a new flow (item 25).
+        // The limit here is lower, because the last allowed packet was sent before `start`.
         let still_revoked = start.elapsed() < Duration::from_secs(28);
         ensure!(!arrived || !still_revoked, "the revoked flow still passes packets after {:?}", start.elapsed());
         std::thread::sleep(Duration::from_secs(1));

@@ -54,8 +54,8 @@ fn wait_counts(agent: &Agent, expected: [u64; 3]) -> Result<()> {
 fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() -> Result<()> {
     let cluster = cluster()?;
     let node = cluster.host("node-1").netns();
-    // The first chain is kube-proxy's, and no conflict. The policy controller of k3s or kube-router has the others;
-    // they are counted as one conflict.
+    // The first chain is kube-proxy's, and no conflict. The policy controller of k3s or kube-router creates chains with
+    // the other two names. These two chains are counted as one conflict.
     add_chains(node, "filter", &["KUBE-FORWARD", "KUBE-ROUTER-FORWARD", "KUBE-NWPLCY-DEFAULT"])?;
     let veth = cluster.host("shop/a").veth();
     let mut foreign = Programs::load()?;

@@ -223,8 +223,8 @@ fn s34_tracked_connections_are_taken_over_at_the_first_start() -> Result<()> {
 }
 
 /// Without conntrack entries, the agent cannot find out which side started a connection. The next packet of the
-/// connection is evaluated as if it started a flow in its own direction, so a reply may be denied until the other side
-/// sends.
+/// connection is evaluated as if it started a flow in its own direction. So a reply may be denied until the side that
+/// started the connection sends.
 #[test]
 fn s34_untracked_connections_continue_once_the_side_that_started_them_sends() -> Result<()> {
     let cluster = cluster()?;

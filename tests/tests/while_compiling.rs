@@ -143,7 +143,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
 #[test]
 fn policies_of_a_denied_new_pod_are_enforced_after_they_are_compiled() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("locked")])?;
-    // 60 policies are compiled within milliseconds. All traffic of a new pod may be dropped until then.
+    // 60 policies are compiled within milliseconds. Until they are compiled, all traffic of a new pod may be dropped.
     lab.cluster.apply("many", &many_policies().split_inclusive("---\n").take(60).collect::<String>())?;
     for name in ["free/new", "locked/new"] {
         lab.cluster.add_pod(PodSpec::new(name))?;

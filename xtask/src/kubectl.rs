@@ -38,7 +38,7 @@ pub(crate) fn describe() -> Result<String, String> {
 }
 
 /// Finds kubectl: the file that the environment variable names, or else the downloaded one, or else the one on the
-/// PATH. tests/tests/deploy/kubectl.rs finds it in the same way.
+/// PATH. tests/src/kubectl.rs finds it in the same way.
 fn find() -> Result<(PathBuf, (u32, u32))> {
     let path = if let Some(path) = std::env::var_os(OVERRIDE) {
         path.into()

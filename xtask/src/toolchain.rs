@@ -32,8 +32,8 @@ const FLAGS: &[&str] = &[
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
     // Without this flag, code that clears a few bytes calls `memset`. This is slower. The verifier also processes the
-    // loop in `memset` again for each caller. Before Linux 6.2, this takes ten times as many instructions as in later
-    // verifiers. `cargo xtask ebpf` fails if such a call remains.
+    // loop in `memset` again for each caller. Verifiers before Linux 6.2 process ten times as many instructions
+    // for this loop as later verifiers. `cargo xtask ebpf` fails if a call of `memset` remains.
     "-Clink-arg=--disable-expand-memcpy-in-order",
     // Without this flag, LLVM places the last block of a loop before the first one, to save a jump. But before Linux
     // 6.4, a loop must end with a backward jump.

@@ -87,8 +87,8 @@ async fn respond(path: &str, query: &str, requests: &Requests, paths: Paths) -> 
             metrics::render_waiting(&requests.about.state) + &metrics::render_gate(&requests.gate),
         )),
         "/metrics" if paths != Paths::Health => {
-            // One metrics request at a time: many metrics clients must not fill the queue of requests to the main loop,
-            // which health requests use, too.
+            // One metrics request at a time: many metrics clients must not fill the main loop's queue of requests.
+            // Health requests use this queue, too.
             let _turn = requests.metrics_turn.acquire().await;
             requests
                 .send(LoopRequest::Metrics)

@@ -133,7 +133,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let (exporters, export_threads) = Exporters::start(&targets, &args.node).context(NO_THREAD)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let (result_sender, mut result) = oneshot::channel();
-    // Without the gate, nothing delays the start of containers.
+    // The pods that the gate delays; `None` without the gate.
     let container_starts = (requests.gate.mode().0 != "off").then(|| requests.container_starts.clone());
     let inputs = EnforceInputs { loop_requests, progress, flows, sink, exporters, container_starts };
     let work = move || {

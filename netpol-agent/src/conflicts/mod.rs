@@ -101,7 +101,7 @@ struct Detector {
     reporter: ConflictReporter,
 }
 
-/// Logs and reports the conflicts that the last checks found.
+/// Logs new and resolved conflicts, and stores the current ones in `conflicts`, for metrics and the status.
 #[derive(Debug, Default)]
 struct ConflictReporter {
     last_found: BTreeMap<ConflictKind, Findings>,

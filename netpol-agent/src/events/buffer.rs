@@ -1,5 +1,5 @@
-//! Keeps the last flow records in memory, for clients of the API. If the buffer is full, the oldest record of the pod
-//! with the most bytes in the buffer is removed. So a flood of records of one pod does not remove the records of other
+//! Keeps the last flow records in memory, for clients of the API. If the buffer is full, the pod that uses the most
+//! bytes of the buffer loses its oldest record. So a flood of records of one pod does not remove the records of other
 //! pods.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,8 +55,8 @@ impl FlowBuffer {
         Self(Arc::new(Shared { buffer: Mutex::new(buffer), new_records }))
     }
 
-    /// Adds a record. `key` identifies the pod that the record is counted for, see
-    /// [`netpol_common::FlowEvent::budget`].
+    /// Adds a record. `key` identifies the share of the buffer that the record uses: `SUMMARY_KEY`, or the index of an
+    /// event budget of a pod, see [`netpol_common::FlowEvent::budget`].
     pub(crate) fn push(&self, key: u32, record: BufferedRecord) {
         let record = Arc::new(record);
         // The record is added and sent under one lock, so that a new subscription gets each record once.

@@ -59,7 +59,8 @@ pub(super) fn describe(event: &FlowEvent, pod: Option<&PodKey>, names: Names<'_>
     let cluster_state = names.engine.cluster_state();
     let direction = direction(event);
     let ports = protocol::has_ports(event.protocol);
-    // The pod of the interface is one end, whatever address the packet has: a source address may be spoofed.
+    // The direction decides whether the pod of the interface is the source or the destination. The pod's address is not
+    // compared with those in the packet, because a source address may be spoofed.
     let (sender, receiver) = match direction {
         Direction::Egress => (pod, None),
         Direction::Ingress => (None, pod),

@@ -1,5 +1,6 @@
-//! Counts what has no flow record: denied packets and flows, for each pod. Creates summaries of these counts. Records
-//! are missing because the eBPF programs limit the number of events, and the agent limits the number of records.
+//! Counts, for each pod, what has no flow record: denied packets, allowed flows, and flows that policies in shadow mode
+//! would deny. Creates summaries of these counts. Records are missing because the eBPF programs limit the number of
+//! events, and the agent limits the number of records.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};

@@ -68,7 +68,7 @@ const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
 /// the index of an event budget ([`FlowEvent::budget`]). Each budget belongs to a pod, a direction and a kind of event.
 const SUMMARY_KEY: u32 = u32::MAX;
 
-/// If [`Reporter::recent_pods`] has more interfaces than this, all of them are removed.
+/// If [`Reporter::recent_pods`] has more entries than this, all entries are removed.
 const MAX_RECENT_PODS: usize = 16_384;
 
 /// Turns events into records.
@@ -161,7 +161,8 @@ impl Reporter {
         self.records_allowed
     }
 
-    /// Also records totals of flows, if there is a reader. The agent passes them to [`Self::record_totals`].
+    /// Also records totals of flows, if there is a reader. The main loop passes the totals to
+    /// [`Self::record_totals`].
     #[must_use]
     pub fn with_flow_totals(mut self, reader: Option<&FlowTotalsReader>) -> Self {
         self.totals_not_kept = reader.map(FlowTotalsReader::not_kept);
@@ -376,7 +377,8 @@ impl Reporter {
     }
 
     /// Writes the summaries that are due. May be called at any time, and usually does nothing. `suppressed` returns,
-    /// for an endpoint ID, the number of packets or flows for which the eBPF programs sent no event.
+    /// for an endpoint ID, a direction and a kind of event, the number of packets or flows for which the eBPF programs
+    /// sent no event.
     pub fn summarize<D: Dataplane>(
         &mut self,
         reconciler: &Reconciler<D>,

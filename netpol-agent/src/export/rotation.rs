@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use super::{FileTarget, LARGEST_FILES};
 
-/// Number of bytes at the end of an existing file that are searched for an incomplete last line. Every line is shorter.
+/// Number of bytes at the end of an existing file that are searched for an incomplete last line. Every line has fewer
+/// bytes.
 const TAIL: u64 = 1 << 20;
 
 /// The files of an export target: the current file `PATH`, and the earlier files `PATH.1`, `PATH.2` and so on.
@@ -39,7 +40,8 @@ impl RotatedFile {
         size + bytes as u64 <= self.target.max_size
     }
 
-    /// Writes whole lines, after a rotation if they do not fit. If writing fails, removes the part that was written.
+    /// Writes whole lines. If they do not fit, rotates the files first. If writing fails, removes the part that was
+    /// written.
     pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.open.as_ref().is_some_and(|open| !self.is_current(open)) {
             self.open = None;

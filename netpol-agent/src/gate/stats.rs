@@ -65,7 +65,7 @@ impl GateStats {
     }
 
     /// Records why no runtime is connected, or why the CNI plugin is not installed. Returns whether this error is new:
-    /// since the last one, there was a connection, or it was another error.
+    /// it differs from the last error, or a runtime was connected or the plugin was installed after the last error.
     pub fn disconnected(&self, error: String) -> bool {
         let mut state = self.lock();
         let is_new = state.error.as_ref() != Some(&error);
@@ -74,7 +74,7 @@ impl GateStats {
     }
 
     /// Records a start of a pod. `via`: how the start was reported (`nri` or `cni`). `took`: how long it was delayed.
-    /// `reason`: why the pod's policies are not enforced.
+    /// `reason`: why the pod's policies are not enforced; `None` if they are enforced.
     pub fn record(
         &self,
         pod: &PodKey,

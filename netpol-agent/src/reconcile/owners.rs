@@ -40,7 +40,8 @@ impl<D: Dataplane> Reconciler<D> {
         let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
             addresses_of(endpoint).map(|address| (address, endpoint.id)).collect::<Vec<_>>()
         };
-        // Orphaned endpoints come first. So if an existing pod has the same address, its endpoint becomes the owner.
+        // If two endpoints have the same address, the map keeps the ID of the later one. Orphaned endpoints come first,
+        // so the endpoint of an existing pod becomes the owner.
         orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 

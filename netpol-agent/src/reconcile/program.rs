@@ -94,7 +94,8 @@ impl ProgramState {
             (Self::Off | Self::Leftover, Event::Need(role, now)) => {
                 (Self::Attaching(role, now), Some(Action::Attach(role)))
             }
-            // Whether a device has a link-layer header (`Device`) or not (`Tunnel`) is not expected to change.
+            // A change between the roles `Device` and `Tunnel` is ignored. It is not expected: it would mean that the
+            // device got or lost its link-layer header.
             (Self::On(running), Event::Need(role, now)) if running.is_device() != role.is_device() => {
                 (Self::Attaching(role, now), Some(Action::Attach(role)))
             }

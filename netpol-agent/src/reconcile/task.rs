@@ -60,7 +60,8 @@ pub struct Inputs {
     pub flow_totals: Option<FlowTotalsReader>,
     /// Requests of API clients.
     pub loop_requests: mpsc::Receiver<LoopRequest>,
-    /// Notifies waiting requests. The loop calls [`Progress::made`] when it has started or has processed a change.
+    /// Notifies API requests that wait for a condition. The loop calls [`Progress::made`] when it has started or has
+    /// processed a change.
     pub progress: Progress,
     /// File that is written when the agent reports ready.
     pub ready_file: Option<PathBuf>,

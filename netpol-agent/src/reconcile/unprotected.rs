@@ -121,9 +121,9 @@ impl Exposure {
 /// earlier agent has no unprotected time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnprotectedTimes {
-    /// Times until the programs of an interface ran, including compile time. A time starts when the kernel reports the
-    /// interface. If the interface already existed when the agent started, the time starts with the agent. If another
-    /// process detached the programs, the time starts when the kernel reports this.
+    /// Times until the programs of an interface ran, including the time to compile policies. A time starts when the
+    /// kernel reports the interface. If the interface already existed when the agent started, the time starts with the
+    /// agent. If another process detached the programs, the time starts when the kernel reports this.
     interface: StartTotals,
     /// The same, but these times start when the first container of the pod could start.
     container: StartTotals,

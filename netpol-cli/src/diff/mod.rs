@@ -168,8 +168,8 @@ fn common_input(options: &DiffOptions) -> Result<Option<Vec<u8>>> {
 }
 
 /// Reads one version, and the manifests that belong to both versions. `version` is a path, or `REVISION:PATH` of a git
-/// repository. If the whole text is a path that exists, it is used as a path. `common`: the standard input, if its
-/// manifests belong to both versions.
+/// repository. If a file or directory with the name `version` exists, `version` is a path, even if it contains a
+/// colon. `common`: the content of standard input, if `common_input` has read it.
 fn read(options: &DiffOptions, version: &str, common: Option<&[u8]>) -> Result<Input> {
     let stdin = common.iter().map(|bytes| TextFile { name: "<stdin>".to_owned(), bytes: bytes.to_vec(), named: true });
     let is_revision = version != "-" && version.contains(':') && !Path::new(version).exists();

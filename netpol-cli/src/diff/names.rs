@@ -12,8 +12,8 @@ const SHOWN: usize = 6;
 /// `all pods but shop/deployment/web`.
 const MAX_EXCEPTIONS: usize = 3;
 
-/// The names of all ends. An end is a set of workloads or addresses. A [`UnitKey`] names a workload, or a pod without a
-/// workload; in this file, "workload" means both.
+/// The names of all ends. An end is a set of workloads or addresses: the sources or destinations of connections. A
+/// [`UnitKey`] names a workload, or a pod without a workload; in this file, "workload" means both.
 pub(super) struct Names<'e> {
     ends: &'e [DifferenceEnd],
     /// For each workload, the indices of the ends that contain its pods.

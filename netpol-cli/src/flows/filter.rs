@@ -31,7 +31,7 @@ impl Filter {
             None => None,
         };
         // Without `-n`, the scope has the namespace of the kubeconfig's context. Flows are not limited to this
-        // namespace if an end or the policy is written with a namespace.
+        // namespace if `--from`, `--to` or `--policy` contains a namespace.
         let has_namespace_option = options.scope.namespace.is_some();
         let names_namespace = [&options.from, &options.to].into_iter().flatten().any(EndMatch::names_namespace)
             || options.policy.as_deref().is_some_and(|policy| policy.contains('/'));
@@ -57,7 +57,8 @@ impl Filter {
 
     /// Returns the path of the request.
     pub(crate) fn path(&self) -> String {
-        // If agents applied `last`, they could omit flows that this command would show, and send flows that it hides.
+        // If this command hides some of the flows that agents send, only this command may apply `last`. If agents
+        // applied it, they could omit flows that this command would show.
         let mut query = self.query.clone();
         if self.is_narrower_than_query() {
             query.last = None;

@@ -125,8 +125,9 @@ fn flow_line(out: &mut impl Write, flow: &FlowRecord, width: Option<usize>, colo
 }
 
 /// Writes `12:03:04.123 ENDED shop/web-0:41234 → shop/db-0:5432/TCP 12 packets 3.4 KiB / 10 packets 1.2 KiB`, and the
-/// reason and direction: ` closed (ingress)`. If the flow continues, writes `ACTIVE` instead of `ENDED`, and the
-/// numbers of the interval instead of the total.
+/// reason and direction: ` closed (ingress)`. The numbers before the slash are of the initiator's packets, those after
+/// it of the replies. If the flow continues, writes `ACTIVE` instead of `ENDED`, and the numbers since the previous
+/// record, if the record has them, instead of the total.
 fn totals_line(
     out: &mut impl Write,
     totals: &FlowTotalsRecord,

@@ -2,8 +2,8 @@
 //!
 //! The verdict on a connection between pods is computed from the set of allowed ports, as in the matrix without `-p`.
 //! It is compared with the verdict of the compiled tables, but only once for all pods with the same rule sets and the
-//! same address classes (a class is an equivalence class of addresses). Connections with addresses are evaluated one by
-//! one, because an address can be that of a Service or a node.
+//! same address classes (a class is an equivalence class of addresses). If one of the two groups is an address, the
+//! set of ports is not used, because the address can be that of a Service or a node.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -103,8 +103,9 @@ fn verdicts<'g>(matrix: &mut Matrix<'g, '_>) -> Result<Verdicts<'g>, VerdictErro
     let groups = matrix.groups;
     let mut cluster = matrix.reachability.cluster(0).clone();
     for group in groups {
-        // If `member` stands for all pods of a workload, `group.source` is a second pod of this workload, for
-        // connections from the workload to itself. The cloned cluster does not have this pod yet.
+        // If the only member of a group stands for all pods of a workload, `group.source` is a second pod of this
+        // workload, for connections from the workload to itself. The cloned cluster does not have the second pod yet.
+        // For an actual pod, `add_second_pod` adds nothing.
         if let (End::Pod(member), 1) = (&group.destination, group.members.len()) {
             cluster.add_second_pod(member);
         }

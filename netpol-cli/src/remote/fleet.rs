@@ -318,7 +318,8 @@ pub(crate) async fn progress<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Prints the nodes that have not responded after [`PROGRESS_DELAY`].
+/// Prints the nodes that have not responded after [`PROGRESS_DELAY`]. If standard error is not a terminal, prints
+/// nothing and never returns: the caller then waits only for the responses.
 async fn print_waiting(waiting: &Mutex<BTreeSet<String>>) {
     tokio::time::sleep(PROGRESS_DELAY).await;
     if !io::stderr().is_terminal() {

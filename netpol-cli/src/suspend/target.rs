@@ -38,8 +38,9 @@ impl Target {
         self.until_annotation == CLUSTER_UNTIL
     }
 
-    /// The agents' Namespace can have two suspensions: its own, and that of the cluster. Returns the annotation with
-    /// the end of the suspension that is not this target. Both suspensions use the same annotation for the reason.
+    /// The agents' Namespace can have two suspensions: that of its own policies, and that of the cluster. For a target
+    /// of one kind, returns the annotation with the end of the other suspension. Both suspensions use the same
+    /// annotation for the reason.
     pub(super) fn other_until_annotation(&self) -> &'static str {
         if self.is_cluster() { UNTIL } else { CLUSTER_UNTIL }
     }
@@ -62,8 +63,8 @@ impl Target {
         )
     }
 
-    /// Returns the kubectl command that removes the annotations. `options`: as above. `keeps_reason`: do not remove the
-    /// reason, because the other suspension needs it.
+    /// Returns the kubectl command that removes the annotations. `options`: as in `kubectl_set_command`.
+    /// `keeps_reason`: whether the reason is not removed, because the other suspension needs it.
     pub(super) fn kubectl_remove_command(&self, options: &str, keeps_reason: bool) -> String {
         let reason = if keeps_reason { String::new() } else { format!(" {REASON}-") };
         format!("kubectl {options}annotate namespace {} {}-{reason}", quoted(&self.namespace), self.until_annotation)

@@ -50,7 +50,7 @@ pub(crate) fn list(node: &str, items: &[impl serde::Serialize]) -> Value {
     json!({"node": node, "generation": 12, "items": items})
 }
 
-/// A denied flow from `shop/web-0` to `shop/db-0` at a time such as `12:03:04.123`.
+/// A denied flow from `shop/web-0` to `shop/db-0`. `time` has the form `12:03:04.123`.
 pub(crate) fn denied(time: &str, node: &str) -> FlowRecord {
     let pod = |name: &str, workload: &str, kind: &str, port| FlowEnd {
         namespace: Some("shop".into()),

@@ -42,8 +42,8 @@ macro_rules! maps {
                 match map { $(MapName::$variant => self.$field),* }
             }
 
-            /// Returns `max_entries` of one map. This is the map's capacity, except for `ENDPOINTS`: this map also has
-            /// slots for the endpoints in `ENDPOINTS_OVERFLOW`.
+            /// Returns `max_entries` of one map. This is the map's capacity, except for `ENDPOINTS`: the second half
+            /// of this array has the slots to which `ENDPOINTS_OVERFLOW` refers.
             pub const fn entries(&self, map: MapName) -> u32 {
                 match map {
                     MapName::Endpoints => self.endpoints + self.endpoints_overflow,
@@ -63,7 +63,8 @@ macro_rules! maps {
 maps! {
     /// Endpoints by interface.
     Endpoints = "ENDPOINTS", 1024, endpoints, "--max-endpoints";
-    /// Endpoints that cannot use their slot in `ENDPOINTS`, because another endpoint uses it.
+    /// Slots in `ENDPOINTS` by interface, for endpoints that cannot use their usual slot, because another endpoint uses
+    /// it.
     EndpointsOverflow = "ENDPOINTS_OVERFLOW", 1024, endpoints_overflow, "--max-endpoints";
     /// IPv4 addresses of pods, nodes and Services.
     AddressesV4 = "ADDRESSES_V4", 131_072, addresses_v4, "--max-addresses-v4";

@@ -48,7 +48,8 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     let removed = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
     let put_all = new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
     if old.any.is_empty() {
-        // No existing endpoint looks up Services, for example at the first start. So everything can be written at once.
+        // `any` has the egress rule sets with which programs look up Services. If the old snapshot has no such rule
+        // set, for example at the first start, everything can be written at once.
         steps.before = put_all.chain(removed.copied().map(Change::DeleteFrontend)).collect();
         return steps;
     }

@@ -4,16 +4,16 @@ use netpol_common::EVENT_KEY_WORDS;
 
 use super::maps::{endpoints, event_limits};
 
-/// The mask of `ENDPOINTS`: half of its `max_entries`, less one. The other half of the slots is for the interfaces in
-/// `ENDPOINTS_OVERFLOW`.
+/// The mask with which an ifindex becomes an index in the first half of `ENDPOINTS`: half of its `max_entries`, less
+/// one. The second half is for the interfaces in `ENDPOINTS_OVERFLOW`.
 #[unsafe(no_mangle)]
 static ENDPOINT_MASK: u32 = endpoints::CAPACITY as u32 - 1;
 
-/// The mask of `DENIALS`: its `max_entries`, less one.
+/// The mask with which a half of a flow's hash becomes an index in `DENIALS`: its `max_entries`, less one.
 #[unsafe(no_mangle)]
 static DENIAL_MASK: u32 = event_limits::CAPACITY as u32 - 1;
 
-/// The mask of `ALLOWED_FLOWS`: its `max_entries`, less one.
+/// The mask with which a half of a flow's hash becomes an index in `ALLOWED_FLOWS`: its `max_entries`, less one.
 #[unsafe(no_mangle)]
 static ALLOWED_FLOW_MASK: u32 = event_limits::CAPACITY as u32 - 1;
 

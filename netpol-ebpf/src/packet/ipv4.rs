@@ -13,15 +13,15 @@ use crate::window::{Bytes, Window};
 const HEADER: usize = 20;
 /// Length of the part before the addresses.
 const BEFORE_ADDRESSES: usize = 12;
-/// Length of the part of a plain packet's frame that is read.
+/// `parse_plain` reads this number of bytes from the start of the frame.
 const PLAIN: usize = ETHERNET + HEADER + transport::PREFIX;
 /// The mask of the offset in the fragment field. The offset is in units of 8 bytes.
 const OFFSET: u16 = 0x1fff;
 /// The "more fragments" flag in the fragment field.
 const MORE: u16 = 0x2000;
 
-/// Parses a plain packet: its protocol has ports, and it has no VLAN tags, no options and no fragmentation. Nearly all
-/// packets are plain. `None`: parse it on the slow path.
+/// Parses a plain packet. A plain packet has a protocol with ports, and no VLAN tags, IP options or fragmentation.
+/// Nearly all packets are plain. `None`: the slow path parses the packet.
 #[inline(always)]
 pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 4]>> {
     let frame: Window<'_, PLAIN> = context.window()?;

@@ -45,7 +45,8 @@ pub(crate) fn parse<S: Context>(context: &S) -> Result<LinkPayload, Reason> {
             _ => Err(Reason::NotIp),
         };
     }
-    // The Ethernet type is in the last two bytes before `end`. After a VLAN tag, the next type is four bytes further.
+    // `end` is the offset after the Ethernet header and the VLAN tags that were found. The Ethernet type is in the last
+    // two bytes before `end`. After a VLAN tag, the next type is four bytes further.
     let mut end = ETHERNET as u32;
     for tags in 0..=MAX_TAGS {
         let kind = u16::from_be_bytes(context.load(end - 2).ok_or(Reason::Malformed)?.0);

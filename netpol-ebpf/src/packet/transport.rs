@@ -7,7 +7,7 @@ use super::{ParserFunctions, TcpFlags, Transport};
 use crate::context::Context;
 use crate::window::{Bytes, Window};
 
-/// Length of a TCP header up to its flags. The other protocols need less.
+/// Length of a TCP header up to and including its flags. The other protocols need less.
 pub(super) const PREFIX: usize = 14;
 /// Length of the ports, which an ICMP error always quotes.
 const PORTS: usize = 4;

@@ -1,5 +1,5 @@
-//! Compares the bytes between the plugin and a container runtime with a conversation that was encoded by hand, from the
-//! published protocols.
+//! Sends the runtime's frames of a conversation to the plugin, and compares the bytes that the plugin sends with the
+//! plugin's frames of the conversation. The conversation was encoded by hand, from the published protocols.
 //!
 //! Each item of [`CONVERSATION`] is a frame. A frame consists of:
 //! * connection ID and length (`pkg/net/multiplex/mux.go` of NRI)

@@ -109,7 +109,7 @@ fn a_sandbox_list_without_end_ends_the_connection() {
     let part = SynchronizeRequest { pods: vec![PodSandbox::default(); 1000], more: true, ..Default::default() };
     let parts =
         (0..100).take_while(|_| plugin.call::<SynchronizeResponse>("Synchronize", &part, TIME_LIMIT).is_ok()).count();
-    // The 17th part of 1,000 sandboxes exceeds the limit.
+    // Each part has 1,000 sandboxes, so the 17th part exceeds the limit of 16,384.
     assert_eq!(parts, 16);
     assert_eq!(connection.failure(), "the container runtime listed more than 16384 sandboxes");
 }

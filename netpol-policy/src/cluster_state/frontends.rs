@@ -189,7 +189,8 @@ impl ClusterState {
         of_services.chain(of_pods).collect()
     }
 
-    /// Returns the addresses of endpoints in a range of addresses. Each may be the address of a Service's backend.
+    /// Returns the addresses from `first` to `last` at which a slice has an endpoint. Not every endpoint is a backend
+    /// of a Service.
     pub fn backends_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
         self.frontends.endpoints.range(first..=last).map(|(address, _)| *address)
     }

@@ -122,7 +122,8 @@ impl Engine {
             if full_accounts.contains(&account) {
                 continue;
             }
-            // After a change in place, the rule set may have an entry for this class with only the added rules.
+            // Deletes the old entry: after a change in place, the rule set may have an entry for this class with only
+            // the added rules.
             self.disallow(changes, rule_set, class);
             if !self.allow(changes, &mut cache, rule_set, class) {
                 full_accounts.insert(account);

@@ -100,7 +100,7 @@ impl Engine {
             let rules = rules(&indices);
             let allows_all_ports = rules.iter().find(|rule| rule.has_all_ports()).map(|rule| rule.id);
             let signature = self.classes.signature(class).map(|signature| &**signature);
-            // The entry of a class that is allowed all ports stores only the first rule that allows them.
+            // An entry that allows all ports stores only one rule: the first rule that allows all ports.
             match (entry.filter(|entry| entry.port_set == PortSetId::ALL), allows_all_ports) {
                 (Some(entry), Some(rule)) if !self.rule_names.precedes(rule, entry.rule) => continue,
                 (_, Some(rule)) => {

@@ -1,12 +1,12 @@
 //! Counts the map entries that are charged to each account of the memory limit ([`super::memory_limit::Account`]):
-//! `PORTS` entries, and `ALLOW` entries for classes of pods. How many entries are needed is known only
-//! after compilation.
+//! `PORTS` entries, and `ALLOW` entries for classes of pods. They are counted during compilation, because their number
+//! cannot be computed from the policies before.
 
 use std::collections::BTreeMap;
 
 use super::memory_limit::Account;
 
-/// Number of entries of a map, by the account that they are charged to.
+/// Number of entries of one map (`PORTS` or `ALLOW`), by the account that they are charged to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EntryCounts {
     total: u64,

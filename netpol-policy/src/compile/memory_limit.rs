@@ -75,8 +75,8 @@ pub(super) struct MemoryLimit {
     pods: BTreeMap<NamespaceName, BTreeSet<PodKey>>,
     /// Size of each policy, by direction.
     sizes: BTreeMap<PolicyKey, [Size; 2]>,
-    /// For each namespace: the number of CIDRs in its policies, and the number of prefixes into which their port ranges
-    /// are split.
+    /// For each namespace, the sums over the sizes of its policies: the number of CIDRs (`Size::prefixes`), and the
+    /// number of port prefixes (`Size::ports`).
     sums: BTreeMap<NamespaceName, (u64, u64)>,
     /// The demand of each namespace. Empty while the limit cannot be exceeded.
     demands: BTreeMap<NamespaceName, NamespaceDemand>,

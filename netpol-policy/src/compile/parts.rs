@@ -60,7 +60,8 @@ pub(super) enum CompiledPorts {
     Of {
         /// Port prefixes, sorted and without duplicates.
         prefixes: Vec<PortPrefix>,
-        /// Port names that are resolved on the peer.
+        /// Port names that are resolved on the peer. For each name, there is the peer selector that matches peers with
+        /// a port of this name and protocol, and the protocol.
         named: Vec<(PeerSelectorId, Protocol)>,
     },
 }
@@ -212,7 +213,7 @@ impl Parts {
     }
 
     /// Makes [`Parts::find`] no longer return the policy's parts in this direction, because the rules have changed.
-    /// Rule sets use these parts until they release them.
+    /// Each of these parts is kept as long as a rule set uses it.
     pub(super) fn invalidate(&mut self, policy: &PolicyKey, direction: Direction) {
         if let Some(current) = self.current.get_mut(policy) {
             current[direction as usize] = CurrentParts::default();

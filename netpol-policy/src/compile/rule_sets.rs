@@ -1,9 +1,11 @@
 //! Rule sets: the resolved rules of all policies that isolate a pod in one direction. Pods with the same rules share a
-//! rule set. A rule set keeps its ID while policies are added to it or removed from it in place. The module [`super`]
+//! rule set. A rule set keeps its ID when policies are added to it or removed from it in place. The module [`super`]
 //! explains the terms.
 //!
 //! *Entries* are entries of the map `ALLOW`: what a rule set allows to a class of addresses. They are *charged* to an
 //! account of the memory limit (a namespace, or all policies in shadow mode), or *refused* if the limit leaves no room.
+//! Entries are charged only for *classes of pods*: classes with at least one peer selector that is not a block.
+//!
 //! Rules without peers apply to *any peer*: endpoints store the port set of these rules, which applies to classes
 //! without an entry. A peer selector *decides* in a rule set if the rule set may allow more than this port set to
 //! addresses that match the selector.
@@ -249,6 +251,7 @@ impl RuleSets {
                 parts.acquire(part_id);
             }
             PartChange::Remove(_) => {
+                // The part is not released here, because the caller still needs it. The caller releases it later.
                 if let Ok(position) = rule_set.policies.binary_search(&part.policy) {
                     rule_set.policies.remove(position);
                 }

@@ -53,8 +53,8 @@ impl RuleNames {
         self.counter.allocated()
     }
 
-    /// Keeps the rule names of the previous engine (the compiler that this one replaces), in the same way as the names
-    /// of deleted rules.
+    /// Keeps the rule names of `before`, in the same way as the names of deleted rules. `before` is from the previous
+    /// engine, which the current engine replaces.
     pub(super) fn inherit(&mut self, before: &Self) {
         let latest = before.names.iter().rev().take(MAX_RETIRED);
         for (id, name) in latest.rev() {
@@ -171,7 +171,8 @@ fn resolve_peers(peers: &Peers, policy: &Policy, quota: &mut Quota) -> Option<Ve
             },
             pods: pods.clone(),
         }),
-        // A block is used only with all of its `except` entries: if one were left out, the block would allow too much.
+        // Above the memory limit, a block is omitted as a whole. If only one of its `except` entries were omitted, the
+        // block would allow too much.
         Peer::Block(block) => quota.take_one().then(|| PeerSelector::Block(block.clone())),
     };
     Some(peers.iter().filter_map(selector).collect())

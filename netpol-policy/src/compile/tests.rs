@@ -199,7 +199,8 @@ fn a_rule_set_of_a_deleted_pod_never_allows_more() {
     let shared = rule_set(&engine, "gone");
     assert_eq!(rule_set(&engine, "web"), shared);
     delete(&mut engine, &pods[1]);
-    // The endpoint of the deleted pod may still exist, with this rule set.
+    // The endpoint of the deleted pod may still exist, and uses `shared`. So the change of the policy must not add
+    // port 81 to `shared`.
     apply(&mut engine, &web_policy(81));
     let next = rule_set(&engine, "web");
     assert_ne!(next, shared);

@@ -8,8 +8,8 @@ use crate::reference::{Packet, Remote};
 
 use super::describe;
 
-/// Is called for each unmet condition, with a function that returns the text of the condition. Most conditions are only
-/// counted, so their text is not needed.
+/// A function that is called for each unmet condition. Its argument is another function, which returns the text of the
+/// condition. Most conditions are only counted, so their text is not needed.
 type Report<'r> = &'r mut dyn FnMut(&dyn Fn() -> String);
 
 /// Returns the conditions of a peer that are not met; an empty list if the peer matches. Each text begins with the path

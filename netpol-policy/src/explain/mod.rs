@@ -273,7 +273,8 @@ pub fn explain_offline(
     explain_in(context, from, to, protocol, port)
 }
 
-/// The objects; for manifests, also what is unknown about their cluster.
+/// What an explanation is based on: the objects of a cluster. If manifests describe the cluster, `offline` also has
+/// what is unknown about the cluster.
 #[derive(Clone, Copy)]
 struct ExplainContext<'w> {
     cluster_state: &'w ClusterState,

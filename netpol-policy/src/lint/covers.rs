@@ -17,7 +17,8 @@ fn peers(wide: &Peers, narrow: &Peers, namespace: &str) -> bool {
         (Peers::Any, _) => true,
         (Peers::Of(_), Peers::Any) => false,
         (Peers::Of(wide), Peers::Of(narrow)) => {
-            // `narrow` is empty if all peers of its rule are invalid.
+            // `narrow` is empty if all peers of its rule are invalid. The correct peers are unknown, so it is not
+            // certain that `wide` covers them.
             !narrow.is_empty() && narrow.iter().all(|narrow| wide.iter().any(|wide| peer(wide, narrow, namespace)))
         }
     }

@@ -54,11 +54,11 @@ pub(super) fn check(
     }
 }
 
-/// For each policy, the pods that cannot reach some targets (backends of a Service), and these targets. A pod is listed
-/// only for the first policy that isolates it.
+/// For each policy, the pods for which at least one target (a backend of a Service) is denied, and all targets that are
+/// denied for any of these pods. A pod is listed only for the first policy that isolates it.
 pub(super) type Denied<'a> = BTreeMap<&'a PolicyKey, (Vec<&'a Pod>, BTreeSet<Target>)>;
 
-/// Returns the pods that cannot reach at least one of these targets.
+/// Finds the pods for which at least one of these targets is denied.
 pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> Denied<'a> {
     let mut denied = Denied::new();
     // For each list of policies that isolate a group of pods: the targets that these policies do not allow.

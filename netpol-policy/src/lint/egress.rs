@@ -123,8 +123,8 @@ impl<'a> EgressIsolation<'a> {
         self.targets.get(service).filter(|targets| !targets.is_empty())
     }
 
-    /// Returns whether pods with the policies of this list can reach all of these backends. Without policies, pods are
-    /// not isolated.
+    /// Returns whether pods with the policies of this list can reach all of these backends. If the list is empty, pods
+    /// are not isolated, and can reach all of them.
     pub(super) fn reaches(&self, list: ListId, targets: &BTreeSet<Target>) -> bool {
         let policies = &self.lists[list.0];
         let mut cached = self.allowed_targets.borrow_mut();

@@ -26,7 +26,8 @@ pub(super) fn check(
         drafts.push(Draft::new(RuleId::MISSING_NAMESPACE, "metadata.namespace", message, why, fix));
         return;
     }
-    // A policy for all pods of a namespace is useful before the first pod exists.
+    // A policy with an empty podSelector is not reported. It selects all pods of the namespace, and is useful before
+    // the first pod exists.
     let has_pods = !context.state.pods.is_empty();
     if has_pods && context.selected(view).is_empty() && !policy.pods.requirements.is_empty() {
         // If a controller may create the selected pods, this lint rule is not checked.

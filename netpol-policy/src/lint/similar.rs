@@ -20,7 +20,7 @@ pub(super) fn closest<'c>(text: &str, candidates: impl IntoIterator<Item = &'c s
     let mut last = text;
     let candidates =
         candidates.into_iter().filter(|other| std::mem::replace(&mut last, other) != *other && *other != text);
-    // `len` counts bytes. A character has up to 4 bytes.
+    // `len` counts bytes, and a character has up to 4 bytes. So `limit` edits change `len` by at most `limit * 4`.
     let with_similar_length = candidates.filter(|other| other.len().abs_diff(text.len()) <= limit * 4);
     let distances = with_similar_length.map(|other| (distance(text, other), other));
     distances.filter(|(distance, _)| (1..=limit).contains(distance)).min().map(|(_, other)| other)

@@ -51,7 +51,7 @@ pub struct NamespaceModes {
     pub suspended_until: Option<Timestamp>,
     /// The end of the suspension of all policies. Only used if this is the namespace of the agents.
     pub cluster_suspended_until: Option<Timestamp>,
-    /// The reason of the suspension, as its author wrote it.
+    /// The reason of both suspensions, as its author wrote it. They share one annotation.
     pub reason: Option<Arc<str>>,
 }
 

@@ -35,7 +35,8 @@ struct UnfinishedList {
     listed: HashSet<ObjectKey>,
     /// Listed objects that are new, or in which a field that policies need has changed.
     changed: HashMap<ObjectKey, (KnownState, Object)>,
-    /// New resource versions of listed objects that were already known. No field that policies need has changed.
+    /// New resource versions of listed objects that were already known, and in which no field that policies need has
+    /// changed.
     versions: Vec<(ObjectKey, u64)>,
     /// Whether an object without a name was listed.
     has_nameless: bool,
@@ -44,7 +45,7 @@ struct UnfinishedList {
 }
 
 impl Store {
-    /// Starts a full list. Discards an unfinished list.
+    /// Starts a full list. If an earlier full list is unfinished, discards the earlier one.
     pub(super) fn begin(&mut self) {
         self.listing = Some(UnfinishedList::default());
     }
@@ -66,6 +67,7 @@ impl Store {
         let Some(listing) = &mut self.listing else { return };
         listing.received.get_or_insert(received);
         let Some(mut object) = item.object else {
+            // The object could not be parsed. It counts as listed, so its last known state is kept.
             report(&item.key, &item.diagnostics);
             listing.listed.insert(item.key);
             return;

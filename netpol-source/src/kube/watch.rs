@@ -291,7 +291,7 @@ impl Watcher {
     /// Watches. Starts with a full list if there is no position yet.
     async fn stream(&mut self) -> Result<StreamEnd, Failure> {
         let mut listing = self.position.is_none();
-        // The random part keeps all watches from ending at the same time.
+        // Without the random part, all watches would end at the same time.
         let seconds = self.options.watch_timeout.as_secs() + jitter(self.options.watch_timeout).as_secs();
         let response = match self.access.get(&self.stream_url(seconds)).await {
             Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(StreamEnd::NoStreaming(true)),
@@ -400,7 +400,7 @@ impl Watcher {
     }
 
     async fn send_event(&self, event: WatchEvent) -> bool {
-        // These events do not come from the API server.
+        // All events except `Began`, `Lost` and `Broken` mean that the API server has sent something.
         if !matches!(event, WatchEvent::Began | WatchEvent::Lost | WatchEvent::Broken) {
             self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
         }

@@ -111,8 +111,8 @@ impl ApiServer {
         self.shared.lock().requests.clone()
     }
 
-    /// Returns when the watch event of the change with this version was first written to a socket. `None` if the event
-    /// was not sent yet.
+    /// Returns the time at which the watch event of the change with this version was first written to a socket. `None`
+    /// if the event was not sent yet.
     pub fn sent_at(&self, version: u64) -> Option<Instant> {
         self.shared.lock().sent.get(&version).copied()
     }

@@ -23,8 +23,8 @@ use crate::store::identify;
 /// How often the thread checks whether it should stop, in milliseconds.
 const POLL_MILLISECONDS: u16 = 100;
 
-/// If a file was modified less than this time ago, a scan always reads the file. Reason: if a file is written twice
-/// within the resolution of its modification time, the second write may leave inode, size and time unchanged.
+/// A scan always reads the files that were modified within this time before the scan. Reason: if a file is written
+/// twice within the resolution of its modification time, the second write may leave inode, size and time unchanged.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// Why a directory cannot be mirrored.

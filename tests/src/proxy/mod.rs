@@ -113,7 +113,7 @@ impl KubeProxy {
     }
 }
 
-/// Sets whether iptables and nftables process bridged packets, which kube-proxy requires.
+/// Sets whether iptables and nftables process bridged packets. kube-proxy requires that they do.
 ///
 /// # Errors
 /// Returns an error if a kernel request fails.

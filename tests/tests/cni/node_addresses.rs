@@ -78,7 +78,8 @@ fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
         ensure!(refused == ProbeResult::Refused, "connection to the node's new address: {refused:?}");
         drop(server);
 
-        // When an external host has the address, even the flow between the same addresses and ports must stop.
+        // When an external host has the address, the known flow must stop, too: the datagrams still have the addresses
+        // and ports that were allowed above.
         node.ip(&remove)?;
         outside.ip(&add)?;
         let server = socket(outside, target)?;

@@ -10,7 +10,7 @@ pub(crate) fn is_dns_label(text: &str) -> bool {
         && bytes.iter().all(|byte| is_lower_alphanumeric(*byte) || *byte == b'-')
 }
 
-/// Returns whether a text is a DNS subdomain: labels separated by dots, as used for most objects.
+/// Returns whether a text is a DNS subdomain: DNS labels separated by dots, as used for the names of most objects.
 pub(crate) fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }

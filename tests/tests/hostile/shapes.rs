@@ -135,7 +135,7 @@ const IPV6_FORMS: &[Form<Wrap>] = &[
     }),
     form("two fragment headers", false, |ip, number, payload| {
         let mut packet = ip.clone().extension(protocol::FRAGMENT, 0).fragment(78, 0, false).carrying(number, payload);
-        // The offset in the first fragment header is 0, too.
+        // Replaces the padding option by the fields of a fragment header: offset 0 and no more fragments.
         packet[42..44].fill(0);
         vec![packet]
     }),

@@ -102,8 +102,8 @@ fn s17_a_pod_isolated_for_ingress_receives_path_mtu_errors() -> Result<()> {
         let isolated = policy("shop/no-ingress", "{podSelector: {}, policyTypes: [Ingress]}");
         let cluster = pods().topology(topology).families(families).nodes(2).pod(PodSpec::new("far/away").node(2));
         let lab = Lab::start(cluster, &[isolated])?;
-        // On node-2, the route to `far/away` gets a smaller MTU. So node-2 sends an ICMP error, from an address that no
-        // rule allows.
+        // On node-2, the route to `far/away` gets a smaller MTU. So node-2 responds to larger packets with an ICMP
+        // error, from an address that no rule allows.
         let far = lab.cluster.host("far/away");
         let device = if topology == Topology::Bridge { "cni0" } else { far.veth() };
         for &address in far.addresses() {

@@ -79,7 +79,7 @@ impl KernelAndMemory {
     }
 
     /// Runs a packet that leaves the node, with this source endpoint ID. The packet has no recheck mark, so only
-    /// its source address is checked. `None`: the source address is valid.
+    /// its source address is checked. `None`: the source address is accepted.
     fn send_off_node(&mut self, packet: &[u8], source_endpoint: u32) -> Option<Reason> {
         let frame = wire(packet);
         let ifindex = if source_endpoint == POD { INTERFACE } else { 0 };
@@ -243,7 +243,8 @@ fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_ser
             );
             let later_fragment = packet.clone().fragment(9, 72, false).carrying(protocol::UDP, &[7; 8]);
             assert_eq!(programs.send_off_node(&later_fragment, POD), expected, "{source}, a later fragment");
-            // The source address is checked before the recheck, and not again if the pod is not isolated.
+            // `send_off_node` checks the source address. `run_post_dnat` does not check it again if no policy isolates
+            // the pod for egress, so it allows packets from every source.
             let recheck = programs.memory.run_post_dnat(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
             assert!(recheck.allows(), "no policy isolates the pod for egress");
         }

@@ -51,7 +51,7 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
             "shop/web -> shop/db 80/TCP\nblog/web -x shop/db 80/TCP",
         ),
     ];
-    // Each row sets its own policy. Until then, the only policy selects no pod: namespace `nowhere` has no pods.
+    // At first, the only policy selects no pod: namespace `nowhere` has no pods. Each row replaces the policy.
     let lab = Lab::start(shop_and_blog().nodes(2), &[deny_all("nowhere")])?;
     for (case, peer, table) in rows {
         let spec = format!(

@@ -34,7 +34,8 @@ fn check_all(topology: Topology, interconnect: Interconnect, mode: Mode) -> Resu
     cases.iter().try_for_each(|case| case(&shop)).with_context(|| format!("log of the agent:\n{}", shop.agent().log()))
 }
 
-// Apart from the tunnel (`Interconnect::Tun`), every pair of values is tested, but not every combination of three.
+// Every pair of values of two fields of `Shape` is tested, but not every combination of three values. The exception is
+// `Interconnect::Tun`: it has only one test.
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_vxlan_and_nftables() -> Result<()> {

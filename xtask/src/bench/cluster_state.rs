@@ -116,7 +116,7 @@ pub(super) fn namespace(index: usize, team: usize) -> Value {
     })
 }
 
-/// Returns the address of a remote pod. The range is not used by any local pod.
+/// Returns the address of a remote pod. No local pod has an address of this range (100.64.0.2 and following).
 pub(super) fn address(index: usize) -> Ipv4Addr {
     let offset = u32::try_from(index).unwrap_or(u32::MAX);
     Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 2).to_bits().wrapping_add(offset))

@@ -2,9 +2,9 @@
 //! change adds or removes a pod, or changes a policy or labels.
 //!
 //! The pinned maps are polled until they contain the change. A pod that is added on this node is an exception: its
-//! programs must be attached, too, so its time ends when the agent has answered a request to `/v1/wait`. To answer
-//! this request, the agent sends one more request to the API server. The measured time includes both requests. The
-//! agent's own measurement is printed for comparison.
+//! programs must be attached, too. So for this pod, the measured time ends when the agent has answered a request to
+//! `/v1/wait`. To answer this request, the agent sends one more request to the API server. The measured time includes
+//! both requests. The agent's own measurement is printed for comparison.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

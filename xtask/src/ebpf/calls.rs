@@ -60,7 +60,7 @@ pub(super) fn functions<'a>(file: &'a object::File) -> BTreeMap<Position, &'a st
     symbols.filter_map(|symbol| Some(((symbol.section_index()?.0, symbol.address()), symbol.name().ok()?))).collect()
 }
 
-/// Returns each call of a function of the object: caller and callee.
+/// Returns each call to a function of the object: the positions of the call instruction and of the called function.
 pub(super) fn calls(file: &object::File) -> Result<Vec<(Position, Position)>> {
     let mut calls = Vec::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {

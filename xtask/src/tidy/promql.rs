@@ -12,8 +12,9 @@ const BUILT_IN: [(&str, &[&str]); 2] = [("up", &TARGET_LABELS), ("ALERTS", &["al
 /// Words before a list of labels.
 const GROUPINGS: [&str; 4] = ["by", "without", "on", "ignoring"];
 
-/// Returns a finding for each metric and label that a query uses and that does not exist. `shown` are labels that
-/// appear beside the result, in a legend or a text.
+/// Returns a finding for each metric and label that a query uses and that does not exist. `shown`: labels that a legend
+/// or a text shows beside the result of the query. Also returns a finding for each of them that the result does not
+/// have.
 pub(super) fn unknown_names(query: &str, shown: &[&str], metrics: &BTreeMap<String, Metric>) -> Vec<String> {
     let mut findings = Vec::new();
     let (mut metric_labels, mut grouped) = (BTreeSet::from(TARGET_LABELS.map(str::to_owned)), BTreeSet::new());
@@ -43,7 +44,7 @@ pub(super) fn unknown_names(query: &str, shown: &[&str], metrics: &BTreeMap<Stri
 
 /// Returns the labels of the series with the name `word`; `None` if there is no such series. A gauge or counter
 /// `netpol_a` has one series of this name. A histogram `netpol_b` has `netpol_b_bucket`, `netpol_b_sum` and
-/// `netpol_b_count`.
+/// `netpol_b_count`. A summary has only the last two.
 fn labels_of(word: &str, metrics: &BTreeMap<String, Metric>) -> Option<BTreeSet<String>> {
     if let Some((_, labels)) = BUILT_IN.iter().find(|(name, _)| *name == word) {
         return Some(labels.iter().map(|label| (*label).to_owned()).collect());

@@ -114,7 +114,7 @@ pub struct Sink {
     checked_at: Option<Instant>,
     /// When notices were last sent. Each time, the agents that report about policies are selected again.
     selected_at: Option<Instant>,
-    /// The reported policies with errors, and their diagnostics, when notices were last sent to the thread.
+    /// The policies that had errors when notices were last sent to the thread, and their diagnostics at that time.
     diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
     suspensions: Suspensions,
 }

@@ -20,8 +20,8 @@ pub struct Topic {
     pub direction: Direction,
     /// Why the packets were denied.
     pub reason: Reason,
-    /// If true, the packets were allowed, but would be denied if policies in shadow mode were enforced (with
-    /// `--observe`: if any policies were enforced).
+    /// If true, the packets were allowed, but would be denied if policies in shadow mode were enforced. With
+    /// `--observe`: if the policies of all modes were enforced.
     pub shadow: bool,
     /// The peer, without its port, because the ports of clients change.
     pub peer: Box<FlowEnd>,
@@ -29,7 +29,7 @@ pub struct Topic {
     pub protocol: String,
     /// The destination's port.
     pub port: Option<u16>,
-    /// The policies that isolate the pod, `namespace/name`. If `shadow` is true: only those not enforced.
+    /// The policies that isolate the pod, `namespace/name`. If `shadow` is true: only those that are not enforced.
     pub policies: Vec<String>,
 }
 

@@ -97,7 +97,7 @@ impl Client {
     }
 }
 
-/// Reads a response. Only four status codes are retried, as the OTLP specification requires.
+/// Reads a response. Requests are retried only for four status codes, as the OTLP specification requires.
 async fn read(response: hyper::Response<Incoming>) -> Result<Response, String> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|error| error.to_string())?.to_bytes();

@@ -107,13 +107,13 @@ impl Encoder {
     }
 
     /// Returns a request with as many records as fit, but at least the first record. Also returns the number of records
-    /// in it. `observed`: the time of the export.
+    /// in this request. `observed`: the time of the export.
     pub(super) fn request(&self, records: &[Arc<Record>], observed: SystemTime) -> (String, usize) {
         let mut body = self.start.clone();
         let mut count = 0;
         for record in records {
             let encoded = serde_json::to_value(record).and_then(|record| json(&log_record(record, observed)));
-            // Records have no maps with keys other than strings, so they can always be encoded.
+            // All maps in records have strings as keys, as JSON requires. So records can always be encoded.
             let encoded = encoded.unwrap_or_else(|_| "{}".to_owned());
             if count > 0 && body.len() + encoded.len() > MAX_BODY {
                 break;

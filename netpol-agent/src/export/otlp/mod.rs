@@ -21,7 +21,7 @@ use encode::Encoder;
 const BATCH: usize = 512;
 /// Maximum time that the first record of a batch waits for further records.
 const DELAY: Duration = Duration::from_secs(1);
-/// Time after which a batch is dropped if the collector does not accept it.
+/// Maximum time for which a request is retried. If the collector has not accepted it by then, its records are dropped.
 const MAX_AGE: Duration = Duration::from_mins(5);
 
 /// Sends records until the queue is closed.
@@ -73,7 +73,8 @@ impl Sender {
         }
     }
 
-    /// Sends a request until the collector has accepted or rejected it, or it is too old.
+    /// Sends a request, and retries until the collector has accepted or rejected it. Drops the records if the request
+    /// becomes too old or the agent stops.
     async fn deliver(&mut self, body: String, records: usize) {
         let body = hyper::body::Bytes::from(body);
         let deadline = Instant::now() + MAX_AGE;

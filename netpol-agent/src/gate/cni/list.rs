@@ -77,7 +77,7 @@ impl<'a> ConfigList<'a> {
         self.versions.iter().map(String::as_str)
     }
 
-    /// Returns the text with this entry for `netpol-cni`, or `None` if nothing must change. A new entry is appended. An
+    /// Returns the text with this entry for `netpol-cni`, or `None` if no change is needed. A new entry is appended. An
     /// existing entry after another plugin is not moved to the end of the list. If the agent moved it, and another
     /// program moved its own plugin to the end, too, both would rewrite the file forever.
     pub(super) fn with_entry(&self, entry: &str) -> Option<String> {
@@ -135,7 +135,7 @@ impl<'a> ConfigList<'a> {
         replaced(self.text, last.end..last.end, &format!(",{space}{entry}"))
     }
 
-    /// Returns the text without an entry and the comma next to it.
+    /// Returns the text without one entry, and without the comma next to this entry.
     fn without(&self, index: usize) -> String {
         let span = |index: usize| &self.plugins[index].span;
         let range = match index.checked_sub(1) {

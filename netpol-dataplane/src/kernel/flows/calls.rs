@@ -91,9 +91,10 @@ const LRU_HASH: u32 = 9;
 
 /// Creates an LRU hash with BTF types, as the maps in the BPF object have them.
 ///
-/// Linux 5.15 to 6.2 require the types. The inner map that the BPF object declares has BTF types. A map without types
-/// has another `timer_off` (the offset of a `bpf_timer` in the value, or an error code), so the map of maps would
-/// reject it. Source: `bpf_map_meta_equal`, <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/map_in_map.c>.
+/// Linux 5.15 to 6.2 require the types, because all inner maps of a map of maps must have the same `timer_off` (the
+/// offset of a `bpf_timer` in the value, or an error code). The inner map that the BPF object declares has BTF types. A
+/// map without types has another `timer_off`, so the kernel would reject it. Source: `bpf_map_meta_equal`,
+/// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/map_in_map.c>.
 pub(super) fn create_lru_hash<K, V>(size: u32, name: &str) -> io::Result<OwnedFd> {
     let as_u32 = |size: usize| u32::try_from(size).map_err(io::Error::other);
     let (key_size, value_size) = (as_u32(size_of::<K>())?, as_u32(size_of::<V>())?);

@@ -1,6 +1,6 @@
 //! `ALLOW`: what a rule set allows to a class, if that is more than it allows to every address.
 //!
-//! Size: for each rule set, the classes that it has rules for. Entries are allocated on insertion; an empty map takes
+//! Size: one entry for each such pair of rule set and class. Entries are allocated on insertion; an empty map takes
 //! 16 bytes per entry of capacity.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;

@@ -1,8 +1,8 @@
 //! `ENDPOINTS` and `ENDPOINTS_OVERFLOW`: the endpoints of this node.
 //!
 //! `ENDPOINTS` is an array, because the verifier replaces an array lookup with three instructions, while a hash lookup
-//! takes 30 ns. The low bits of an ifindex select a slot of the array. Each new interface gets a higher ifindex, so two
-//! interfaces can have the same low bits. Then the second interface gets a slot in the other half of the array, and
+//! takes 30 ns. The low bits of an ifindex select a slot in the first half of the array. Each new interface gets a
+//! higher ifindex, so two interfaces can have the same low bits. Then one of them gets a slot in the second half, and
 //! `ENDPOINTS_OVERFLOW`, a hash, contains the index of this slot. The hash does not contain endpoints themselves: if an
 //! endpoint could be in either of two maps, the verifier would check all code twice.
 //!

@@ -2,7 +2,7 @@
 //! each pod can still cause. An entry of `EVENT_BUDGETS` is called a budget.
 //!
 //! Size of `DENIALS` and `ALLOWED_FLOWS`: a power of two. An entry is a set of slots for four flows and takes 64 bytes.
-//! A budget allows at most 250 events in a second (`EVENT_BURST` and `EVENT_RATE`), so its events take at most 250
+//! A budget allows at most 250 events in a second (`EVENT_BURST` + `EVENT_RATE`), so its events take at most 250
 //! slots. If more than four flows of a set are reported within a second, some of them are reported too often. Allowed
 //! flows have their own map, so that they do not take the slots of denied flows. `EVENT_BUDGETS` has six entries of 16
 //! bytes for each endpoint ID. The memory of all three maps is allocated when they are created.

@@ -19,8 +19,8 @@ macro_rules! accessors {
         /// Returns the fields of the datagram's first fragment.
         #[inline(always)]
         pub(in crate::kernel) fn $get(key: &FragmentKey<$address>) -> Option<FragmentEntry> {
-            // SAFETY: copied at once. If an entry is evicted and reused meanwhile, the result is at worst a wrong port,
-            // which is evaluated like any other.
+            // SAFETY: the entry is copied immediately. If it is evicted and reused during the copy, the result is at
+            // worst a wrong port, which is evaluated like any other port.
             unsafe { $map.get(key) }.copied()
         }
 

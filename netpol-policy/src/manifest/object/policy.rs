@@ -54,7 +54,7 @@ impl ObjectReader {
         };
         let mut policy = Policy::from_api(&api);
         self.record_policy_details(location, &policy, original);
-        // Replaced parts are reported below, with better messages.
+        // Omits what `from_api` reports about replaced parts: `handled` has better messages, which are reported below.
         let replaced: Vec<String> = replaced.iter().map(ToString::to_string).collect();
         policy.diagnostics.retain(|diagnostic| !replaced.iter().any(|parent| is_within(&diagnostic.field, parent)));
         let diagnostics_of_policy: Vec<Diagnostic> = policy.diagnostics.clone();

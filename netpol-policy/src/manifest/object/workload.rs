@@ -133,8 +133,8 @@ pub(super) fn controller(metadata: &ObjectMeta) -> Option<WorkloadKey> {
     expected_version(&owner.kind, &owner.api_version)?;
     let (kind, namespace) = (WorkloadKind::from_name(&owner.kind)?, namespace(metadata));
     let labels = metadata.labels.as_ref();
-    // The ReplicaSet of a Deployment is named `<name of the Deployment>-<pod-template-hash>`. The Deployment is
-    // returned.
+    // The ReplicaSet of a Deployment is named `<name of the Deployment>-<pod-template-hash>`. For such a ReplicaSet,
+    // the Deployment is returned instead.
     let hash = labels.and_then(|labels| labels.get("pod-template-hash")).filter(|_| kind == WorkloadKind::ReplicaSet);
     let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
     Some(match deployment {

@@ -206,7 +206,8 @@ fn an_invalid_address_does_not_affect_the_rest_of_a_service() {
     );
 }
 
-/// An endpoint is draining if it is terminating and still serving.
+/// An endpoint is draining if it is terminating and still serving. A condition without a value has its default:
+/// `ready` and `serving` are true, `terminating` is false.
 #[test]
 fn conditions_make_an_endpoint_ready_or_draining() {
     for (conditions, ready, draining) in [

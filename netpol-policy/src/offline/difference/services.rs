@@ -32,7 +32,8 @@ impl fmt::Display for ServiceBackend {
 /// Backends with their target ports.
 pub type ServiceBackends = BTreeSet<(ServiceBackend, u16)>;
 
-/// A port of a Service that has other backends than before, so that connections of some pods get another verdict.
+/// A port of a Service. The backends of the port differ between the old and the new cluster, and connections of some
+/// pods to the port get another verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceChange {
     /// The Service.
