@@ -48,7 +48,8 @@ async fn wait(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     Ok(if all_met { exit } else { Exit::Negative })
 }
 
-/// Returns whether a condition must hold on all nodes. A condition on a pod must hold only on the pod's node.
+/// Returns whether a condition must hold on all nodes. The policies of a pod must be enforced only on the pod's node.
+/// All other conditions, even the deletion of a pod, must hold on all nodes.
 fn needs_all_nodes(condition: &Condition) -> bool {
     match condition {
         Condition::Enforced(target) => target.kind == TargetKind::Policy,
