@@ -78,8 +78,8 @@ async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse
         }
         fleet.forget_failures();
         let mut responses = request(options, fleet, options.timeout.saturating_sub(PROGRESS_DELAY)).await;
-        // The agents measured only the time of the second request. So the time of the first request is added, unless the
-        // first request already had the result.
+        // The agents measured only the time of the second request. So the time of the first request is added, unless
+        // the first request already had the result.
         for response in &mut responses {
             let earlier = first.iter().find(|earlier| earlier.node == response.node);
             for (result, earlier) in
