@@ -149,9 +149,9 @@ fn an_interface_is_bound_to_the_new_pod_if_the_address_is_reused() {
     let mut reconciler = start(&[pod("old", A)], interfaces([(3, pod_end(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
-    // The endpoint has the policies of the new pod, but the veth is still recorded as bound to the old pod. The recorded
-    // binding changes when the interfaces are read again. After this, no other interface with the address is bound to
-    // the new pod.
+    // The endpoint has the policies of the new pod, but the veth is still recorded as bound to the old pod. The
+    // recorded binding changes when the interfaces are read again. After this, no other interface with the address is
+    // bound to the new pod.
     reconciler.interfaces_read(interfaces([(3, pod_end(&[A]))]));
     reconciler.interfaces_read(interfaces([(3, pod_end(&[A])), (4, pod_end(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));

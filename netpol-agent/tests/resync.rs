@@ -244,8 +244,8 @@ proptest! {
                     }
                     let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
                     let packet = probes[index].at(pod);
-                    // Pods with the same rules share map entries. If one of these pods is a backend of a Service, it may
-                    // reach itself through the Service (hairpin). So packets of all these pods to the Service are
+                    // Pods with the same rules share map entries. If one of these pods is a backend of a Service, it
+                    // may reach itself through the Service (hairpin). So packets of all these pods to the Service are
                     // allowed pre-DNAT, and evaluated again post-DNAT.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &packet, |_| true));

@@ -172,7 +172,8 @@ pub(crate) enum Benchmark {
     Packets,
     /// Milliseconds from a watch event to the BPF maps, while pods are added and removed
     Convergence,
-    /// At 25 to 100 new pods per second: milliseconds until policies are enforced, and pods that are removed before this
+    /// At 25 to 100 new pods per second: milliseconds until policies are enforced, and pods that are removed before
+    /// this
     Churn,
     /// Milliseconds for which the start gate holds pods, and which of their first packets arrive
     Starts,

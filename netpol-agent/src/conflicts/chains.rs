@@ -74,8 +74,8 @@ impl Matches {
     fn read(&mut self, mut rest: &[u8]) -> io::Result<DumpState> {
         while let Some((length, kind, flags)) = header(rest) {
             let Some(body) = rest.get(HEADER_SIZE..length) else { break };
-            // Chains may be missing in an interrupted dump. Without an error, they would be treated as removed. The last
-            // message of the dump can be the only one with this flag.
+            // Chains may be missing in an interrupted dump. Without an error, they would be treated as removed. The
+            // last message of the dump can be the only one with this flag.
             if kind != ERROR && flags & DUMP_INTERRUPTED != 0 {
                 return Err(io::ErrorKind::Interrupted.into());
             }

@@ -1,6 +1,7 @@
 //! Determines two lists of policies for a flow that policies in shadow mode would deny: the policies for which the flow
 //! is counted, and the policies that are named in its record. A pod may have thousands of policies, so these lists are
-//! determined once for each rule set (the rules of all policies that isolate a pod in one direction), not for each event.
+//! determined once for each rule set (the rules of all policies that isolate a pod in one direction), not for each
+//! event.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -32,8 +32,8 @@ pub(super) struct Group {
     /// address or has one actual pod.
     #[serde(skip)]
     pub(super) destination: End,
-    /// The class of pods or addresses to which all members of the group belong. Members of a class do not differ: if one
-    /// can connect to or from another end at a port, each other member can, too.
+    /// The class of pods or addresses to which all members of the group belong. Members of a class do not differ: if
+    /// one can connect to or from another end at a port, each other member can, too.
     #[serde(skip)]
     pub(super) end: EndId,
     /// The pod of `source` and the pod of `destination`. For an address, both are the pod that has this address.

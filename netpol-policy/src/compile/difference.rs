@@ -171,8 +171,8 @@ impl Engine {
                 Some(entry) if entry.port_set != PortSetId::ALL => entry.port_set,
                 entry => {
                     // A class without an entry was allowed the same as any peer. If the ports that are allowed to any
-                    // peer change, the class may need an entry for the rules that it matches. An entry that allows all ports changes if
-                    // the rule in the entry is removed.
+                    // peer change, the class may need an entry for the rules that it matches. An entry that allows all
+                    // ports changes if the rule in the entry is removed.
                     let has_removed = |entry: AllowEntry| rules.iter().any(|rule| rule.id == entry.rule);
                     if entry.map_or(!for_any_peer.is_empty(), has_removed) {
                         let contents = self.contents(any_after.clone().into_owned(), &matching, signature);

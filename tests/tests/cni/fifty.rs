@@ -69,8 +69,8 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
         let mut words = rest.split(' ');
         let pod = words.next().unwrap_or_default();
         // The time until the pod's policies were enforced: the value of `interface_age_ms` if the line has this field,
-        // else of `unprotected_ms`. A line has `interface_age_ms`, to the left of `unprotected_ms`, if all traffic of the
-        // pod was dropped until its policies were enforced.
+        // else of `unprotected_ms`. A line has `interface_age_ms`, to the left of `unprotected_ms`, if all traffic of
+        // the pod was dropped until its policies were enforced.
         let parse_time = |word: &str| {
             ["unprotected_ms=", "interface_age_ms="]
                 .into_iter()

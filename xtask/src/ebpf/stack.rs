@@ -149,8 +149,8 @@ mod tests {
         // *(u64 *)(r10 - 48) = r2, and r2 = *(u64 *)(r10 - 24).
         assert_eq!(depth_of([0x7b, 0x2a, 0xd0, 0xff, 0, 0, 0, 0]), 48);
         assert_eq!(depth_of([0x79, 0xa2, 0xe8, 0xff, 0, 0, 0, 0]), 24);
-        // r2 = r10 (the frame pointer), r2 += -64 and *(u64 *)(r2 - 8) = r1. Then r3 += -64, which does not count: r3 is
-        // no address on the stack.
+        // r2 = r10 (the frame pointer), r2 += -64 and *(u64 *)(r2 - 8) = r1. Then r3 += -64, which does not count: r3
+        // is no address on the stack.
         assert_eq!(depth_of([0xbf, 0xa2, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(depth_of([0x07, 0x02, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
         assert_eq!(depth_of([0x7b, 0x12, 0xf8, 0xff, 0, 0, 0, 0]), 72);

@@ -160,8 +160,8 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-/// One end of a connection: the addresses and ports of packets at this end's veth. `address` is the address of this end,
-/// which may not be a pod of this node.
+/// One end of a connection: the addresses and ports of packets at this end's veth. `address` is the address of this
+/// end, which may not be a pod of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Side {
     address: IpAddr,
