@@ -47,8 +47,8 @@ pub struct PodStatus {
     pub reason: Option<String>,
     /// The policies that isolate the pod.
     pub policies: Directions,
-    /// The policies, enforced and in shadow mode, that would isolate the pod if policies in shadow mode were enforced.
-    /// If no policy in shadow mode isolates the pod in a direction, the list of this direction is empty.
+    /// For each direction in which at least one policy in shadow mode selects the pod: all policies, enforced or in
+    /// shadow mode, that select the pod in this direction. Empty for the other directions.
     pub shadow_policies: Directions,
 }
 

@@ -38,7 +38,7 @@ impl ColorMode {
         }
     }
 
-    /// Colors a verdict: green if allowed, yellow if unknown, otherwise red.
+    /// Colors a verdict: green if allowed, yellow if unknown, red if denied or if only some connections are allowed.
     pub(crate) fn verdict(self, verdict: Verdict, text: &str) -> String {
         let color = match verdict {
             Verdict::Allow => GREEN,

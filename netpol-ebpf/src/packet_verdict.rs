@@ -9,7 +9,7 @@ use netpol_common::{Direction, Endpoint, NO_REASON, Reason, flow_state};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FlowReport(u8);
 
-/// The flow is new, and allowed flows are reported.
+/// The flow is new, and `SETTINGS` enables events for allowed flows.
 const NEW: u8 = 1 << 0;
 /// The flow is to be evaluated by the policies in shadow mode, which are not enforced.
 const SHADOW: u8 = 1 << 1;
@@ -40,7 +40,7 @@ impl FlowReport {
         self.0 & (NEW | SHADOW) != 0
     }
 
-    /// Returns whether the flow is new, and allowed flows are reported.
+    /// Returns whether the flow is new, and `SETTINGS` enables events for allowed flows.
     #[inline(always)]
     pub(crate) const fn is_new(self) -> bool {
         self.0 & NEW != 0

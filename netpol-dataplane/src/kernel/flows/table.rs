@@ -159,6 +159,7 @@ impl<K: Family> Tables<K> {
             MapData::from_pin(path).map_err(|error| pin_error("open the map", path, &error_chain(&error)))
         };
         let mut map = open(&pin)?;
+        // If the slot already has the replacement, only the copy of the last entries and the new name are missing.
         let is_next = |info: &MapInfo| calls::map_id(self.slots.fd().as_fd(), id).ok().flatten() == Some(info.id());
         if MapInfo::from_pin(&next).is_ok_and(|info| is_next(&info)) {
             let replacement = open(&next)?;
@@ -365,8 +366,8 @@ fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
     now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz)
 }
 
-/// Returns a limit in jiffies: if [`idle`] returns at least this number, programs certainly ignore the flow. [`idle`]
-/// is at most 2 × [`SLACK`] too large.
+/// Returns a limit in jiffies: if [`idle`] returns at least this number, the flow has timed out for the programs, too.
+/// [`idle`] can exceed the idle time that the programs compute by up to 2 × [`SLACK`], so this is added to the timeout.
 fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
     (flow_timeout::of(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
