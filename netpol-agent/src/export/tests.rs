@@ -174,7 +174,8 @@ fn a_collector_that_does_not_respond_delays_nothing() {
     (0..2 * MAX_QUEUED_RECORDS).for_each(|_| exporters.push(&record));
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     let (exported, [queue_full, ..]) = counts(&exporters);
-    // The thread has removed at most one batch (512 records) from the queue. All further records were dropped.
+    // The queue is full, and the thread has removed at most one batch (512 records) from it. All other records were
+    // dropped.
     assert_eq!(exported, 0);
     assert!((MAX_QUEUED_RECORDS as u64 - 512..=MAX_QUEUED_RECORDS as u64).contains(&queue_full), "{queue_full}");
     drop(exporters);

@@ -106,8 +106,8 @@ const NOT_FRAGMENTED: u16 = u16::MAX;
 /// A summary of the extension headers of a packet.
 #[derive(Clone, Copy)]
 struct Extensions {
-    /// The transport protocol. For a later fragment: the next header of its fragment header, which can be an extension
-    /// header. While headers are read: the kind of the next header.
+    /// The transport protocol. For a later fragment: the value of Next Header in its fragment header, which can be the
+    /// number of another extension header. While headers are read: the kind of the next header.
     protocol: u8,
     error: Option<Reason>,
     /// The offset of the fragment header, from the end of the IPv6 header.

@@ -1,4 +1,5 @@
 //! Flow tables: one for each endpoint and family, so that one pod's flows do not evict another pod's.
+//! Until an endpoint has its own table, its flows are in the shared table, which all such endpoints use.
 //!
 //! A thread creates tables in advance for the next endpoint IDs, because writing a table into its slot takes long: the
 //! kernel waits until no program uses the previous table. Ten times a second, the thread reads how many flows each
