@@ -152,9 +152,7 @@ impl FlowRecord {
     pub fn flow_count(&self) -> u64 {
         if self.verdict == FlowVerdict::Denied { 1 } else { 1 + u64::from(self.suppressed) }
     }
-}
 
-impl FlowRecord {
     /// Returns the evaluation at the pod of this record.
     pub const fn own_side(&self) -> Option<&FlowSide> {
         match self.direction {

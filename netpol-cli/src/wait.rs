@@ -78,22 +78,24 @@ async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse
         }
         fleet.forget_failures();
         let mut responses = request(options, fleet, options.timeout.saturating_sub(PROGRESS_DELAY)).await;
-        // The agents measured only the time of the second request. So the time of the first request is added, unless
-        // the first request already had the result.
-        for response in &mut responses {
-            let earlier = first.iter().find(|earlier| earlier.node == response.node);
-            for (result, earlier) in
-                response.results.iter_mut().zip(earlier.into_iter().flat_map(|first| &first.results))
-            {
-                result.seconds = match earlier.result {
-                    WaitOutcome::Timeout => result.seconds + PROGRESS_DELAY.as_secs_f64(),
-                    _ => earlier.seconds,
-                };
-            }
-        }
+        add_first_request(&mut responses, &first);
         return responses;
     }
     request(options, fleet, options.timeout).await
+}
+
+/// Corrects the times in the responses to the second request: the agents measured only the time of this request. Adds
+/// the time of the first request. If a node met a condition in the first request, the time of this request is used.
+fn add_first_request(responses: &mut [WaitResponse], first: &[WaitResponse]) {
+    for response in responses {
+        let earlier = first.iter().filter(|earlier| earlier.node == response.node).flat_map(|earlier| &earlier.results);
+        for (result, earlier) in response.results.iter_mut().zip(earlier) {
+            result.seconds = match earlier.result {
+                WaitOutcome::Timeout => result.seconds + PROGRESS_DELAY.as_secs_f64(),
+                _ => earlier.seconds,
+            };
+        }
+    }
 }
 
 async fn request(options: &WaitOptions, fleet: &mut Fleet, time: Duration) -> Vec<WaitResponse> {
@@ -274,6 +276,17 @@ mod tests {
         ] {
             assert_eq!(success_line(&condition(text), &results), line);
         }
+    }
+
+    #[test]
+    fn times_include_the_first_request_only_for_conditions_that_it_did_not_meet() {
+        let result = |result, seconds| ConditionResult { seconds, ..with_outcome(result) };
+        let response = |results: [ConditionResult; 2]| WaitResponse { node: "n1".to_owned(), results: results.into() };
+        let first = response([result(WaitOutcome::Met, 0.004), result(WaitOutcome::Timeout, 1.0)]);
+        let other_node = WaitResponse { node: "n2".to_owned(), ..first.clone() };
+        let mut responses = [response([result(WaitOutcome::Met, 0.001), result(WaitOutcome::Met, 0.5)])];
+        add_first_request(&mut responses, &[other_node, first]);
+        assert_eq!(responses[0].results.iter().map(|result| result.seconds).collect::<Vec<_>>(), [0.004, 1.5]);
     }
 
     #[test]

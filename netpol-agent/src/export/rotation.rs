@@ -29,9 +29,15 @@ struct OpenFile {
 }
 
 impl RotatedFile {
-    /// Creates the state. The first write opens the file.
+    /// Creates the state, and removes the files with too high numbers, which an earlier agent may have kept. The first
+    /// write opens the file.
     pub(super) fn new(target: FileTarget) -> Self {
-        Self { target, open: None }
+        let file = Self { target, open: None };
+        // There may be gaps in the numbers.
+        for number in file.target.files.max(1)..=LARGEST_FILES {
+            let _ = fs::remove_file(file.path(number));
+        }
+        file
     }
 
     /// Returns whether this number of bytes fits into the current file.
@@ -73,9 +79,8 @@ impl RotatedFile {
         fs::symlink_metadata(&self.target.path).is_ok_and(|found| identity(&found) == open.identity)
     }
 
-    /// Opens or creates the file. Removes the files with too high numbers: an earlier agent may have kept more files.
+    /// Opens or creates the file.
     fn open(&self) -> io::Result<OpenFile> {
-        self.remove_surplus_files();
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o640);
         // A FIFO must not block, and a symbolic link must not lead to another file of the node.
@@ -87,13 +92,6 @@ impl RotatedFile {
         }
         let size = remove_incomplete_line(&mut file, metadata.len())?;
         Ok(OpenFile { file, size, identity: identity(&metadata) })
-    }
-
-    /// Removes the files with too high numbers, which an earlier agent may have kept. There may be gaps in the numbers.
-    fn remove_surplus_files(&self) {
-        for number in self.target.files.max(1)..=LARGEST_FILES {
-            let _ = fs::remove_file(self.path(number));
-        }
     }
 
     /// Renames `PATH.1` to `PATH.2` and so on, then the current file to `PATH.1`, and creates a new file. Renaming

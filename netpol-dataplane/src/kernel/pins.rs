@@ -95,7 +95,7 @@ pub(super) struct Pins {
 
 impl Pins {
     pub(super) fn new(pin_path: &Path) -> Self {
-        Self::at(pin_path.join(format!("v{LAYOUT_VERSION}")))
+        Self::at(pin_path.join(version_dir()))
     }
 
     /// Returns the paths in the directory `root` of a layout version.
@@ -133,11 +133,14 @@ impl Pins {
         self.links().join(format!("{ifindex}-{}", program.short_name()))
     }
 
-    /// Returns the paths of all pinned links of an interface. Unlike [`Self::link`], this also finds links that another
-    /// layout version pinned under other names.
+    /// Returns the paths of all pinned links of an interface.
     pub(super) fn links_of(&self, ifindex: IfIndex) -> Vec<PathBuf> {
-        let prefix = format!("{ifindex}-");
-        let links = self.links();
+        if self.root.ends_with(version_dir()) {
+            let paths = Program::ALL.into_iter().map(|program| self.link(ifindex, program));
+            return paths.filter(|path| path.exists()).collect();
+        }
+        // In another layout version, links may have other names.
+        let (links, prefix) = (self.links(), format!("{ifindex}-"));
         names(&links).iter().filter(|name| name.starts_with(&prefix)).map(|name| links.join(name)).collect()
     }
 
@@ -223,6 +226,11 @@ impl Pins {
     pub(super) fn interfaces_with_filters(&self) -> Vec<IfIndex> {
         names(&self.tc()).iter().filter_map(|name| name.parse().ok().map(IfIndex)).collect()
     }
+}
+
+/// Returns the name of the directory of this layout version.
+fn version_dir() -> String {
+    format!("v{LAYOUT_VERSION}")
 }
 
 /// Returns the sorted names in a directory, or none if there is no directory.

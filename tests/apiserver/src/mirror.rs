@@ -59,6 +59,8 @@ struct Directory {
     applied: BTreeMap<Key, Value>,
     /// The errors of each file.
     diagnostics: BTreeMap<PathBuf, String>,
+    /// The files that the last scan could not read, with the errors. Their previous objects are kept.
+    unreadable: BTreeMap<PathBuf, String>,
 }
 
 #[derive(Debug)]
@@ -69,17 +71,15 @@ struct File {
     objects: Vec<(Key, Value)>,
 }
 
-/// The text of a file that could not be read. No manifest has this text.
-const UNREADABLE: &str = "\0";
-
 impl Mirror {
     pub(crate) fn start(shared: Arc<Shared>, path: &Path) -> Result<Self, MirrorError> {
         let failed = |source| MirrorError { directory: path.to_owned(), source };
         let inotify = Inotify::init().map_err(failed)?;
         let mask = WatchMask::CLOSE_WRITE | WatchMask::MODIFY | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
         inotify.watches().add(path, mask).map_err(failed)?;
-        let (files, applied, diagnostics) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut directory = Directory { shared, path: path.to_owned(), files, applied, diagnostics };
+        let (files, applied) = (BTreeMap::new(), BTreeMap::new());
+        let (diagnostics, unreadable) = (BTreeMap::new(), BTreeMap::new());
+        let mut directory = Directory { shared, path: path.to_owned(), files, applied, diagnostics, unreadable };
         directory.rescan().map_err(failed)?;
         let directory = Arc::new(Mutex::new(directory));
         let stop = Arc::new(AtomicBool::new(false));
@@ -98,7 +98,8 @@ impl Mirror {
         let mut directory = locked(&self.directory);
         let path = directory.path.clone();
         directory.rescan().map_err(|source| MirrorError { directory: path, source })?;
-        Ok(directory.diagnostics.iter().map(|(path, diagnostic)| format!("{}: {diagnostic}", path.display())).collect())
+        let errors = directory.diagnostics.iter().chain(&directory.unreadable);
+        Ok(errors.map(|(path, error)| format!("{}: {error}", path.display())).collect())
     }
 }
 
@@ -143,6 +144,7 @@ impl Directory {
         }
         self.files.retain(|path, _| present.contains_key(path));
         self.diagnostics.retain(|path, _| present.contains_key(path));
+        self.unreadable.clear();
         for (path, metadata) in present {
             self.read(path, &metadata);
         }
@@ -162,12 +164,7 @@ impl Directory {
             // The file was removed after the directory was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
-                self.diagnostics.insert(path.clone(), format!("cannot read the file: {error}"));
-                // If the file can be read again, it is parsed again, even if it is unchanged. This replaces the
-                // diagnostic.
-                if let Some(file) = self.files.get_mut(&path) {
-                    (file.stamp, file.text) = ((0, 0, 0, 0), UNREADABLE.to_owned());
-                }
+                self.unreadable.insert(path, error.to_string());
                 return;
             }
         };
