@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpu
 use ipnet::IpNet;
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Direction, Endpoint, EventBudget, EventKind, FrontendEntry,
-    FrontendKey, PortEntry, PortKey, Settings, address_flags, event_budget,
+    FrontendKey, PortEntry, PortKey, Settings, event_budget,
 };
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
@@ -95,15 +95,6 @@ impl Maps {
             event_budgets: pinned(pins, MapName::EventBudgets)?,
             settings: pinned(pins, MapName::Settings)?,
         })
-    }
-
-    /// Returns whether an address is the local node's.
-    pub(super) fn is_local_node(&self, address: IpAddr) -> bool {
-        let entry = match address {
-            IpAddr::V4(v4) => self.addresses_v4.get(&v4.octets(), 0),
-            IpAddr::V6(v6) => self.addresses_v6.get(&v6.octets(), 0),
-        };
-        entry.is_ok_and(|Raw(entry)| entry.flags & address_flags::LOCAL_NODE != 0)
     }
 
     /// Writes or deletes one table entry.

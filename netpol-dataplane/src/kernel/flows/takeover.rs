@@ -5,7 +5,7 @@
 //! evaluated as the first packet of a flow in its own direction. The flows are written with version 0, which no
 //! endpoint has. So the next packet of each flow is evaluated in the initiator's direction, by the current policies.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -14,34 +14,48 @@ use std::time::{Duration, Instant};
 
 use aya::maps::MapData;
 use netpol_common::{Direction, Endpoint, EndpointVersion, FlowEntry, FlowKey, flow_state, protocol};
+use netpol_node::Netlink;
 
 use super::calls;
 use super::conntrack::{Connection, Conntrack, Tuple};
 use super::table::{Family, SLACK, directory, jiffies};
 use crate::kernel::load;
-use crate::kernel::maps::Maps;
 use crate::kernel::pins::Pins;
 
 /// Endpoints that are attached within this time are processed together.
 const BATCH_TIME: Duration = Duration::from_millis(20);
 
-/// For this time after a list of connections was read, the list is also used for further endpoints.
+/// For this time after all connections were read, they are also used for further endpoints.
 const MAX_AGE: Duration = Duration::from_millis(100);
+
+/// Connections, and what is needed to convert them into flows.
+struct Connections {
+    read_at: Instant,
+    list: Vec<Connection>,
+    /// The addresses of the local node. They are read from the kernel after the list, and not from the maps: the maps
+    /// may not have a new address yet that the node already uses.
+    local_addresses: HashSet<IpAddr>,
+}
 
 /// Writes flows for the connections of endpoints.
 pub(in crate::kernel) struct TakeOver {
     conntrack: Conntrack,
-    /// All connections, and when they were read.
-    connections: Option<(Instant, Vec<Connection>)>,
-    maps: Maps,
+    netlink: Netlink,
+    /// All connections.
+    connections: Option<Connections>,
     pins: Pins,
     hz: u32,
 }
 
 impl TakeOver {
     pub(in crate::kernel) fn open(pins: &Pins) -> io::Result<Self> {
-        let maps = Maps::open(pins).map_err(io::Error::other)?;
-        Ok(Self { conntrack: Conntrack::open()?, connections: None, maps, pins: pins.clone(), hz: load::kernel_hz() })
+        Ok(Self {
+            conntrack: Conntrack::open()?,
+            netlink: Netlink::open().map_err(io::Error::other)?,
+            connections: None,
+            pins: pins.clone(),
+            hz: load::kernel_hz(),
+        })
     }
 
     /// Takes over the connections of these endpoints. Returns the number of flows written.
@@ -50,21 +64,25 @@ impl TakeOver {
         if addresses.is_empty() {
             return Ok(0);
         }
-        let connections = self.conntrack.connections_of(&addresses)?;
+        let list = self.conntrack.connections_of(&addresses)?;
+        if list.is_empty() {
+            return Ok(0);
+        }
+        let connections = self.with_local_addresses(list)?;
         Ok(self.write_flows(endpoints, &connections))
     }
 
     /// Takes over the connections of an endpoint before its programs are attached. Reads all connections, and uses this
     /// list for the next endpoints, too, because reading the kernel's table takes 10 ms or more.
     pub(in crate::kernel) fn take_over_from_list(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
-        let recent = self.connections.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
+        let recent = self.connections.take().filter(|connections| connections.read_at.elapsed() < MAX_AGE);
         let connections = if let Some(connections) = recent {
             connections
         } else {
             let all = self.conntrack.all()?;
-            (Instant::now(), all)
+            self.with_local_addresses(all)?
         };
-        let count = self.write_flows(std::slice::from_ref(endpoint), &connections.1);
+        let count = self.write_flows(std::slice::from_ref(endpoint), &connections);
         self.connections = Some(connections);
         Ok(count)
     }
@@ -74,7 +92,14 @@ impl TakeOver {
         self.connections = None;
     }
 
-    fn write_flows(&self, endpoints: &[Endpoint], connections: &[Connection]) -> usize {
+    fn with_local_addresses(&mut self, list: Vec<Connection>) -> io::Result<Connections> {
+        let read_at = Instant::now();
+        let by_interface = self.netlink.addresses(None).map_err(io::Error::other)?;
+        let local_addresses = by_interface.into_values().flatten().map(|address| address.addr()).collect();
+        Ok(Connections { read_at, list, local_addresses })
+    }
+
+    fn write_flows(&self, endpoints: &[Endpoint], connections: &Connections) -> usize {
         let by_address: HashMap<IpAddr, &Endpoint> = endpoints
             .iter()
             .flat_map(|endpoint| addresses(endpoint).into_iter().map(move |address| (address, endpoint)))
@@ -84,8 +109,8 @@ impl TakeOver {
         // future as a time long ago, and would ignore the flow.
         let now = jiffies(self.hz).wrapping_sub(SLACK * self.hz);
         let mut count = 0;
-        for connection in connections {
-            for side in sides(connection, |address| self.maps.is_local_node(address)) {
+        for connection in &connections.list {
+            for side in sides(connection, |address| connections.local_addresses.contains(&address)) {
                 let Some(endpoint) = by_address.get(&side.address) else { continue };
                 let entry = FlowEntry {
                     version: EndpointVersion(0),
