@@ -408,7 +408,7 @@ pub struct MulticastRecord {
     pub port: Option<u16>,
     /// Packets since the last record. A packet that several pods receive is counted once.
     pub packets: u64,
-    /// Some of the senders: the first in alphabetical order.
+    /// The senders. If there are many, only the first ones in alphabetical order.
     pub senders: Vec<String>,
     /// The number of senders.
     pub sender_count: usize,

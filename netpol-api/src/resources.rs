@@ -75,7 +75,7 @@ pub struct PolicyList {
     pub counted_since: String,
     /// Whether allowed flows are counted. If not, the `flows` of rules are 0.
     pub counts_allowed_flows: bool,
-    /// The number of allowed flows of rules that have no counter of their own, because there are too many rules.
+    /// The number of allowed flows of unknown rules, and of rules without a counter of their own.
     pub other_flows: u64,
     /// The policies.
     pub items: Vec<PolicyStatus>,

@@ -15,7 +15,7 @@ use netpol_policy::offline::OfflineCluster;
 use netpol_policy::reference::End;
 
 /// One end of a connection, as it is written in an argument. `Pod`, `Service` and `Workload` have the namespace and the
-/// name. `None` stands for the namespace of `-n`.
+/// name. The namespace is `None` if it is not written; [`find`] then uses a default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EndArgument {
     Pod(Option<String>, String),
@@ -105,7 +105,8 @@ impl MatrixEnd {
 }
 
 impl EndArgument {
-    /// Returns the namespace of the pods or the Service; `None` for addresses. `default`: the namespace of `-n`.
+    /// Returns the namespace of the pods or the Service; `None` for addresses. `default`: the namespace if
+    /// none is written.
     pub(crate) fn namespace<'e>(&'e self, default: &'e str) -> Option<&'e str> {
         match self {
             Self::Pod(namespace, _) | Self::Service(namespace, _) | Self::Workload(_, namespace, _) => {
@@ -241,7 +242,8 @@ fn check_pod_network(cluster: &OfflineCluster, argument: &EndArgument, set: &End
     Ok(())
 }
 
-/// Finds the pods, addresses or Service that an end stands for. `default`: the namespace of `-n`.
+/// Finds the pods, addresses or Service that an end stands for. `default`: the namespace if the end is written without
+/// one.
 pub(crate) fn find(cluster: &OfflineCluster, end: &EndArgument, default: &str) -> Result<EndSet> {
     let namespace = |written: &Option<String>| written.clone().unwrap_or_else(|| default.to_owned());
     Ok(match end {

@@ -19,7 +19,7 @@ use netpol_policy::reference::End;
 use serde::Serialize;
 
 use groups::Group;
-use list::List;
+use list::{List, Row};
 
 use crate::Exit;
 use crate::args::{MatrixOptions, MatrixOutput, ShownOptions};
@@ -76,13 +76,9 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     })
 }
 
-/// Prints the list of the exact ports, without notes. Returns whether the list has rows.
-pub(crate) fn print_rows(options: &MatrixOptions, input: &Input, out: &mut impl Write) -> Result<bool> {
-    with_matrix(options, input, |matrix| {
-        let rows = matrix.list().rows(options.only_allowed);
-        formats::table(out, &rows, table::text_width())?;
-        Ok(!rows.is_empty())
-    })
+/// Returns the rows of the list of the exact ports.
+pub(crate) fn rows(options: &MatrixOptions, input: &Input) -> Result<Vec<Row>> {
+    with_matrix(options, input, |matrix| Ok(matrix.list().rows(options.only_allowed)))
 }
 
 /// Creates the matrix of an input, and passes it to a function.
@@ -147,7 +143,7 @@ impl<'a> Matrix<'a, '_> {
         let state = self.reachability.cluster(0).state();
         if let Some(address) = self.options.addresses.iter().find(|address| state.has_frontend_at(**address)) {
             bail!(
-                "{address} is the address of a Service; lists of ports have no Services: use netpol explain, or -p with -o table"
+                "{address} is the address of a Service, which a list of ports cannot show; use netpol explain, or -p with -o table"
             );
         }
         let list = self.list();

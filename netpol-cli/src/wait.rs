@@ -84,8 +84,9 @@ async fn responses(options: &WaitOptions, fleet: &mut Fleet) -> Vec<WaitResponse
     request(options, fleet, options.timeout).await
 }
 
-/// Corrects the times in the responses to the second request: the agents measured only the time of this request. Adds
-/// the time of the first request. If a node met a condition in the first request, the time of this request is used.
+/// Corrects the times in the responses to the second request, because an agent measures the time of one request only.
+/// If a condition timed out in the first request, adds the duration of the first request. Otherwise, replaces the time
+/// with that in the first response.
 fn add_first_request(responses: &mut [WaitResponse], first: &[WaitResponse]) {
     for response in responses {
         let earlier = first.iter().filter(|earlier| earlier.node == response.node).flat_map(|earlier| &earlier.results);
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn times_include_the_first_request_only_for_conditions_that_it_did_not_meet() {
+    fn the_duration_of_the_first_request_is_added_if_a_condition_timed_out_in_it() {
         let result = |result, seconds| ConditionResult { seconds, ..with_outcome(result) };
         let response = |results: [ConditionResult; 2]| WaitResponse { node: "n1".to_owned(), results: results.into() };
         let first = response([result(WaitOutcome::Met, 0.004), result(WaitOutcome::Timeout, 1.0)]);

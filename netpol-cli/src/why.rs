@@ -339,15 +339,22 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
             addresses: Vec::new(),
             output: MatrixOutput::Table,
         };
-        let mut table = Vec::new();
-        let has_connection = matrix::print_rows(&options, input, &mut table)?;
-        let direction = if options.from.is_some() { "from" } else { "to" };
+        let rows = matrix::rows(&options, input)?;
+        let others = if is_limited { format!("other pods of namespace {namespace}") } else { "other pods".to_owned() };
+        let connections = match options.from {
+            Some(_) => format!("from {namespace}/{name} to {others}"),
+            None => format!("from {others} to {namespace}/{name}"),
+        };
         writeln!(out)?;
-        if has_connection {
-            writeln!(out, "allowed connections {direction} it, with exact ports:")?;
-            out.write_all(&table)?;
-        } else {
-            writeln!(out, "no connection with another pod is allowed {direction} it")?;
+        if rows.is_empty() {
+            paragraph(out, &format!("ports allowed {connections}: none"), 0)?;
+            continue;
+        }
+        paragraph(out, &format!("ports allowed {connections}:"), 0)?;
+        for row in rows {
+            // The other end of each row is the pod.
+            let other = if options.from.is_some() { row.to } else { row.from };
+            paragraph(out, &format!("{other}: {}", row.ports), 2)?;
         }
     }
     if !input.parsed.unevaluated.is_empty() {

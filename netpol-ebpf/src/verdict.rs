@@ -131,8 +131,7 @@ pub(crate) struct FlowStart {
     /// Whether the packet can initiate a flow.
     pub(crate) initiates: bool,
     /// Whether the packet starts a connection, by SYN or INIT. Such a packet is always evaluated, even if it matches a
-    /// known flow. The evaluation costs no more than a flow lookup, and a connection that reuses a port gets a new
-    /// verdict.
+    /// known flow. So a connection that reuses the ports of an earlier connection gets a verdict of its own.
     pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
     /// The offset of the IP header.

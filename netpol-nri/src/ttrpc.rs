@@ -2,8 +2,8 @@
 //!
 //! A message consists of the length of its payload and the ID of its stream (both 4 bytes in network byte order), its
 //! type, its flags, and the payload: `PROTOCOL.md` of <https://github.com/containerd/ttrpc>. In NRI, a stream is one
-//! call. The client's request has a new odd stream ID, and the response has the same ID. NRI does not use streams with
-//! more messages.
+//! call, with only a request and its response. Each request of a client has a new odd stream ID, and its response has
+//! the same ID.
 //!
 //! The crate `ttrpc` is not used: its server has no limit on unfinished requests. If a request takes too long, its
 //! server sends the error only at the deadline, when the client no longer waits for it. The crate also needs about 25

@@ -57,7 +57,8 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a line about `--observe`, and one about each suspension. In both cases, policies are not enforced.
+/// Returns a line about `--observe`, if an agent uses or used it, and one about each suspension. In both cases,
+/// policies are not enforced.
 fn not_enforced(status: &Status, agent: Option<&netpol_api::Status>) -> String {
     let observe = if agent.is_some_and(|agent| agent.observe) {
         Some("NOTHING IS ENFORCED: the agent runs with --observe\n".to_owned())

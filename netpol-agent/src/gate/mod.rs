@@ -209,7 +209,10 @@ impl Gate {
         if is_exempt(key) {
             self.requests.container_starts.release(key);
             record(StartOutcome::Exempt);
-            tracing::warn!(pod = %key, via, %error, "the pod starts before it is enforced: kube-system is exempt");
+            tracing::warn!(
+                pod = %key, via, %error,
+                "the pod starts before its policies are enforced: kube-system is exempt"
+            );
             Ok(AdmittedPod { took, exempt: Some(error) })
         } else {
             // No container starts: the runtime removes the sandbox, or netpol-cni repeats the request.

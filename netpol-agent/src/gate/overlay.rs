@@ -44,7 +44,7 @@ pub(super) struct Overlay {
     running: BTreeMap<PodKey, PodStart>,
 }
 
-/// A [`PodStart`] that was recorded, because the source has sent the pod.
+/// The addresses of a starting pod that the source has sent: a recorded [`PodStart`].
 #[derive(Debug)]
 struct RecordedStart {
     uid: Option<Uid>,

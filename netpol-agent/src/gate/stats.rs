@@ -65,7 +65,7 @@ impl GateStats {
     }
 
     /// Records why no runtime is connected, or why the CNI plugin is not installed. Returns whether this error is new:
-    /// it differs from the last error, or a runtime was connected or the plugin was installed after the last error.
+    /// it differs from the last error, or the gate has worked since the last error.
     pub fn disconnected(&self, error: String) -> bool {
         let mut state = self.lock();
         let is_new = state.error.as_ref() != Some(&error);

@@ -19,8 +19,9 @@
 //! While an operation is in progress or has failed, `Need` and `NeedNone` are ignored. The next pass of the reconciler
 //! sends them again.
 //!
-//! An interface has one of three roles: the veth of a pod (`Pod`), or a device through which packets leave the node
-//! (`Device`, or `Tunnel` if the device has no link-layer header). The role determines which programs are attached.
+//! An interface with programs has one of three roles: the veth of a pod (`Pod`), or a device through which packets
+//! leave the node (`Device`, or `Tunnel` if the device has no link-layer header). The role determines which programs
+//! are attached.
 
 use std::time::Instant;
 

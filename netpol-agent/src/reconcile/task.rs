@@ -138,7 +138,7 @@ pub async fn run(
         inputs.interface_watcher.start_requested(|| reconciler.begin_reading());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
-        // `next_read` depends only on the times of earlier readings, so flow events do not delay readings.
+        // `next_read` is computed from the times of earlier readings, so flow events do not delay readings.
         let next_read = if waiting { last_read + back_off } else { last_full_read + FULL_INTERVAL };
         let pod_overdue = reconciler.next_pod_overdue();
         reconciler.set_clock_if_due();

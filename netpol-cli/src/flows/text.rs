@@ -278,7 +278,7 @@ fn limited_line(limited: &RateLimitedRecord) -> String {
     let what = match limited.verdict {
         FlowVerdict::Denied => "denied packets",
         FlowVerdict::Allowed => "allowed flows",
-        FlowVerdict::Shadow => "flows that would be denied",
+        FlowVerdict::Shadow => "would-be denials",
     };
     format!(
         "{} ...     {}: {} {what} without a record ({}), beyond the pod's rate limit",

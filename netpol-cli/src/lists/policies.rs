@@ -222,7 +222,8 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Resu
     }
     let other: u64 = lists.iter().map(|list| list.other_flows).sum();
     if other > 0 {
-        writeln!(out, "{} of unknown rules, or of rules without a counter", counted_u64(other, "allowed flow"))?;
+        let flows = counted_u64(other, "allowed flow");
+        writeln!(out, "not in the table: {flows} of unknown rules, or of rules without a counter")?;
     }
     Ok(())
 }

@@ -52,10 +52,10 @@ type RowsOfDestination = Vec<(Sources, u32)>;
 
 /// One row: destinations, sources, and the ports between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) to: String,
-    pub(super) from: String,
-    pub(super) ports: String,
+pub(crate) struct Row {
+    pub(crate) to: String,
+    pub(crate) from: String,
+    pub(crate) ports: String,
 }
 
 /// The connections between all groups.

@@ -245,11 +245,10 @@ fn why_needs_only_rights_in_the_namespace_of_the_pod() {
         ingress: isolated by shop/db
           shop/db spec.ingress[0]: pods with app=backend in namespace shop; at 5432/TCP
 
-        allowed connections from it, with exact ports:
-        TO                        FROM  PORTS
-        shop/replicaset/web-7d9c  all   all
+        ports allowed from shop/db-0 to other pods of namespace shop:
+          shop/replicaset/web-7d9c: all
 
-        no connection with another pod is allowed to it
+        ports allowed from other pods of namespace shop to shop/db-0: none
 
         not complete outside of namespace shop: you cannot list EndpointSlices,
           Namespaces, NetworkPolicies, Nodes, Pods, Services

@@ -45,8 +45,8 @@ pub(super) enum WatchEvent {
     Position(u64),
     /// The watch is lost: the resource is out of sync from now on.
     Lost,
-    /// The watch failed. The watcher tries to resume the watch at the same version. If this succeeds at once, no
-    /// change is missed, and the resource stays in sync. If not, [`WatchEvent::Lost`] follows.
+    /// The watch failed. The watcher tries once to resume it at the same version. If this succeeds, no change is
+    /// missed, and the resource stays in sync. If not, [`WatchEvent::Lost`] follows.
     Broken,
     /// After [`WatchEvent::Broken`] or [`WatchEvent::Lost`]: the watch resumed at the version at which it failed.
     Resumed,

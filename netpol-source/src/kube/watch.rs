@@ -40,7 +40,7 @@ pub(super) struct Watcher {
     /// Whether streaming lists are tried.
     streaming: bool,
     connection: ConnectionState,
-    /// When the response of the current watch began.
+    /// When the response to the current watch request began; `None` until then.
     watching_since: Option<Instant>,
     current_error: Option<String>,
     /// The current operation.

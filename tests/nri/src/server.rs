@@ -69,7 +69,7 @@ pub enum Start {
     Allowed,
     /// Refused for this reason. A refused sandbox was stopped and removed.
     Refused(String),
-    /// Not refused, but no plugin is connected, or one was disconnected: the text has the reason.
+    /// Not refused, but also not guarded, for this reason: no plugin is connected, or a plugin was disconnected.
     Unguarded(String),
 }
 

@@ -20,8 +20,8 @@ const USAGE: &str = "usage: netpol-smoke [--attach auto|tcx|tc] [--alone]
   --attach  how the agent attaches its programs (auto)
   --alone   also check that no maps or programs of netpol remain; only if no other netpol runs on this kernel";
 
-/// Prefix of the names of netpol's programs in the kernel.
-const PROGRAM_PREFIX: &str = "netpol_";
+/// Prefix of the names of netpol's programs in the kernel, and of the flow tables of endpoints.
+const NAME_PREFIX: &str = "netpol_";
 /// How long to wait for a response, and for the kernel to free maps. Emulated CPUs are slow.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the agent may take to become ready. On an emulated CPU, the verifier takes about 60 times as long.
@@ -138,13 +138,13 @@ impl Smoke {
                 tcx += node.run(|| {
                     // Kernels before 6.6 do not have TCX.
                     let found = SchedClassifier::query_tcx(veth, hook).map(|(_, programs)| programs);
-                    let is_netpol = |name: Option<&str>| name.is_some_and(|name| name.starts_with(PROGRAM_PREFIX));
+                    let is_netpol = |name: Option<&str>| name.is_some_and(|name| name.starts_with(NAME_PREFIX));
                     Ok(found.unwrap_or_default().iter().filter(|program| is_netpol(program.name_as_str())).count())
                 })?;
                 let output = node.command("tc").args(["filter", "show", "dev", veth, argument]).output();
                 let output = output.context("starting tc: install iproute2")?;
                 let shown = String::from_utf8_lossy(&output.stdout);
-                filters += shown.lines().filter(|line| line.contains(PROGRAM_PREFIX)).count();
+                filters += shown.lines().filter(|line| line.contains(NAME_PREFIX)).count();
             }
         }
         Ok((tcx, filters))
@@ -280,15 +280,16 @@ impl Smoke {
     }
 }
 
-/// Returns the programs of netpol in the kernel, and its flow tables: `FLOWS_V4`, `FLOWS_V6` and those of endpoints.
+/// Returns the programs and flow tables of netpol in the kernel. Each endpoint has flow tables with the name
+/// `netpol_flows`. The other flow tables are `FLOWS_V4` and `FLOWS_V6`.
 fn loaded_objects() -> Vec<String> {
     let programs = loaded_programs().filter_map(Result::ok).filter_map(|program| {
         let name = program.name_as_str()?;
-        name.starts_with(PROGRAM_PREFIX).then(|| format!("program {name}"))
+        name.starts_with(NAME_PREFIX).then(|| format!("program {name}"))
     });
     let maps = loaded_maps().filter_map(Result::ok).filter_map(|map| {
         let name = map.name_as_str()?;
-        (name.starts_with("FLOWS") || name.starts_with(PROGRAM_PREFIX)).then(|| format!("map {name}"))
+        (name.starts_with("FLOWS") || name.starts_with(NAME_PREFIX)).then(|| format!("map {name}"))
     });
     programs.chain(maps).collect()
 }

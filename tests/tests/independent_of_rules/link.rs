@@ -48,14 +48,14 @@ fn s16_neighbor_discovery_passes_only_with_an_on_link_hop_limit() -> Result<()> 
     ];
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
     for (what, kind, body, hops, ip, arrives) in &kinds {
-        let packet = |hops: u8, mark: &[u8]| {
-            let mut packet = ip.icmp(*kind, 0, [0; 4], &[body, mark].concat());
+        let packet = |hops: u8, marker: &[u8]| {
+            let mut packet = ip.icmp(*kind, 0, [0; 4], &[body, marker].concat());
             packet[7] = hops;
             vec![packet]
         };
-        packets.add_row(what, *arrives, |mark| packet(*hops, mark));
+        packets.add_row(what, *arrives, |marker| packet(*hops, marker));
         // A packet with another hop limit may come from outside the link. It is evaluated as any other ICMPv6 message.
-        packets.add_row(&format!("{what} with hop limit 64"), false, |mark| packet(64, mark));
+        packets.add_row(&format!("{what} with hop limit 64"), false, |marker| packet(64, marker));
     }
     packets.check()
 }
@@ -87,8 +87,8 @@ fn s32_a_changed_link_local_address_is_detected_before_the_next_scan() -> Result
             ("a listener report", 131, group.octets().to_vec(), 1, Ip::new(from.into(), group.into())),
         ];
         for (what, kind, body, hops, ip) in kinds {
-            packets.add_row(&format!("{what} from {from}"), arrives, |mark| {
-                let mut packet = ip.icmp(kind, 0, [0; 4], &[&body[..], mark].concat());
+            packets.add_row(&format!("{what} from {from}"), arrives, |marker| {
+                let mut packet = ip.icmp(kind, 0, [0; 4], &[&body[..], marker].concat());
                 packet[7] = hops;
                 vec![packet]
             });
@@ -98,7 +98,8 @@ fn s32_a_changed_link_local_address_is_detected_before_the_next_scan() -> Result
     check_messages_from(new, false)?;
     client.netns().ip(&format!("address delete {old} dev eth0\naddress add {new}/64 dev eth0 nodad"))?;
     // The two changes cause two notifications, and the agent reads a namespace at most once per second. So it may read
-    // the new address up to a second later. The periodic scan has an interval of 10 s.
+    // the new address up to a second later. The wait is longer than this, and much shorter than the interval of the
+    // periodic scan, which is 10 s.
     std::thread::sleep(Duration::from_secs(2));
     check_messages_from(new, true)?;
     // The agent does not accept the node's own link-local address as the pod's address.
@@ -119,10 +120,10 @@ fn s16_icmp_echo_and_other_icmp_messages_need_a_rule() -> Result<()> {
     let v4 = Ip::new(from.v4().into(), to.v4().into());
     let v6 = Ip::new(from.v6().into(), to.v6().into());
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
-    packets.add_row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
-    packets.add_row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
-    packets.add_row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
-    packets.add_row("an unassigned ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
+    packets.add_row("ICMP echo", false, |marker| vec![v4.icmp(8, 0, [0, 1, 0, 1], marker)]);
+    packets.add_row("an ICMP timestamp", false, |marker| vec![v4.icmp(13, 0, [0, 1, 0, 1], marker)]);
+    packets.add_row("ICMPv6 echo", false, |marker| vec![v6.icmp(128, 0, [0, 1, 0, 1], marker)]);
+    packets.add_row("an unassigned ICMPv6 type", false, |marker| vec![v6.icmp(200, 0, [0; 4], marker)]);
     packets.check()
 }
 
@@ -150,7 +151,7 @@ fn s35_igmp_reports_pass_like_listener_reports() -> Result<()> {
     ];
     let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
     for (what, ip, kind, rest, arrives) in &rows {
-        packets.add_row(what, *arrives, |mark| vec![ip.carrying(2, &message(*kind, &[&rest[..], mark].concat()))]);
+        packets.add_row(what, *arrives, |marker| vec![ip.carrying(2, &message(*kind, &[&rest[..], marker].concat()))]);
     }
     packets.check()
 }
@@ -170,15 +171,15 @@ fn s35_only_dhcp_passes_from_the_unspecified_address_and_isolated_pods_need_a_ru
         let cluster = &lab.cluster;
         let unicast = Ip::new("0.0.0.0".parse()?, cluster.host("shop/server").v4().into());
         let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
-        packets.add_row("a DHCP request", allowed, |mark| vec![broadcast.udp(68, 67, mark)]);
-        packets.add_row("a broadcast to another port", false, |mark| vec![broadcast.udp(68, 69, mark)]);
-        packets.add_row("a broadcast from another port", false, |mark| vec![broadcast.udp(4000, 67, mark)]);
-        packets.add_row("a request to a host", false, |mark| vec![unicast.udp(68, 67, mark)]);
+        packets.add_row("a DHCP request", allowed, |marker| vec![broadcast.udp(68, 67, marker)]);
+        packets.add_row("a broadcast to another port", false, |marker| vec![broadcast.udp(68, 69, marker)]);
+        packets.add_row("a broadcast from another port", false, |marker| vec![broadcast.udp(4000, 67, marker)]);
+        packets.add_row("a request to a host", false, |marker| vec![unicast.udp(68, 67, marker)]);
         packets.check()?;
         // In all three cases, the client is not isolated for ingress. So the broadcast of a server reaches it.
         let server = Ip::new(cluster.host("shop/server").v4().into(), "255.255.255.255".parse()?);
         let mut packets = TestPackets::new(cluster, "shop/server", "shop/client");
-        packets.add_row("a DHCP offer", true, |mark| vec![server.udp(67, 68, mark)]);
+        packets.add_row("a DHCP offer", true, |marker| vec![server.udp(67, 68, marker)]);
         packets.check()?;
     }
     Ok(())

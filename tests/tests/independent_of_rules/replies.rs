@@ -43,8 +43,8 @@ fn s18_a_flow_of_one_pod_allows_no_packets_at_another_pod() -> Result<()> {
     let other =
         lab.cluster.host("shop/other").address_of_same_family(server.ip()).context("no address of this family")?;
     let ip = Ip::new(server.ip(), other);
-    packets.add_row("a TCP reply to another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
-    packets.add_row("a datagram to another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
+    packets.add_row("a TCP reply to another pod", false, |marker| vec![ip.tcp(80, client.port(), 16, marker)]);
+    packets.add_row("a datagram to another pod", false, |marker| vec![ip.udp(53, client.port(), marker)]);
     packets.check()
 }
 
@@ -83,10 +83,10 @@ fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
             TestPackets::new(&lab.cluster, "shop/server", "shop/client"),
         );
         for (what, flags) in [("RST", 0x04), ("FIN", 0x11), ("SYN", 0x02)] {
-            requests.add_row(what, true, |mark| vec![Ip::new(client, server).tcp(port, PORT, flags, mark)]);
+            requests.add_row(what, true, |marker| vec![Ip::new(client, server).tcp(port, PORT, flags, marker)]);
         }
         for (what, flags) in [("RST", 0x04), ("FIN", 0x11)] {
-            replies.add_row(what, true, |mark| vec![Ip::new(server, client).tcp(PORT, port, flags, mark)]);
+            replies.add_row(what, true, |marker| vec![Ip::new(server, client).tcp(PORT, port, flags, marker)]);
         }
         requests.check()?;
         replies.check()?;

@@ -60,7 +60,7 @@ fn s05_s22_host_network_backends_are_evaluated_by_their_nodes_addresses() -> Res
     shop.wait_applied()?;
     // The rule of `shop/client` allows pods with these labels, but a selector never matches a host-network pod.
     shop.expect_dropped_before_proxy("shop/client", &Shop::cluster_ips(service_number::GOOD))
-        .context("by its labels")?;
+        .context("a host-network backend with labels that a rule allows")?;
     shop.wait_denied_through(service_number::GOOD, "no-allowed-backend", "shop/client", "10.96.0.10")?;
     let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();
     let to_node = policy(
@@ -73,14 +73,14 @@ fn s05_s22_host_network_backends_are_evaluated_by_their_nodes_addresses() -> Res
     shop.cluster().apply("second", &to_node)?;
     shop.wait_applied()?;
     shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::GOOD), &["node-2"])
-        .context("by its node's addresses")?;
+        .context("a host-network backend on a node that a rule allows")?;
     // A host-network pod on the client's node has the address of the local node, which needs no rule.
     shop.cluster().delete("second")?;
     write_host_network_pod(shop.cluster(), "node-1", "app: bad, net: here")?;
     set_selector(&shop, service_number::GOOD, "net: here", &["node-1"])?;
     shop.wait_applied()?;
     shop.expect_backends("shop/client", &Shop::cluster_ips(service_number::GOOD), &["node-1"])
-        .context("on the local node")
+        .context("a host-network backend on the client's node")
 }
 
 /// Returns a peer with only this address.

@@ -35,8 +35,8 @@ const VARIANTS: [Variant; 4] = [
     Variant { case: "new, UDP, shadow denies", record_allowed: 0, shadow: DENYING },
 ];
 
-/// The result of [`difference`], in nanoseconds: the median, less that of the empty program (which does nothing); the
-/// spread; the median of the empty program.
+/// The result of [`difference`], in nanoseconds: the median minus the median of the empty program (which does
+/// nothing); the spread; the median of the empty program.
 type Cost = (f64, f64, f64);
 
 /// Measures all variants.
@@ -52,7 +52,7 @@ pub(super) fn measure(
     for _ in 0..ROUNDS {
         for (variant, (full, empty)) in VARIANTS.iter().zip(&mut times) {
             programs.set_settings(Settings { record_allowed: variant.record_allowed })?;
-            // Without policies in shadow mode, all ports are allowed to every address.
+            // `any`: the ports that policies in shadow mode allow to every address. Without such policies, all ports.
             let any = if variant.shadow == RuleSetId::NONE { PortSetId::ALL } else { PortSetId::NONE };
             let shadow_ingress = DirectionPolicy { rule_set: variant.shadow, any };
             programs.set_endpoint(&Endpoint { shadow_ingress, ..endpoint })?;

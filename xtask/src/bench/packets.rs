@@ -31,8 +31,8 @@ pub(super) const REPEAT: u32 = 200_000;
 /// Number of flows created per round, if each run needs a new flow.
 const NEW_FLOWS: u16 = 2_000;
 
-/// Targets in nanoseconds, for the median less that of the empty program. They are the same with one peer and with ten
-/// thousand peers.
+/// Targets in nanoseconds, for the median minus the median of the empty program. They are the same with one
+/// peer and with ten thousand peers.
 pub(super) const TARGET_ESTABLISHED: f64 = 45.0;
 pub(super) const TARGET_NEW: f64 = 330.0;
 const TARGET_DENIED: f64 = 100.0;
@@ -57,7 +57,7 @@ pub(super) struct Line {
     pub(super) family: u8,
     pub(super) peers: u32,
     pub(super) case: &'static str,
-    /// Median, less that of the empty program.
+    /// Median minus the median of the empty program.
     pub(super) ns: f64,
     /// Half of the distance between the quartiles of the measured program.
     pub(super) spread: f64,
@@ -71,7 +71,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let mut lines = Vec::new();
     for family in [Family::V4, Family::V6] {
         for peers in [1, 10_000] {
-            eprintln!("measuring IPv{}, peers in each policy: {peers} …", family.number());
+            eprintln!("measuring IPv{}, peers of the policy: {peers} …", family.number());
             measure(family, peers, &mut lines)?;
         }
     }

@@ -50,7 +50,7 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
         add_line("… post-DNAT", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), recheck)?);
         add_line("new, SYN to a Service", TARGET_NEW, compare(&mut programs, &syn(service, 1), egress)?);
         add_line(
-            "device, not from a pod",
+            "post-DNAT, not from a pod",
             TARGET_ESTABLISHED,
             compare(&mut programs, &ack(backend, 80), not_from_pod)?,
         );
@@ -105,8 +105,8 @@ const fn key<A>(address: A, port: u16) -> FrontendKey<A> {
     FrontendKey { address, port: port.to_be_bytes(), protocol: protocol::TCP, scope: frontend_scope::ADDRESS }
 }
 
-/// Measures a frame. Returns the result of [`difference`], in nanoseconds: the median, less that of the empty program;
-/// the spread; the median of the empty program.
+/// Measures a frame. Returns the result of [`difference`], in nanoseconds: the median minus the median of the empty
+/// program; the spread; the median of the empty program.
 fn compare(
     programs: &mut Programs,
     frame: &[u8],

@@ -149,7 +149,7 @@ fn peers() -> [String; 2] {
     [local_name(0, 0), local_name(0, 1)]
 }
 
-/// Creates the node, the cluster's objects and the policies of the new pods. After that, no agent is running.
+/// Creates the node, the cluster's objects and the policies of the new pods. Does not start the agent.
 fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Testbed> {
     // With `--start-gate=cni`, the agent installs `netpol-cni` in the directories `net.d` and `bin`. No container
     // runtime reads them: `StartGate` runs `netpol-cni` directly.

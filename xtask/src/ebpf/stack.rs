@@ -18,15 +18,16 @@ const FRAME_UNIT: u32 = 32;
 /// Register of the frame pointer.
 const FRAME_POINTER: u8 = 10;
 
-/// From linux/bpf.h: the mask of the instruction class in an opcode, and six classes.
+/// From linux/bpf.h: the mask of the instruction class in an opcode, and five classes.
 const CLASS: u8 = 0x07;
-const LD: u8 = 0x00;
 const LDX: u8 = 0x01;
 const ST: u8 = 0x02;
 const STX: u8 = 0x03;
 const ALU: u8 = 0x04;
 const ALU64: u8 = 0x07;
-/// Two complete opcodes: `BPF_ALU64 | BPF_MOV | BPF_X` and `BPF_ALU64 | BPF_ADD | BPF_K`.
+/// Complete opcodes: `BPF_LD | BPF_IMM | BPF_DW`, `BPF_ALU64 | BPF_MOV | BPF_X` and `BPF_ALU64 | BPF_ADD | BPF_K`. An
+/// instruction with the first opcode has 16 bytes. Its second half has opcode 0, and changes no register.
+const LOAD: u8 = 0x18;
 const MOVE: u8 = 0xbf;
 const ADD: u8 = 0x07;
 
@@ -105,7 +106,8 @@ fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<B
 }
 
 /// Returns the depth in bytes below the frame pointer at which an instruction reads or writes memory, or the depth of
-/// the address that it computes. 0 for other instructions.
+/// the address that it computes. Returns 0 for other instructions.
+///
 /// `pointers`: for each register with an address on the stack, the offset of this address from the frame pointer. The
 /// instructions are read in the order of the code; jumps are not followed.
 fn depth_used(instruction: &[u8], pointers: &mut BTreeMap<u8, i32>) -> u32 {
@@ -131,7 +133,7 @@ fn depth_used(instruction: &[u8], pointers: &mut BTreeMap<u8, i32>) -> u32 {
     match result {
         Some(address) => drop(pointers.insert(destination, address)),
         // The instruction writes another value to the register.
-        None if matches!(code & CLASS, LD | LDX | ALU | ALU64) => drop(pointers.remove(&destination)),
+        None if code == LOAD || matches!(code & CLASS, LDX | ALU | ALU64) => drop(pointers.remove(&destination)),
         None => {}
     }
     let computed = if code == ADD { result } else { None };
@@ -158,6 +160,11 @@ mod tests {
         // r2 = *(u64 *)(r1 + 0), and r2 += -96: r2 is no address on the stack any more.
         assert_eq!(depth_of([0x79, 0x12, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(depth_of([0x07, 0x02, 0, 0, 0xa0, 0xff, 0xff, 0xff]), 0);
+        // r0 = r10, r2 = 5 ll (two halves, the second with register 0), and r0 += -64: r0 is still an address.
+        assert_eq!(depth_of([0xbf, 0xa0, 0, 0, 0, 0, 0, 0]), 0);
+        assert_eq!(depth_of([0x18, 0x02, 0, 0, 5, 0, 0, 0]), 0);
+        assert_eq!(depth_of([0, 0, 0, 0, 0, 0, 0, 0]), 0);
+        assert_eq!(depth_of([0x07, 0x00, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
     }
 
     #[test]
