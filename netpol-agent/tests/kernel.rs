@@ -160,15 +160,19 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         // Simulate programs and maps that an agent of layout version 0 has pinned. The next agent does not read these
         // maps. Links and marks of the old version may have other names.
         let old_version = node.pin_path.join("v0");
+        let mut changed_names = 0;
         std::fs::rename(node.pin_path.join(&current_version), &old_version).expect("cannot rename the pin directory");
         for link in std::fs::read_dir(old_version.join("links")).expect("cannot list the links").flatten() {
             let mut old_name = link.path().into_os_string();
             old_name.push("-old");
             std::fs::rename(link.path(), old_name).expect("cannot rename a link");
+            changed_names += 1;
         }
         for interface in std::fs::read_dir(old_version.join("tc")).expect("cannot list the interfaces").flatten() {
             std::fs::create_dir(interface.path().join("old")).expect("cannot create a mark");
+            changed_names += 1;
         }
+        assert!(changed_names > 0, "{mode}: the agent pinned no link and no mark");
         node.expect_connection(1, 2, 81, false);
         let succeeded = count_connections_while(&node, || {
             let source = format!("dir:{}", node.directory.path().display());

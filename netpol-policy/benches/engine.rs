@@ -40,8 +40,8 @@ fn main() {
     measure_explanations(10_000, 1_000);
 }
 
-/// Measures how long it takes to explain a flow to a pod of the local node. In one row, the flows
-/// come from a pod, in another row from outside the cluster. Policies allow some of these flows.
+/// Measures how long it takes to explain a flow to a pod of the local node. In one row, the flows come from a pod, in
+/// another row from outside the cluster. Policies allow some of these flows.
 fn measure_explanations(pods: usize, policies: usize) {
     let state = ClusterState::from_objects(cluster(pods, policies));
     let node = local_node();

@@ -90,7 +90,7 @@ const INTERFACES: PageTable = &[
     ),
     gauge(
         "netpol_endpoint_conflicts",
-        "Number of interfaces with the address of a pod that is bound to another interface.",
+        "Number of interfaces that claim an address or a pod that another interface has.",
         |page, samples| samples.value(page.reconciler.conflicts()),
     ),
     gauge(

@@ -17,6 +17,7 @@ use std::hash::{Hash, Hasher};
 use netpol_common::Direction;
 
 use super::entry_counts::EntryCounts;
+use super::resolve::isolates;
 use crate::cluster_state::ClusterState;
 use crate::model::{Mode, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 
@@ -299,7 +300,7 @@ impl MemoryLimit {
         }
         let has_shadow = |pod: &Pod, direction| {
             let mut shadow = policies.iter().filter(|policy| !is_enforced(policy));
-            shadow.any(|policy| policy.pods.isolates(&pod.labels) && policy.isolates_in(direction))
+            shadow.any(|policy| isolates(policy, pod, direction))
         };
         NamespaceDemand {
             enforced: self.demand(&pods, &enforced, |_, _| true),

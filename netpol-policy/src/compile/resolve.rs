@@ -30,7 +30,7 @@ fn isolating<'a>(
 }
 
 /// Returns whether this policy isolates the pod in a direction, in any mode. Both must be in the same namespace.
-fn isolates(policy: &Policy, pod: &Pod, direction: Direction) -> bool {
+pub(super) fn isolates(policy: &Policy, pod: &Pod, direction: Direction) -> bool {
     policy.pods.isolates(&pod.labels) && policy.isolates_in(direction)
 }
 
@@ -78,7 +78,7 @@ impl Engine {
     ) -> Option<PartId> {
         let Self { cluster_state, parts, rule_names, selectors, memory_limit, .. } = self;
         let (policy, pod) = cluster_state.policies.get(policy).zip(cluster_state.pods.get(pod))?;
-        if !policy.pods.isolates(&pod.labels) || !policy.isolates_in(direction) {
+        if !isolates(policy, pod, direction) {
             return None;
         }
         let port_numbers = match parts.find(policy, direction, pod) {

@@ -113,8 +113,8 @@ fn check_peer(context: &Context<'_>, place: PeerPlace<'_>, not_checked: &mut Vec
 /// Returns why a namespace selector cannot be checked; `None` if it can. A selector cannot be checked if it selects
 /// namespaces by name and none of them is in the input: manifests of an application rarely contain the namespaces of
 /// other applications, such as an ingress controller. But the selector is checked if one of its names is similar to the
-/// name of a namespace in the input, because such a name is probably a typo. It is also checked if the input probably
-/// has all objects of a cluster.
+/// name of an existing namespace ([`Context::namespaces`]), because such a name is probably a typo. It is also checked
+/// if the input probably has all objects of a cluster.
 fn not_in_input(context: &Context<'_>, selector: &Selector) -> Option<String> {
     let names = selector.requirements.iter().find_map(|requirement| match requirement {
         Requirement::In(key, names) if **key == *NAMESPACE_NAME_LABEL => Some(names),

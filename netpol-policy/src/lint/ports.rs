@@ -18,8 +18,8 @@ struct Destinations<'d> {
     pods: Vec<&'d Pod>,
     /// The `ipBlocks` of the peers. Their addresses are destinations, too.
     blocks: Vec<&'d IpBlock>,
-    /// Whether the rule is an egress rule without peers. If so, every address is a destination, and `pods`
-    /// has all pods.
+    /// Whether the rule is an egress rule without peers. If so, every address is a destination, and `pods` has all
+    /// pods that policies can select.
     any_address: bool,
     /// Whether a peer of an egress rule selects all pods of all namespaces.
     all_namespaces: bool,

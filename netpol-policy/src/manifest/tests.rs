@@ -257,13 +257,18 @@ fn json_that_the_yaml_parser_rejects_is_parsed_as_json() {
 fn duplicates_are_reported_with_both_locations() {
     let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}}";
     let workload = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {template: {}}}";
-    let [mut parsed, other] = ["x.yaml", "y.yaml"].map(|file| parse_offline(&format!("{text}\n---\n{workload}"), file));
-    parsed.objects.extend(other.objects);
-    parsed.workloads.extend(other.workloads);
+    let mut parsed = Parsed::default();
+    for file in ["x.yaml", "y.yaml", "z.yaml"] {
+        let other = parse_offline(&format!("{text}\n---\n{workload}"), file);
+        parsed.objects.extend(other.objects);
+        parsed.workloads.extend(other.workloads);
+    }
     let found: Vec<_> = report(&parsed).iter().map(ToString::to_string).collect();
     let expected = [
-        "y.yaml:1: warning: Pod default/a: is also defined in x.yaml:1; this definition is used",
-        "y.yaml:3: warning: Deployment default/a: is also defined in x.yaml:3; this definition is used",
+        "y.yaml:1: warning: Pod default/a: is also defined in x.yaml:1; the last definition is used",
+        "y.yaml:3: warning: Deployment default/a: is also defined in x.yaml:3; the last definition is used",
+        "z.yaml:1: warning: Pod default/a: is also defined in y.yaml:1; this definition is used",
+        "z.yaml:3: warning: Deployment default/a: is also defined in y.yaml:3; this definition is used",
     ];
     assert_eq!(found, expected);
 }

@@ -31,7 +31,7 @@ impl OfflineCluster {
     }
 
     /// Returns the destination of connections to an endpoint of a Service: the pod with the endpoint's address, or the
-    /// address if no pod has it. Returns `None` if the address is a placeholder (it stands for an unknown address).
+    /// address if no pod has it. Returns `None` if no pod has it and it is a placeholder (for an unknown address).
     fn destination_of_endpoint(&self, address: IpAddr) -> Option<End> {
         match self.state.peer_at(address) {
             Some(pod) => Some(End::Pod(pod.key.clone())),

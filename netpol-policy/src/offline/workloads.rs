@@ -34,7 +34,7 @@ impl Workloads {
         }
         let with_pods: BTreeSet<WorkloadKey> = result.pods.keys().cloned().collect();
         for workload in objects.values() {
-            let is_controlled = workload.controller.as_ref().is_some_and(|controller| objects.contains_key(controller));
+            let is_controlled = top_controller(&objects, &workload.key) != workload.key;
             if is_controlled || with_pods.contains(&workload.key) {
                 continue;
             }

@@ -21,9 +21,9 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Returns whether a rule allows the backend, or it is the local node. Hairpin traffic does not count: all pods
-    /// with the same rules share this result, and hairpin traffic is allowed only for the pod that is the backend
-    /// itself.
+    /// Returns whether a rule allows the backend, or the backend is at an address of the local node; false if the
+    /// final backend is unknown. Hairpin traffic does not count: all pods with the same rules share this result, and
+    /// hairpin traffic is allowed only for the pod that is the backend itself.
     fn is_allowed(&self) -> bool {
         !self.is_frontend && (self.reason == Reason::LocalNode || self.rule.is_some())
     }

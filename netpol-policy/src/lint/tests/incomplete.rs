@@ -233,7 +233,10 @@ fn pods_without_any_rule_for_dns_are_listed_as_information() {
     };
     let web = "{to: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}]}";
     let message = "No rule allows pod shop/web to reach port 53 of any address.".to_owned();
-    assert_eq!(lint_rules(web), [("info", message)]);
+    assert_eq!(lint_rules(web), [("info", message.clone())]);
+    // DNS does not use SCTP.
+    let sctp = "{ports: [{port: 53, protocol: SCTP}]}";
+    assert_eq!(lint_rules(&format!("{web}, {sctp}")), [("info", message)]);
     for dns in
         ["{ports: [{port: 53, protocol: UDP}]}", "{ports: [{port: dns, protocol: UDP}]}", "{to: [{podSelector: {}}]}"]
     {
