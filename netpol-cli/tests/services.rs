@@ -131,8 +131,8 @@ fn lint_shows_the_rule_that_fixes_each_mistake() {
 
 #[test]
 fn a_backend_that_has_the_same_policies_as_the_client_is_evaluated() {
-    // Pods `a` and `b` of namespace `all` have the same policies. `b` is the only backend of the Service. The pods
-    // share a rule set, which must not count as an error.
+    // Pods `a` and `b` of namespace `all` have the same policies, so they share a rule set. `b` is the only backend of
+    // the Service. The comparison of the two evaluations (exit code 70 if they differ) must also accept such a backend.
     let more_manifests = "
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: all}, status: {podIP: 10.9.0.1}}
 ---

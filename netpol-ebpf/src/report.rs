@@ -302,7 +302,10 @@ where
 
 /// Sends an event within the limits.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of `limited`")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "endpoint IDs are below 32,768; the low half of `limited` is the number of suppressed packets"
+)]
 fn send<A: Parse, S: ReportFunctions>(context: S, details: EventDetails<'_>, packet: &EventPacket<A>) {
     let EventDetails { endpoint, ifindex, source_endpoint, group, direction, reason, kind } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);

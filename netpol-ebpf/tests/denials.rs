@@ -215,9 +215,10 @@ fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets
 
 #[test]
 fn crafted_packets_cannot_take_the_slot_of_another_flow() {
-    // The attack: `crafted` differs from `destination` only in the highest bits of words. A multiplication by an odd
-    // number does not carry the highest bit to other bits. So a hash that uses only such multiplications, and
-    // mixes in its secret key (`event_key`), would be the same for both flows, for any key.
+    // The attack: `crafted` differs from `destination` only in the highest bits of three words. If a word is multiplied
+    // by an odd number, a change of its highest bit changes only the highest bit of the product. If a hash combines
+    // such products, these changes cancel each other out, and both flows have the same hash, whatever the secret key
+    // (`event_key`) is.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = memory_with_pods();
     for key in 0..200_u32 {

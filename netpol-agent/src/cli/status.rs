@@ -101,7 +101,7 @@ fn partial_policies(partial: &[PartialPolicy]) -> String {
         return String::new();
     }
     let mut rows =
-        vec![["PARTIAL POLICY", "OMITTED IPBLOCKS", "OMITTED PORTS", "OF", "MISSING ENTRIES"].map(str::to_owned)];
+        vec![["PARTIAL POLICY", "OMITTED IPBLOCKS", "OMITTED PORTS", "OF TOTAL", "MISSING ENTRIES"].map(str::to_owned)];
     rows.extend(partial.iter().map(|policy| {
         let counts = [policy.omitted_blocks, policy.omitted_ports, policy.policy_items, policy.missing_entries]
             .map(|count| count.to_string());
@@ -241,8 +241,8 @@ mod tests {
         };
         assert_eq!(
             partial_policies(&[partial]),
-            "\nPARTIAL POLICY  OMITTED IPBLOCKS  OMITTED PORTS     OF  MISSING ENTRIES\n\
-             shop/list                  12000              0  70000                0\n\
+            "\nPARTIAL POLICY  OMITTED IPBLOCKS  OMITTED PORTS  OF TOTAL  MISSING ENTRIES\n\
+             shop/list                  12000              0     70000                0\n\
              Omitted parts allow nothing; raise --max-policy-memory\n"
         );
     }

@@ -174,7 +174,7 @@ pub struct Reconciler<D> {
     suspensions: Vec<Suspension>,
     /// Suspensions that are not in effect yet, because their end is more than 24 hours away; also as of the last time
     /// that the engine was available.
-    rejected_suspensions: Vec<Suspension>,
+    pending_suspensions: Vec<Suspension>,
     /// When a suspension ends or takes effect next.
     next_suspension_change: Option<Timestamp>,
     /// Number of finished compile jobs. Data derived from the engine is valid until this number changes.

@@ -99,7 +99,7 @@ impl<D: Dataplane> Reconciler<D> {
             shortage: Shortage::default(),
             history,
             suspensions: Vec::new(),
-            rejected_suspensions: Vec::new(),
+            pending_suspensions: Vec::new(),
             next_suspension_change: None,
             jobs_compiled: 0,
             settled_since: None,

@@ -37,8 +37,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.suspensions = current;
         self.next_suspension_change = self.engine.next_suspension_change();
-        let rejected = self.engine.cluster_state().rejected_suspensions();
-        for suspension in rejected.iter().filter(|suspension| !self.rejected_suspensions.contains(suspension)) {
+        let pending = self.engine.cluster_state().pending_suspensions();
+        for suspension in pending.iter().filter(|suspension| !self.pending_suspensions.contains(suspension)) {
             let Suspension { namespace, cluster, until, .. } = suspension;
             tracing::warn!(
                 %namespace, cluster, %until,
@@ -46,7 +46,7 @@ impl<D: Dataplane> Reconciler<D> {
                  annotation"
             );
         }
-        self.rejected_suspensions = rejected;
+        self.pending_suspensions = pending;
     }
 
     /// Passes the current time to the engine if a suspension has ended or taken effect since the engine last received

@@ -80,8 +80,9 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     old.report();
     new.report();
     if options.cluster {
-        // Objects that the user cannot list are missing in both versions. `old.report()` has printed the messages about
-        // these objects. The messages are copied only now, so that `new.report()` does not print them again.
+        // Objects that the user cannot list are missing in both versions. `required` has the messages about them.
+        // `old.report()` has printed these messages. They are copied only now, so that `new.report()` does not print
+        // them again.
         new.required.clone_from(&old.required);
     }
     let clusters = [&old, &new].map(|input| input.cluster(&options.common));

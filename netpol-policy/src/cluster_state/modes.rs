@@ -139,7 +139,7 @@ impl ClusterState {
 
     /// Returns the suspensions that are not in effect because their end is too late. Each takes effect
     /// [`MAX_SUSPENSION_SECONDS`] before its end, unless its annotation changes.
-    pub fn rejected_suspensions(&self) -> Vec<Suspension> {
+    pub fn pending_suspensions(&self) -> Vec<Suspension> {
         self.suspensions_with(|until| until > self.clock.plus_seconds(MAX_SUSPENSION_SECONDS))
     }
 
@@ -209,7 +209,7 @@ mod tests {
             assert!(!state.effective_modes(&"other".into()).suspended, "{end}");
             assert_eq!(state.next_suspension_change(), next.map(|seconds| NOW.plus_seconds(seconds)), "{end}");
             assert_eq!(
-                (state.suspensions().len() == 1, state.rejected_suspensions().len() == 1),
+                (state.suspensions().len() == 1, state.pending_suspensions().len() == 1),
                 (active, end > MAX_SUSPENSION_SECONDS)
             );
         }

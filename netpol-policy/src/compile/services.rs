@@ -339,7 +339,7 @@ impl Engine {
         rule_sets
     }
 
-    /// Returns how much of the traffic to a destination a rule set allows: `NONE`, `SOME` or `ALL` (in increasing
+    /// Returns how much of the traffic to a destination is allowed by a rule set: `NONE`, `SOME` or `ALL` (in increasing
     /// order).
     fn allowed_at(&self, rule_set: RuleSetId, destination: Destination) -> PortSetId {
         match destination {

@@ -20,6 +20,7 @@ pub struct FrontendVerdict {
     #[serde(skip_serializing_if = "is_unknown")]
     pub address: IpAddr,
     /// Whether all, some or none of the backends are allowed. `Deny` if the source denies the packet to the frontend.
+    /// At best `Some` if there are no backends.
     pub verdict: Verdict,
     /// The evaluation for each backend.
     pub backends: Vec<BackendVerdict>,
@@ -64,7 +65,7 @@ pub(super) fn explain_frontend(
         connection.backends.iter().map(|connection| explain_backend(context, connection)).collect();
     let verdict = match (source_verdict, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
         (Verdict::Deny, _) => Verdict::Deny,
-        // There is no backend, so the verdict is `Verdict::Some` or worse.
+        // Without backends, the packet is evaluated again post-DNAT. So the verdict is never `Verdict::Allow`.
         (_, None) => source_verdict.max(Verdict::Some),
         (_, Some(Verdict::Allow)) => source_verdict,
         (_, Some(of_backends)) => of_backends,

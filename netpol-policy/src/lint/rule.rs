@@ -56,7 +56,7 @@ rules! {
     SELECTS_NO_POD = 10, "selects-no-pod", Warning, "The podSelector of a policy selects no pod.";
     MISSING_NAMESPACE = 11, "missing-namespace", Warning, "A policy is in a namespace that does not exist.";
     PEER_MATCHES_NO_POD = 20, "peer-matches-no-pod", Warning, "The selectors of a peer match no pod.";
-    HOST_NETWORK_PEER = 21, "host-network-peer", Warning, "A peer selects only host-network pods, which are not peers.";
+    HOST_NETWORK_PEER = 21, "host-network-peer", Warning, "All pods with the labels of a peer are host-network pods, which a peer never matches.";
     NAMESPACE_SELECTOR_MATCHES_NOTHING = 22, "namespace-selector-matches-nothing", Warning, "A namespaceSelector matches no namespace.";
     EMPTY_PEER_LIST = 23, "empty-peer-list", Warning, "An empty `from` or `to` allows every address.";
     SPLIT_PEER = 24, "split-peer", Warning, "Two peers were probably intended to be one.";

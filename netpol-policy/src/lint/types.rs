@@ -49,7 +49,7 @@ fn rules_without_type(field: String, type_name: &str, has_types: bool, has_rules
         (format!("Without policyTypes, an empty {field} has no effect."), added.to_vec())
     };
     let why = if has_rules {
-        "The policy does not isolate pods in this direction, and other connections are allowed, too."
+        "The policy does not isolate pods in this direction, so connections that no rule allows are allowed, too."
     } else {
         "The policy does not isolate pods in this direction, and all connections are allowed."
     };

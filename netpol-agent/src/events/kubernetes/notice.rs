@@ -38,8 +38,8 @@ pub enum NoticeReason {
     InvalidPolicyField,
     /// Enforcement is suspended.
     EnforcementSuspended,
-    /// A suspension is not in effect yet, because its end is more than 24 hours from now.
-    SuspensionRejected,
+    /// A suspension has not started yet, because its end is more than 24 hours from now.
+    SuspensionNotStarted,
     /// A suspension has ended.
     EnforcementResumed,
 }
@@ -50,7 +50,7 @@ impl NoticeReason {
         match self {
             Self::InvalidPolicyField => "InvalidPolicyField",
             Self::EnforcementSuspended => "EnforcementSuspended",
-            Self::SuspensionRejected => "SuspensionRejected",
+            Self::SuspensionNotStarted => "SuspensionNotStarted",
             Self::EnforcementResumed => "EnforcementResumed",
         }
     }
@@ -58,7 +58,7 @@ impl NoticeReason {
     /// Returns the Event's `type`.
     pub(super) const fn event_type(self) -> &'static str {
         match self {
-            Self::InvalidPolicyField | Self::EnforcementSuspended | Self::SuspensionRejected => "Warning",
+            Self::InvalidPolicyField | Self::EnforcementSuspended | Self::SuspensionNotStarted => "Warning",
             Self::EnforcementResumed => "Normal",
         }
     }
@@ -84,8 +84,8 @@ impl Notice {
             NoticeReason::EnforcementResumed => {
                 format!("{what} are enforced again; enforcement was suspended until {until}{because}")
             }
-            NoticeReason::SuspensionRejected => format!(
-                "enforcement is not suspended yet: {until} is more than 24 hours from now{because}; set an earlier time"
+            NoticeReason::SuspensionNotStarted => format!(
+                "enforcement is not suspended yet, because {until} is more than 24 hours from now{because}; set an earlier time"
             ),
             NoticeReason::EnforcementSuspended | NoticeReason::InvalidPolicyField => {
                 format!("{what} are not enforced until {until}{because}")
@@ -122,7 +122,8 @@ impl NoticeSchedule {
         Some(notice.clone())
     }
 
-    /// Records that a notice was written, or was discarded. It is due again after [`REPEAT_INTERVAL`].
+    /// Records that a notice was written, or that it cannot be written (the object is gone, or the API server rejects
+    /// the Event). In both cases, it is due again after [`REPEAT_INTERVAL`].
     pub(super) fn reported(&mut self, notice: &Notice, now: Instant) {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now + REPEAT_INTERVAL));
     }

@@ -63,10 +63,10 @@ pub(super) fn suspensions(cluster_state: &ClusterState, ended: &[Suspension], no
         return Vec::new();
     }
     let active = cluster_state.suspensions();
-    let rejected = cluster_state.rejected_suspensions();
+    let pending = cluster_state.pending_suspensions();
     let all = [
         (&active[..], NoticeReason::EnforcementSuspended),
-        (&rejected[..], NoticeReason::SuspensionRejected),
+        (&pending[..], NoticeReason::SuspensionNotStarted),
         (ended, NoticeReason::EnforcementResumed),
     ];
     let notices = all.into_iter().flat_map(|(suspensions, reason)| {

@@ -123,7 +123,7 @@ pub struct Sink {
 #[derive(Debug, Default)]
 struct Suspensions {
     active: Vec<Suspension>,
-    rejected: Vec<Suspension>,
+    pending: Vec<Suspension>,
     /// Suspensions that have ended, and when. Each is kept for [`ENDED_TIME`].
     ended: Vec<(Suspension, Instant)>,
 }
@@ -131,16 +131,16 @@ struct Suspensions {
 impl Suspensions {
     /// Updates the suspensions. Returns whether they have changed.
     fn update(&mut self, cluster_state: &ClusterState, now: Instant) -> bool {
-        let (active, rejected) = (cluster_state.suspensions(), cluster_state.rejected_suspensions());
+        let (active, pending) = (cluster_state.suspensions(), cluster_state.pending_suspensions());
         let ended_before = self.ended.len();
         self.ended.retain(|(_, at)| now.saturating_duration_since(*at) < ENDED_TIME);
-        if active == self.active && rejected == self.rejected {
+        if active == self.active && pending == self.pending {
             return self.ended.len() != ended_before;
         }
         let is_active = |before: &Suspension| active.iter().any(|still| still.is_from_same_annotation(before));
         let ended = self.active.iter().filter(|before| !is_active(before)).cloned();
         self.ended.extend(ended.map(|suspension| (suspension, now)));
-        (self.active, self.rejected) = (active, rejected);
+        (self.active, self.pending) = (active, pending);
         true
     }
 }

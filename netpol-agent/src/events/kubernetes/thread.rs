@@ -33,7 +33,7 @@ impl Handle {
     /// Waits until the thread has written unreported Events, for at most [`FINISH_TIMEOUT`]. Drop the [`Sink`] first:
     /// the thread ends when the queue is closed.
     pub async fn finish(self) {
-        // An error also means that the thread has ended.
+        // A `RecvError` also means that the thread has ended. After the timeout, this function does not wait longer.
         let _ = timeout(FINISH_TIMEOUT, self.ended).await;
     }
 }

@@ -76,8 +76,8 @@ fn named_backends(cluster: &OfflineCluster, backends: &BTreeSet<(End, u16)>) -> 
 }
 
 impl Comparison<'_, '_> {
-    /// Compares the verdicts on connections through each Service that has other backends than before. The sources are
-    /// only pods that both clusters have.
+    /// Compares the verdicts on connections through each Service that has other backends than before. A source is a
+    /// group of pods with the same verdicts. The sources are only pods that both clusters have.
     pub(super) fn services(&mut self) -> Vec<ServiceChange> {
         let clusters = [OLD, NEW].map(|cluster| self.reachability.cluster(cluster));
         let [old, new] = clusters.map(backends_by_port);
@@ -134,8 +134,8 @@ impl Comparison<'_, '_> {
         let mut verdicts = Vec::new();
         for (backend, port) in backends {
             let is_itself = matches!(backend, End::Pod(pod) if source.pods[cluster].as_ref() == Some(pod));
-            // Hairpin traffic: a pod can always reach itself. If the source has a second pod, that pod connects to this
-            // backend, too, so the verdict is evaluated.
+            // Hairpin traffic: a pod can always reach itself. If the source is a group of several pods, the other pods
+            // connect to this backend, too, so the verdict is evaluated.
             if is_itself && !source.has_second_pod {
                 verdicts.push(Verdict::Allow);
                 continue;
