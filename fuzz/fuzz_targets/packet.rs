@@ -14,8 +14,8 @@ use netpol_ebpf::memory::Memory;
 
 /// Ifindex of the pod's veth.
 const VETH: u32 = 7;
-/// Ifindex of an interface without an endpoint, through which packets to the pod arrived (`ingress_ifindex`).
-/// `Memory::run_nonlinear` uses the same value.
+/// Ifindex of the interface by which packets to the pod came into the node (`ingress_ifindex`). The interface has no
+/// endpoint. `Memory::run_nonlinear` uses the same value.
 const OTHER_INTERFACE: u32 = 4000;
 
 fn isolated_pod() -> Memory {

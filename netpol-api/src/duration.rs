@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::MAX_WAIT;
 
-/// Parses `500ms`, `30s`, `2m` or `1h`.
+/// Parses a duration with a unit, such as `500ms`, `30s`, `2m` or `1h`. Only `0` needs no unit.
 ///
 /// # Errors
 /// If the text has another form, or the duration is longer than [`MAX_WAIT`].

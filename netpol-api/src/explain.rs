@@ -19,9 +19,9 @@ pub struct ExplainResponse {
     pub generation_received: u64,
     /// The explanation, evaluated from the objects, in the format of `netpol explain -o json`.
     pub explanation: serde_json::Value,
-    /// The verdicts of the tables. The source and the destination each have one verdict for each address family, if
-    /// they are pods of this node. If the destination is a Service, a source on this node also has a verdict for each
-    /// backend, and each backend that is a pod of this node has a verdict.
+    /// The verdicts of the tables. If the source is a pod of this node, it has one verdict for each address family. The
+    /// same applies to the destination. If the destination is a Service, a source on this node also has a verdict for
+    /// each backend, and each backend that is a pod of this node has a verdict.
     pub tables: Vec<TableVerdict>,
     /// Whether a verdict of the tables differs from the verdict evaluated from the objects. If `generation` is lower
     /// than `generationReceived`, the likely cause is that changes are not enforced yet.

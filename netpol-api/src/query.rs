@@ -142,8 +142,8 @@ impl FlowQuery {
 
     /// Returns whether the client requested a record. [`Record::Lost`] is always requested. [`Record::Multicast`] and
     /// [`Record::RateLimited`] summarize several packets or flows. They are not requested if the query filters by a
-    /// field that these records do not have, such as `policy`. A filter by `from` selects a [`Record::Multicast`] by
-    /// the senders that it lists.
+    /// field that these records do not have, such as `policy`. A [`Record::Multicast`] matches a filter by `from` or
+    /// `namespace` if one of its listed senders matches.
     pub fn matches(&self, record: &Record) -> bool {
         match record {
             Record::Flow(flow) => self.matches_flow(flow),

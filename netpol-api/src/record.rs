@@ -148,7 +148,7 @@ pub struct FlowRecord {
 
 impl FlowRecord {
     /// Returns the number of flows that the record stands for: its own, and those without a record because of the rate
-    /// limit. For a denied packet, `suppressed` counts further packets of the same flow.
+    /// limit. For a denied packet, this is 1, because `suppressed` counts further packets of the same flow.
     pub fn flow_count(&self) -> u64 {
         if self.verdict == FlowVerdict::Denied { 1 } else { 1 + u64::from(self.suppressed) }
     }
@@ -406,7 +406,8 @@ pub struct MulticastRecord {
     /// The destination port, if the protocol has ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Packets since the last record. A packet that several pods receive is counted once.
+    /// Packets since the previous record with the same verdict, direction, reason, protocol and destination. A packet
+    /// that several pods receive is counted once.
     pub packets: u64,
     /// The senders. If there are many, only the first ones in alphabetical order.
     pub senders: Vec<String>,
@@ -428,7 +429,7 @@ pub struct RateLimitedRecord {
     pub direction: FlowDirection,
     /// The pod, `namespace/name`.
     pub pod: String,
-    /// Packets or flows since the last record.
+    /// Packets or flows since the previous record of this type for the same pod, verdict and direction.
     pub suppressed: u64,
 }
 

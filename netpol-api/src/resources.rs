@@ -63,7 +63,8 @@ pub enum PolicyMode {
     Shadow,
 }
 
-/// The policies of the cluster, with their state and their flows on this node.
+/// Policies, with their state and their flows on this node. Without the parameter `all`, the list has only policies
+/// that select at least one pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyList {
@@ -95,8 +96,8 @@ pub struct PolicyStatus {
     /// time, the policy is not enforced, even if its mode is `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_until: Option<String>,
-    /// False if this policy is in shadow mode or suspended, and is not evaluated for some of `pods` now. Then flows
-    /// of these pods that the policy would deny are not counted. Always true for an enforced policy.
+    /// False if this policy is in shadow mode or suspended, and is not evaluated for some of `pods` now. If false, this
+    /// policy's `shadow_denied_flows` lacks flows of these pods. Always true for an enforced policy.
     #[serde(default = "crate::default_true")]
     pub evaluated: bool,
     /// Why `evaluated` is false.

@@ -121,8 +121,9 @@ pub struct Endpoint {
     pub attached: bool,
     /// Whether the pod was deleted. Its last policies are enforced until the interface is removed.
     pub orphaned: bool,
-    /// Why all traffic of the interface is dropped: the interface has an address of a pod, but another interface is
-    /// bound to this pod.
+    /// The conflict of the interface with another interface or pod; `None` if there is none. For example, the interface
+    /// has an address of a pod, but another interface is bound to this pod. The text contains the consequence: all
+    /// traffic of the interface is dropped, or the policies of its pod stay enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conflict: Option<String>,
     /// Addresses of the interface that the pod's object does not list. Packets from these addresses are dropped as
@@ -132,7 +133,7 @@ pub struct Endpoint {
     /// The policies that isolate the pod. If a list is empty, the pod is not isolated in that direction.
     pub policies: Directions,
     /// The policies that would isolate the pod if policies in shadow mode were enforced, too. A list is empty if no
-    /// policy in shadow mode applies to the pod in that direction.
+    /// policy in shadow mode applies to the pod in that direction, even if enforced policies isolate the pod.
     #[serde(default)]
     pub shadow_policies: Directions,
 }

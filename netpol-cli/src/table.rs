@@ -19,8 +19,8 @@ pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
 /// The legend of cells that filters exclude. It is printed only if there are such cells.
 pub(crate) const NOT_SHOWN: &str = "    . not shown";
 
-/// The legend of dual-stack pods that can connect in one address family only. It is printed only if there are such
-/// cells.
+/// The legend of cells for dual-stack pods that can connect in one address family only. It is printed only if there are
+/// such cells.
 pub(crate) const ONE_FAMILY: &str = "    4 allowed by IPv4 only    6 allowed by IPv6 only";
 
 /// The legend of cells with an unknown verdict. It is printed only if there are such cells.

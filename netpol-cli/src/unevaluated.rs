@@ -9,7 +9,7 @@ use netpol_policy::text::Safe;
 use crate::message::message;
 use crate::table::paragraph;
 
-/// Maximum number of policies that `print` lists.
+/// Maximum number of policies that `names` lists.
 const MAX_LISTED: usize = 10;
 
 /// Prints a warning to standard error: one line with each kind of policy and the number of policies of this kind.

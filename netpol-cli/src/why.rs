@@ -352,7 +352,7 @@ fn print_connections(answer: &Answer, input: &Input, out: &mut impl Write) -> Re
         }
         paragraph(out, &format!("ports allowed {connections}:"), 0)?;
         for row in rows {
-            // The other end of each row is the pod.
+            // One end of each row is the pod. Only the other end is printed.
             let other = if options.from.is_some() { row.to } else { row.from };
             paragraph(out, &format!("{other}: {}", row.ports), 2)?;
         }

@@ -132,7 +132,8 @@ fn lint_shows_the_rule_that_fixes_each_mistake() {
 #[test]
 fn a_backend_that_has_the_same_policies_as_the_client_is_evaluated() {
     // Pods `a` and `b` of namespace `all` have the same policies, so they share a rule set. `b` is the only backend of
-    // the Service. The comparison of the two evaluations (exit code 70 if they differ) must also accept such a backend.
+    // the Service. netpol compares the verdict of the compiled tables with that of the reference evaluator, and exits
+    // with 70 if they differ. They must also be equal for such a backend.
     let more_manifests = "
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: all}, status: {podIP: 10.9.0.1}}
 ---

@@ -46,8 +46,8 @@ pub(crate) fn hold(
                 log(&format_args!("{pod} starts without enforcement: {reason}"));
                 return Ok(());
             }
-            // If too little time was left, the agent could not find the actual reason. Then the reason of the previous
-            // refusal is kept.
+            // If too little time was left, the agent could not find the actual reason. In this case, the reason of the
+            // previous refusal is kept.
             Err(RequestError::Refused(reason)) => {
                 let reason = if has_time { reason } else { last_refusal.take().unwrap_or(reason) };
                 last_refusal = Some(reason.clone());
@@ -74,7 +74,8 @@ pub(crate) fn hold(
     }
 }
 
-/// Sends one request to the agent. The agent waits until `deadline`, and responds earlier if the policies are enforced.
+/// Sends one request to the agent. The agent responds as soon as the policies are enforced, and at the latest at
+/// `deadline`.
 fn request(settings: &Settings, start: &mut PodStart, deadline: Instant) -> Result<PodStarted, RequestError> {
     let left = deadline.saturating_duration_since(Instant::now());
     start.timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);

@@ -114,7 +114,8 @@ fn delete(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Displ
 fn parse_configuration(input: &str) -> Result<Configuration<'_>, CniError> {
     let configuration: Configuration = serde_json::from_str(input)
         .map_err(|error| CniError::new(ErrorCode::Decode, format!("cannot parse the configuration: {error}")))?;
-    // A configuration without a version has version 0.1.0, which has no lists of plugins.
+    // A configuration without a version has version 0.1.0. This version has no lists of plugins, so it is not in
+    // `VERSIONS`.
     let version = configuration.cni_version.as_deref().filter(|version| !version.is_empty()).unwrap_or("0.1.0");
     if !VERSIONS.contains(&version) {
         let message = format!("cniVersion {version} is not supported; supported: {}", VERSIONS.join(", "));

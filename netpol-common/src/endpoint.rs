@@ -36,9 +36,9 @@ pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
 /// packet). A packet with this mark is evaluated again post-DNAT.
 pub const RECHECK: u32 = 0x8000;
 
-/// An endpoint: the value of `ENDPOINTS`, an array. The endpoint is in the slot with the index `ifindex & mask`. If
-/// another interface uses this slot already, the endpoint is in the second half of the array, and `ENDPOINTS_OVERFLOW`
-/// contains the index of its slot.
+/// An endpoint, as stored in a slot of the array `ENDPOINTS`. The endpoint is in the first half of the array, in the
+/// slot with the index `ifindex & ENDPOINT_MASK`. If another interface uses this slot already, the endpoint is in the
+/// second half of the array, and `ENDPOINTS_OVERFLOW` contains the index of its slot.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {

@@ -107,7 +107,7 @@ pub struct Attempt<A> {
     /// Destination port in network byte order; zero for protocols without ports.
     pub port: [u8; 2],
     /// Ingress: the interface by which the packet came into the node, from `skb->skb_iif`. 0 if this node sent the
-    /// packet. The kernel uses the same name: <https://docs.kernel.org/bpf/prog_sk_lookup.html>.
+    /// packet. The name `ingress_ifindex` is the kernel's: <https://docs.kernel.org/bpf/prog_sk_lookup.html>.
     pub ingress_ifindex: u32,
     /// Ingress: the source endpoint ID. This is the [`Endpoint::id`] of the pod of this node that sent the packet, even
     /// if the packet's source address was translated. 0 if no pod of this node sent it.
@@ -272,7 +272,8 @@ pub fn evaluate_policy<A: Address, T: Tables<A>>(
 fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     match attempt.source {
         SourceCheck::NOT_LOCAL_ENDPOINT => entry.endpoint != 0,
-        // Hairpin traffic that starts a flow has the source address of the pod or the node, never of a Service.
+        // Hairpin traffic that starts a flow has the source address of the pod or the node, never of a Service. So with
+        // a Service's address, the check fails if the pod itself sent the packet.
         SourceCheck::TRANSLATED => {
             entry.flags & address_flags::LOCAL_NODE == 0
                 && (entry.flags & address_flags::SERVICE == 0 || attempt.source_endpoint == endpoint.id)

@@ -45,9 +45,9 @@ pub struct FlowEntry {
     pub initiator: u8,
     /// State bits, see [`flow_state`].
     pub state: u8,
-    /// If the remote side is another pod of this node: the source endpoint ID of its packets. 0 if no packet had an ID
-    /// yet. [`ANY_REMOTE`] if the remote address is a Service address: packets from it come from any backend of
-    /// the Service.
+    /// The source endpoint ID of packets from the remote side. 0 if none of them had an ID yet: only packets from pods
+    /// of this node have one. [`ANY_REMOTE`] if the remote address is a Service address: packets from it come from any
+    /// backend of the Service.
     pub remote_endpoint: u16,
     /// The kernel's jiffies at the last packet, low 32 bits. Written at most once per second, so it can be up to a
     /// second too old.

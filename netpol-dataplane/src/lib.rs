@@ -105,9 +105,9 @@ pub struct Adopted {
     pub running: bool,
 }
 
-/// A data plane that enforces verdicts. Operations on interfaces may be asynchronous: they return `None`, and their
-/// results arrive later as [`InterfaceOutcome`]s, in the order of the calls. [`Kernel::start`] returns the channel of
-/// these results.
+/// A data plane that enforces verdicts. Operations on interfaces may be asynchronous. An asynchronous operation returns
+/// `None`, and its result arrives later as an [`InterfaceOutcome`]. These results arrive in the order of the calls.
+/// [`Kernel::start`] returns the channel of the results.
 pub trait Dataplane {
     /// Writes or deletes one table entry. Deleting a missing entry is not an error. Changes to endpoints
     /// ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Reevaluate`]) are ignored here: the caller
@@ -171,7 +171,7 @@ pub trait Dataplane {
         connections: EarlierConnections,
     ) -> Option<Result<(), AttachError>>;
 
-    /// Detaches all programs. Succeeds if the interface was removed.
+    /// Detaches all programs from an interface. Also succeeds if the interface was removed.
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>>;
 
     /// Returns which of these interfaces exist, but do not have the programs. Another process may have detached the

@@ -60,8 +60,8 @@ fn addresses() -> Vec<IpAddr> {
     (0..16_u8).map(|last| IpAddr::from([10, 0, 0, last])).collect()
 }
 
-/// Generates tables for sixteen addresses, with IDs higher than `base`. The classes `base` + 1 to 3 are those of
-/// addresses, and the classes `base` + 4 to 6 are those of frontends.
+/// Generates tables for sixteen addresses, with IDs higher than `base`. Addresses and prefixes have the classes from
+/// `base + 1` to `base + 3`, or no class. Frontends have the classes from `base + 4` to `base + 6`.
 fn tables(base: u32) -> impl Strategy<Value = Snapshot> {
     let class = move || (0..4_u32).prop_map(move |class| ClassId(if class == 0 { 0 } else { base + class }));
     let entries = proptest::collection::btree_map(0..16_u8, class(), 0..6);

@@ -26,12 +26,13 @@ pub(crate) mod role {
     pub(crate) const MEMBER: u8 = 1;
     /// The packet can initiate a flow.
     pub(crate) const INITIATES: u8 = 2;
-    /// The packet starts a new connection. A known flow is looked up for it only post-DNAT.
+    /// The packet starts a new connection. Pre-DNAT, no known flow is looked up for such a packet.
     pub(crate) const NEW_CONNECTION: u8 = 4;
     /// The packet is neighbor discovery. Its source can be the unspecified address: a pod sends such a packet to check
     /// whether its new address is free (RFC 4862, 5.4).
     pub(crate) const DISCOVERY: u8 = 8;
-    /// The packet matches a revoked flow, but comes from the side that did not initiate this flow.
+    /// The packet matches a revoked flow (one that the current policies do not allow), but comes from the side that did
+    /// not initiate this flow.
     pub(crate) const MATCHES_REVOKED: u8 = 64;
     /// The packet is a later fragment, and its first fragment is not known.
     pub(crate) const ORPHAN: u8 = 128;
@@ -41,7 +42,7 @@ pub(crate) mod role {
 
 /// The position of the role in [`Case::bits`].
 const ROLE_SHIFT: u32 = 24;
-/// The code of a packet that has no verdict yet. No reason has this code.
+/// The value in place of a reason's code, if the packet has no verdict yet. No reason has this code.
 pub(crate) const UNDECIDED: u8 = NO_REASON;
 
 impl Case {

@@ -12,8 +12,9 @@ use crate::slot::{Slot, field};
 pub(crate) enum Role {
     /// The packet belongs to a flow, or initiates one.
     Member,
-    /// The packet may belong to a flow, but does not initiate one: an echo reply (it must not create a flow that then
-    /// allows echo requests), or a later fragment in either direction.
+    /// The packet may belong to a flow, but does not initiate one. Such a packet is an echo reply, or a later fragment
+    /// (not the first one of its datagram) in either direction. If an echo reply created a flow, this flow would allow
+    /// echo requests.
     ReplyOnly,
     /// ICMP other than echo has no flows: each packet is evaluated.
     NoFlow,
@@ -136,8 +137,9 @@ impl KnownFlow {
         self.state & flow_state::RECHECK != 0
     }
 
-    /// Returns whether replies may come from any endpoint: the pod initiated the flow, and the flow entry stores no
-    /// remote endpoint. The destination of such a flow may be a Service, so any backend may send the replies.
+    /// Returns whether replies may come from any endpoint. This is the case if the pod initiated the flow, and the flow
+    /// entry stores no remote endpoint. The destination of such a flow may be a Service, so any backend may send the
+    /// replies.
     #[inline(always)]
     pub(crate) fn accepts_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
         remote_endpoint(slot) == 0 && self.initiator == Direction::Egress

@@ -2,8 +2,8 @@
 
 use netpol_common::{Direction, Endpoint, NO_REASON, Reason, flow_state};
 
-/// What to report about the flow of an allowed packet, after the packet's verdict. All values are bits of one byte,
-/// because [`Context::barrier_within`](crate::context::Context::barrier_within) can hide a byte from the verifier. With
+/// What to report about a flow after one of its packets was allowed. All values are bits of one byte, because
+/// [`Context::barrier_within`](crate::context::Context::barrier_within) can hide a byte from the verifier. With
 /// separate fields, the verifier would check all later code again for each combination of field values.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -56,9 +56,10 @@ pub fn is_manifest(path: &Path) -> bool {
 /// # Errors
 /// If the path is not a regular file when it is opened, or the file is too large.
 pub fn read_regular(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
-    // Opening a FIFO for reading waits for a writer, and some devices react to being opened. The type is checked after
-    // opening, because the path may be replaced at any time. `O_NONBLOCK` does not affect regular files. Source:
-    // `open(2)`, `O_NONBLOCK`; `fifo(7)`.
+    // The type is checked after opening, because the path may be replaced at any time. So the file can be a FIFO or a
+    // device when it is opened. Opening a FIFO for reading normally waits for a writer, and some devices react to being
+    // opened. `O_NONBLOCK` prevents the waiting, and does not affect regular files. Source: `open(2)`, `O_NONBLOCK`;
+    // `fifo(7)`.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;

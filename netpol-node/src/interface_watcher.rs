@@ -63,8 +63,8 @@ impl InterfaceWatcher {
         self.changed.merge(changed);
     }
 
-    /// Requests a reading that does not use cached data of these interfaces, because addresses in the namespaces of
-    /// their peers have changed.
+    /// Requests a reading, because addresses in the network namespaces of these interfaces' peers have changed. The
+    /// reading may use cached data of other interfaces only.
     pub fn request_for_changed_addresses(&mut self, changed: impl IntoIterator<Item = IfIndex>) {
         self.changed_peers.extend(changed);
         if !self.changed_peers.is_empty() {

@@ -40,7 +40,8 @@ impl LinkCache {
             self.addresses.remove(&ifindex.0);
         }
         // If the peer (the other end) of a veth moves to another namespace, the kernel reports that the peer was
-        // removed, and nothing about the veth. Without any report about interfaces, no peer has moved.
+        // removed, and nothing about the veth. So after a report about any interface, all veths with a peer in this
+        // namespace are read again.
         let peer_may_have_moved = |link: &Link| link.has_local_peer && changed.interfaces_changed();
         let with_local_peer =
             self.links.iter().filter(|(_, link)| peer_may_have_moved(link)).map(|(ifindex, _)| *ifindex);

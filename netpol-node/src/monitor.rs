@@ -82,7 +82,7 @@ impl Changed {
             Some(kind) if ADDRESSES.contains(&kind) => self.addresses = true,
             Some(kind @ (NEW_LINK | DELETED_LINK)) => match family_and_link(datagram) {
                 Some((0, ifindex)) if kind == DELETED_LINK => drop(self.gone.insert(ifindex)),
-                // Also messages of family `AF_BRIDGE`: a bridge sends them when a port changes or leaves it.
+                // Also `RTM_DELLINK` of family `AF_BRIDGE`: an interface left its bridge, but still exists.
                 Some((_, ifindex)) => drop(self.links.insert(ifindex)),
                 None => self.anything = true,
             },
@@ -170,7 +170,7 @@ mod tests {
         let (link, gone) =
             (Changed { links: index.clone(), ..Changed::default() }, Changed { gone: index, ..Changed::default() });
         let anything = Changed { anything: true, ..Changed::default() };
-        // Messages about links, addresses (21) and next hops (104, which the monitor does not know). The address
+        // Messages about links, addresses (21) and next hops (104, which the monitor does not parse). The address
         // families are AF_UNSPEC (0), AF_INET (2) and AF_BRIDGE (7).
         for (kind, family, expected) in [
             (NEW_LINK, 0, &link),

@@ -20,7 +20,8 @@ use super::NetlinkError;
 const IPV6_ADDRESSES: u32 = 9;
 /// Source: `include/linux/socket.h`, `include/uapi/linux/netlink.h`.
 const SOL_NETLINK: libc::c_int = 270;
-/// Minimum interval between events of one namespace, for pods that change their addresses all the time.
+/// Minimum interval between two reports of one network namespace. Otherwise, a pod that changes its addresses all the
+/// time would cause a report for each change.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reports changed IPv6 addresses in network namespaces that have an ID (nsid) in the agent's network namespace. The
@@ -31,7 +32,7 @@ pub struct PodAddressMonitor {
     rate_limit: RateLimit,
 }
 
-/// Limits how often a namespace is reported.
+/// Limits how often a network namespace is reported.
 #[derive(Debug, Default)]
 struct RateLimit {
     /// When each namespace was last reported.

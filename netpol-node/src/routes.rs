@@ -11,7 +11,7 @@ use super::netlink::is_link_local;
 use super::{Netlink, NetlinkError};
 
 impl Netlink {
-    /// Returns the devices of all unicast routes of this namespace, in all tables.
+    /// Returns the devices of all unicast routes of this network namespace, in all routing tables.
     ///
     /// # Errors
     /// If the dump fails.

@@ -16,7 +16,7 @@ pub struct Runtime {
     pub request_timeout: Option<Duration>,
 }
 
-/// What the runtime starts, and the call of [`Handler`] for this.
+/// What the runtime starts. Each variant has its own method of [`Handler`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// A sandbox: [`Handler::run`].

@@ -10,7 +10,7 @@ pub struct Options {
     pub(crate) name: String,
     pub(crate) index: String,
     /// How long the runtime may take to register and configure the plugin. The runtime accepts plugins one at a time,
-    /// and waits 5 s for a plugin that does not register.
+    /// and waits 5 s for a plugin that does not register. So this plugin may have to wait for other plugins.
     pub registration_timeout: Duration,
     /// How long the runtime may take to list its sandboxes, counted from the start of the connection. containerd first
     /// waits for pod starts that are in progress, including their CNI plugins, and then sends the list.

@@ -51,7 +51,7 @@ impl<K: Ord, V: Ord> Index<K, V> {
         self.entries.contains_key(key)
     }
 
-    /// Returns the keys with values.
+    /// Returns the keys that have values, but not their values.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.entries.keys()
     }

@@ -59,7 +59,8 @@ impl Matrix {
     /// families.
     ///
     /// # Errors
-    /// Returns an error if the results of the families differ, or if a host other than the destination responds.
+    /// Returns an error if the results of the families differ, if a host other than the destination responds, or if a
+    /// connection is neither allowed nor dropped.
     pub fn measure(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
         let mut probes = Vec::new();
         let mut probed_cells = Vec::new();

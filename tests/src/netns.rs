@@ -64,7 +64,7 @@ impl Netns {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
-    /// Returns a file descriptor of the namespace. It is valid while this value exists.
+    /// Returns a file descriptor of the namespace. It is valid while this `Netns` or a clone of it exists.
     pub fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.file.as_raw_fd()
     }
@@ -111,7 +111,7 @@ impl Netns {
         command
     }
 
-    /// Runs `ip` with one command in each line, without the word `ip`.
+    /// Runs `ip` commands, one for each line. The lines do not start with the word `ip`.
     ///
     /// # Errors
     /// Returns the failed line and the reason.
@@ -120,7 +120,7 @@ impl Netns {
             .with_context(|| format!("in the namespace of {}, with these lines:\n{lines}", self.name))
     }
 
-    /// Runs `bridge` with one command in each line, without the word `bridge`.
+    /// Runs `bridge` commands, one for each line. The lines do not start with the word `bridge`.
     ///
     /// # Errors
     /// Returns the failed line and the reason.

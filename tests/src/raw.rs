@@ -104,7 +104,8 @@ impl PacketSocket {
     }
 }
 
-/// A packet, or a sequence of packets. The last packet contains a marker, by which the receiver identifies it.
+/// A packet, or a sequence of packets. The last packet contains a marker, by which the receiver identifies the
+/// sequence.
 #[derive(Clone, Debug)]
 pub struct TestPacket {
     description: String,

@@ -55,7 +55,8 @@ impl Load {
                 client_threads.into_iter().map(|thread| thread_result(thread.join())).collect();
             let elapsed = start.elapsed();
             stop.store(true, Ordering::Relaxed);
-            // This connection wakes the server, which waits for the next client. The server may have ended already.
+            // This connection wakes the server, which waits for the next client. Errors are ignored, because the
+            // server may have ended already.
             drop(client.netns().run(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?)));
             thread_result(server_thread.join())?;
             let requests = counts?.iter().sum();

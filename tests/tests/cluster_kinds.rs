@@ -132,6 +132,6 @@ fn s26_verdicts_stay_after_a_crash_with_tcx() -> Result<()> {
     lab.expect(table)?;
     let (done, output) = lab.agent().uninstall()?;
     anyhow::ensure!(done, "uninstall failed: {output}");
-    // Without programs, all connections are allowed. The reference would still deny this one.
+    // Without programs, all connections are allowed. The reference evaluator would still deny this one.
     lab.expect_without_reference("shop/front -> shop/data 5432/TCP")
 }

@@ -228,7 +228,7 @@ fn an_agent_without_a_node_object_is_not_ready_until_there_is_one() -> Result<()
     let mut agent = Agent::prepare(&cluster, options)?;
     agent.launch()?;
     agent.wait_log(&["not ready: no Node object is named node-1", "--node"])?;
-    // If only the interface of a pod were missing, the agent would report ready earlier than this.
+    // If only the interface of a pod were missing, the agent would report ready before these 4 seconds have passed.
     std::thread::sleep(Duration::from_secs(4));
     ensure!(!agent.is_ready(), "the agent is ready:\n{}", agent.log());
     ensure!(agent.get("/readyz").is_err_and(|error| format!("{error:#}").contains("no Node object is named node-1")));

@@ -27,8 +27,8 @@ const BUDGET: u32 = 131_072;
 const PORT: u16 = 9000;
 
 /// Returns policies that allow `client` to connect to `server`. The server is isolated for egress, without rules. So a
-/// packet from the server passes only as a reply: the flow table must have the packet's flow. The flooding pods may
-/// send only to their node, because this needs no rule.
+/// packet from the server passes only as a reply: the flow table must have the packet's flow. The flooding pods are
+/// isolated without rules, so they can send only to the local node: this traffic is always allowed.
 fn policies() -> Vec<String> {
     vec![
         policy(

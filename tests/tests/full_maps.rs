@@ -39,7 +39,7 @@ fn server_policy(rules: &str) -> String {
     )
 }
 
-/// Returns a rule that allows ingress from pods with the label `app` of this value.
+/// Returns a rule that allows ingress from pods with this value of the label `app`.
 fn from_app(app: &str) -> String {
     format!("{{from: [{{podSelector: {{matchLabels: {{app: {app}}}}}}}]}}")
 }
@@ -159,8 +159,8 @@ fn tenants() -> (ClusterBuilder, Vec<String>) {
     (cluster, policies)
 }
 
-/// Returns policies for `a/hog`, each with this number of disjoint blocks. The first policy also has a block with the
-/// external host 203.0.113.5.
+/// Returns policies for `a/hog`: as many as `policies`, each with `blocks_each` disjoint blocks. The first policy also
+/// has a block with the external host 203.0.113.5.
 fn many_blocks(policies: u32, blocks_each: u32) -> Vec<String> {
     let list = |number: u32| {
         let mut peers = String::from(if number == 0 { "{ipBlock: {cidr: 203.0.113.0/24}}" } else { "" });

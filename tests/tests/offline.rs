@@ -9,8 +9,8 @@ use netpol_tests::agent::netpol;
 use netpol_tests::{Cell, Cluster, Lab, PodSpec, deny_all, policy};
 use serde_json::Value;
 
-/// Starts a cluster with pods and an external host. Policies allow some of the connections among all of them. The
-/// external host has the extra address 203.0.113.5.
+/// Starts a cluster with pods and an external host. Policies allow some of the connections among the pods and the host.
+/// The external host has the extra address 203.0.113.5.
 fn start() -> Result<Lab> {
     let cluster = Cluster::builder()
         .namespace("shop", "team=sales")

@@ -202,7 +202,7 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     lab.set_policies(&[])?;
     lab.expect("shop/other -> shop/server 80/TCP")?;
 
-    // A new pod with the same address, after the interface was removed, does not inherit the policy.
+    // After `server` and its interface were removed, a new pod with the same address does not inherit the policy.
     let last_octet = lab.cluster.host("shop/server").v4().octets()[3];
     lab.set_policies(&[allow_client_to_server()])?;
     lab.expect("shop/other -x shop/server 80/TCP")?;

@@ -95,7 +95,7 @@ pub(crate) struct KrewArgs {
 /// Options of `image`.
 #[derive(Args, Debug)]
 pub(crate) struct ImageArgs {
-    /// Name and tag of the image. The default has the version of this checkout, and the manifests in deploy/ use it.
+    /// Name and tag of the image. The manifests in deploy/ use the default, which has the version of this checkout.
     /// The registry `localhost` prevents pushing this image by mistake.
     #[arg(long, default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION")))]
     pub(crate) tag: String,
@@ -172,8 +172,8 @@ pub(crate) enum Benchmark {
     Packets,
     /// Milliseconds from a watch event to the BPF maps, while pods are added and removed
     Convergence,
-    /// At 25 to 100 new pods per second: milliseconds until policies are enforced, and pods that are removed before
-    /// this
+    /// At 25 to 100 new pods per second: milliseconds until policies are enforced, and number of pods that are removed
+    /// before their policies are enforced
     Churn,
     /// Milliseconds for which the start gate holds pods, and which of their first packets arrive
     Starts,

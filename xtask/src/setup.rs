@@ -30,7 +30,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "bpftool", package: "bpftool", used_by: "docs/map-layout.md and its tests" },
 ];
 
-/// Programs that only `cargo xtask kernels` needs.
+/// Programs that only `cargo xtask kernels` needs. That command installs them.
 pub(crate) const KERNEL_TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", used_by: "kernels: virtual machines" },
     Tool { program: "busybox", package: "busybox-static", used_by: "kernels: the initramfs" },
@@ -38,7 +38,7 @@ pub(crate) const KERNEL_TOOLS: &[Tool] = &[
     Tool { program: "dpkg", package: "dpkg", used_by: "kernels: unpacking packages" },
 ];
 
-/// Installs all missing tools.
+/// Installs all missing tools, except `KERNEL_TOOLS`.
 pub(crate) fn run() -> Result<()> {
     install_packages(TOOLS)?;
     kubectl::setup()?;

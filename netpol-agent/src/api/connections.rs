@@ -74,7 +74,7 @@ struct AnswersInProgress {
 }
 
 impl IsAnswering {
-    /// While `answer` is computed, the connection is not closed to make room for another one.
+    /// Awaits `answer`. In the meantime, the connection is not closed to make room for another one.
     pub(super) async fn during<T>(&self, answer: impl Future<Output = T>) -> T {
         self.0.responses.fetch_add(1, Ordering::Relaxed);
         let answer = answer.await;
@@ -82,7 +82,8 @@ impl IsAnswering {
         answer
     }
 
-    /// Until the result is dropped, the connection is not closed to make room for another one, and has no time limit.
+    /// Marks the connection as streaming until the returned value is dropped. Until then, the connection is not closed
+    /// to make room for another one, and has no time limit.
     pub(super) fn stream(&self) -> Streaming {
         self.0.streams.fetch_add(1, Ordering::Relaxed);
         Streaming(Arc::clone(&self.0))

@@ -108,14 +108,15 @@ pub struct Requests {
     pub(super) warnings: Warnings,
     /// Adds the addresses of starting pods (pods with a delayed start) to the objects that the loop receives.
     pub(crate) starting: StartingPods,
-    /// When the containers of pods can start. The start gate writes this, and the reconciler reads it.
+    /// The times from which the containers of pods can start. The start gate writes them, and the reconciler reads
+    /// them.
     pub(crate) container_starts: ContainerStarts,
     /// State and counters of the start gate, which delays the start of a pod until its policies are enforced.
     pub gate: GateStats,
     to_loop: mpsc::Sender<LoopRequest>,
 }
 
-/// Warnings about functions of the agent that do not work, by subject. Clones share everything.
+/// Warnings about features of the agent that do not work, by subject. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Warnings(Arc<Mutex<BTreeMap<&'static str, String>>>);
 
@@ -133,7 +134,7 @@ impl Warnings {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
-        // The map is consistent after each change.
+        // The map is consistent after each change. So it can be used even after a panic of another thread.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -35,7 +35,8 @@ const BACKLOG: u32 = 1024;
 const SOCKET_LIMITS: Limits = Limits { all: MAX_SOCKET_CONNECTIONS, per_peer: MAX_SOCKET_CONNECTIONS };
 const MAX_SOCKET_CONNECTIONS: usize = 2 * MAX_WAITERS + MAX_STREAMS;
 
-/// Serves `/metrics`, `/healthz` and `/readyz` in a task: see [`serve_health`].
+/// Serves `/metrics`, `/healthz` and `/readyz` in a task. If the address cannot be bound, does the same as
+/// [`serve_health`].
 pub fn serve_metrics(address: SocketAddr, requests: Requests) {
     serve_tcp(address, requests, Paths::Open);
 }
@@ -49,7 +50,8 @@ pub fn serve_health(address: SocketAddr, requests: Requests) {
 
 fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
     let purpose = if paths == Paths::Health { "health" } else { "metrics" };
-    // The first attempt is not made in the task: if it succeeds, the port is open before anything else starts.
+    // The first attempt to bind the address is not made in the task. If it succeeds, the port is open before anything
+    // else starts.
     let first = listen(address);
     tokio::spawn(async move {
         let listener = listener(first, address, purpose, &requests).await;
@@ -250,7 +252,7 @@ mod tests {
         let mut server = server();
         assert_eq!(status_line(&server.directory, &get("/healthz")).await, "HTTP/1.1 200 OK");
         assert_eq!(status_line(&server.directory, &get("/readyz")).await, "HTTP/1.1 503 Service Unavailable");
-        // The loop has started.
+        // From here, the test acts as a main loop that has started.
         server.progress.made();
         for (ready, line) in [
             (Readiness::Ready, "HTTP/1.1 200 OK"),

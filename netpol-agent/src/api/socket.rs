@@ -58,7 +58,7 @@ impl Socket {
                     return Err(SocketError::NotASocket(path.to_owned()));
                 }
             }
-            // Other errors are reported when the socket is created below.
+            // Usually, the path does not exist. Other problems, such as missing permissions, are reported below.
             Err(_) => {}
         }
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {

@@ -1,5 +1,5 @@
-//! `/v1/wait`: waits until conditions hold on this node. The conditions are: a policy or pod is enforced, a policy or
-//! pod is deleted, or all objects are processed and all pods of the node are enforced.
+//! `/v1/wait`: waits until conditions hold on this node. There are three kinds of conditions: a policy or pod is
+//! enforced; a policy or pod is deleted; all objects are processed and policies are enforced on all pods of the node.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const MAX_CONDITIONS: usize = 64;
 /// Timeout of a request without the parameter `timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Minimum timeout of a query to the source (the watch of the API server or of a directory), even if the timeout of the
-/// request is shorter.
+/// request is shorter. So a request with a shorter timeout can also get the state of its conditions.
 const MIN_SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Conditions of a request, and its timeout.

@@ -75,7 +75,7 @@ impl Matches {
         while let Some((length, kind, flags)) = header(rest) {
             let Some(body) = rest.get(HEADER_SIZE..length) else { break };
             // Chains may be missing in an interrupted dump. Without an error, they would be treated as removed. The
-            // last message of the dump can be the only one with this flag.
+            // flag is checked in `DONE` messages, too: the last message of a dump can be the only one with this flag.
             if kind != ERROR && flags & DUMP_INTERRUPTED != 0 {
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -109,7 +109,7 @@ impl Matches {
         self.record(table, chain);
     }
 
-    /// Stores the names of a chain and of its table if they are signs of a policy engine.
+    /// Stores the name of a chain if the name is a sign of a policy engine. Does the same for the chain's table.
     fn record(&mut self, table: &str, chain: &str) {
         for (found, engine) in self.0.iter_mut().zip(&POLICY_ENGINES) {
             for signature in engine.signatures {
@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn chains_and_tables_of_other_policy_engines_are_recognized() {
-        // A table, a chain, and a part of the engine's name. If the third text is empty, the chain is not a sign of a
-        // policy engine.
+        // A table, a chain, and a part of the engine's name. If the third text is empty, neither the table nor the
+        // chain is a sign of a policy engine.
         for (table, name, expected) in [
             ("filter", "FORWARD", ""),
             ("filter", "KUBE-FORWARD", ""),

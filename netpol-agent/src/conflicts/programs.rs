@@ -6,8 +6,8 @@ use super::{Finding, Findings, NameList};
 use netpol_dataplane::{ForeignPrograms, Order};
 use netpol_node::{Netlink, NetlinkError};
 
-/// Maximum number of veths in one check, so that it takes milliseconds. A sample is enough, because other components
-/// attach their programs to all veths.
+/// Maximum number of veths in one check. With this limit, a check takes milliseconds. A sample is enough, because other
+/// components attach their programs to all veths.
 const MAX_VETHS: usize = 256;
 
 const BEFORE: &str = "it runs before netpol's programs. If it accepts (TC_ACT_OK) or redirects a packet, netpol does not \

@@ -83,7 +83,7 @@ fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconcile
 /// Returns whether an explanation has these policies. If the explanation lists only some of its policies, checks only
 /// that the total number of policies is the same.
 fn has_policies(explanation: &Explanation, policies: &[PolicyKey]) -> bool {
-    // The evaluation at this pod, not at the other end of the flow.
+    // `own` is the evaluation at the pod of the event. The evaluation at the other end of the flow is not compared.
     let own = &explanation.own;
     if let Some(count) = own.policy_count {
         return count == policies.len();

@@ -13,7 +13,8 @@ const MAX_TEXT: usize = 1024;
 /// Maximum length in bytes of a fix (the YAML of a rule that would allow the flow).
 const MAX_FIX: usize = 4096;
 
-/// Bounds `from`, `to` and `hints` of a record. [`bound_side`] bounds the sides, which come from an explanation.
+/// Bounds `from`, `to` and `hints` of a record. [`bound_side`] bounds its sides (`egress` and `ingress`), which come
+/// from an explanation.
 pub(super) fn bound_record(record: &mut FlowRecord) {
     for end in [&mut record.from, &mut record.to] {
         bound_end(end);

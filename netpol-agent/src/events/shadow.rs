@@ -55,12 +55,12 @@ impl ShadowKey {
     }
 }
 
-/// Flows in each of the last minutes.
+/// The number of flows in each of the last minutes.
 #[derive(Clone, Debug, Default)]
 struct FlowsByMinute {
-    /// The latest minute: the number of minutes since 1970.
+    /// The latest minute, as the number of minutes since 1970.
     latest: u64,
-    /// Flows in each minute, the latest last.
+    /// The number of flows in each minute. The last item is for the latest minute.
     flows: Vec<u64>,
 }
 
@@ -273,8 +273,8 @@ impl ShadowFlows {
     }
 }
 
-/// Returns the workload of an end of a flow (source or destination). If it has no workload, returns its pod, node or
-/// address.
+/// Returns the workload of one end (source or destination) of a flow. If the end has no workload, returns its pod, node
+/// or address.
 fn workload_end(end: &FlowEnd) -> WorkloadEnd {
     let services = end.services.clone();
     if end.pod.is_some() {

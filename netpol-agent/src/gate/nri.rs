@@ -28,7 +28,8 @@ struct NriGate {
     started_before: Mutex<HashSet<String>>,
 }
 
-/// Keeps a connection to the runtime, in the current task. Never returns, unless NRI cannot be used.
+/// Keeps a connection to the runtime, in the current task. Retries if connecting fails or the connection ends. Returns
+/// only if NRI does not accept the plugin's name or index.
 pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
     // NRI calls plugins in the order of their indexes. With the index 90, other plugins usually run before this one:
     // they need not wait for enforcement.

@@ -1,7 +1,8 @@
-//! Binds veths to pods. A veth (the end in the node's network namespace) is bound once, to the pod address that is
-//! found in the network namespace of its other end (the pod end). The veth stays bound until it is removed. The pod of
-//! a bound veth is the pod that has this address according to API objects. So nothing that a pod does inside its
-//! network namespace changes which policies apply to it.
+//! Binds veths to pods. Here, "veth" is the end of a veth pair in the node's network namespace, and the "pod end" is
+//! the other end. The agent finds a pod's address in the network namespace of the pod end, and binds the veth to this
+//! address once. The veth stays bound until it is removed. The pod of a bound veth is the pod that has this address
+//! according to API objects. So nothing that a pod does inside its network namespace changes which policies apply to
+//! the pod.
 //!
 //! It is a conflict if an unbound interface has the address of a pod to which another interface is bound. The
 //! conflict is reported, and all traffic of the unbound interface is dropped until this interface is bound or removed.
@@ -164,7 +165,8 @@ impl<D: Dataplane> Reconciler<D> {
             if interface_of.contains_key(&pod) {
                 continue;
             }
-            // The binding changes only after a new listing of interfaces, which may find the real interface of the pod.
+            // `bound.pod` changes only after a new listing of interfaces, because the listing may find the real
+            // interface of the pod. Until then, only `identity.pod` is the new pod.
             if relisted
                 && let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex)
                 && let Binding::Bound(bound) = &mut identity.binding

@@ -2,8 +2,8 @@
 //! main loop.
 //!
 //! The main loop moves the engine and a job to the thread. The thread returns the engine and the changes of the maps
-//! (the writes). Until then, the loop works without the engine, with its index of this node's pods ([`super::pods`])
-//! and the policies that are already enforced.
+//! (the writes). Until then, the loop has no engine. It uses its own index of this node's pods ([`super::pods`]), and
+//! the policies that are already enforced.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,7 +32,7 @@ pub enum Compiler {
     /// On the current thread, when a test calls [`Reconciler::compile`](super::Reconciler::compile). So the test can
     /// check the state before the job runs.
     Manual,
-    /// On this thread.
+    /// On the thread of this worker.
     Thread(Worker<Task>),
 }
 

@@ -129,8 +129,8 @@ impl<D: Dataplane> Reconciler<D> {
         result
     }
 
-    /// Returns why a policy cannot be enforced until objects or the agent's options change, or a suspension ends.
-    /// `None`: it can be enforced now.
+    /// Returns why a policy cannot be enforced now: the option `--observe`, a suspension, or shadow mode. `None`: it
+    /// can be enforced now.
     fn why_never_enforced(&self, policy: &Policy) -> Option<String> {
         let is_shadow = || self.engine.cluster_state().mode(policy) == Mode::Shadow;
         let reason = self.not_enforced_in(&policy.key.namespace);

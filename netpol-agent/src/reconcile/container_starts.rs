@@ -8,8 +8,8 @@ use std::time::Instant;
 use netpol_policy::model::PodKey;
 
 /// Maximum number of pods in [`ContainerStarts`]. When one more pod is recorded, all others are removed. The
-/// unprotected time (without enforcement) of a removed pod starts when its interface appears, not when its containers
-/// can start.
+/// unprotected time (without enforcement) of a removed pod is counted from the time when its interface appeared,
+/// because the start of its containers is no longer recorded.
 const MAX_PODS: usize = 4_096;
 
 /// When the first container of a pod could start.

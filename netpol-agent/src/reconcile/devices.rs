@@ -49,7 +49,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
         for ifindex in wanted {
             let interface = self.interfaces.entry(ifindex).or_default();
-            // An interface with `no_room` is a pod's interface without an endpoint.
+            // An interface with `no_room` belongs to a pod, so it is no device. It has no endpoint, because `ENDPOINTS`
+            // has no room for one.
             if matches!(interface.purpose, Purpose::None) && !interface.no_room {
                 interface.purpose = Purpose::Device;
             }

@@ -156,7 +156,7 @@ pub(super) fn ended_suspensions(before: &[Suspension], after: &[Suspension], now
     ended.map(name).collect()
 }
 
-/// Returns the names of the first changed objects, and the number of all changed objects.
+/// Returns the names of at most `NAMED` changed objects, sorted by kind, and the number of all changed objects.
 fn names_of(events: &[Event]) -> (Vec<String>, usize) {
     let mut changed: BTreeSet<(u8, ObjectKey, bool)> = BTreeSet::new();
     for event in events {
@@ -226,7 +226,8 @@ mod tests {
         let change = history.of_endpoint(IfIndex(7)).expect("no change");
         assert_eq!((change.generation, change.object_count), (Generation(3), 22));
         assert_eq!(change.objects[..2], ["NetworkPolicy shop/web (deleted)", "Namespace bank (deleted)"]);
-        // A suspension reaches its end time: first without a batch, then compiled together with a batch.
+        // A suspension reaches its end time. In the first case, there is no batch. In the second case, the end is
+        // compiled together with a batch.
         let ended = || vec!["Namespace shop (suspension ended)".to_owned()];
         for (batches, count) in [(&[][..], 1), (&[(Generation(3), now)][..], 2)] {
             history.begin(batches, ended());

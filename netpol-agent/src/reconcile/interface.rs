@@ -28,14 +28,16 @@ pub(super) type Interfaces = BTreeMap<IfIndex, Interface>;
 pub(super) struct Interface {
     pub(super) purpose: Purpose,
     pub(super) program: ProgramState,
-    /// When the interface appeared: the time of the kernel's report, or else of the first reading.
+    /// When the interface appeared: the time of the kernel's report. Without a report, the time of the first snapshot
+    /// that contains the interface.
     pub(super) appeared: Option<Instant>,
     /// Whether the last snapshot contains the interface as a veth.
     pub(super) is_veth: bool,
     /// When the addresses of its peer are read again.
     pub(super) peer_reads: PeerReads,
-    /// Whether `ENDPOINTS` has no room for the endpoint of its pod. An earlier endpoint stays as it was. If there is no
-    /// endpoint, programs are attached only for an isolated pod, because programs without an endpoint drop everything.
+    /// Whether `ENDPOINTS` has no room for the endpoint of its pod. An earlier endpoint stays as it was. Programs
+    /// without an endpoint drop everything. So if there is no endpoint, programs are attached only if the pod is
+    /// isolated or unknown.
     pub(super) no_room: bool,
     /// The pod of the interface, as far as it is known.
     pub(super) identity: Identity,

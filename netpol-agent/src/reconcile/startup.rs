@@ -141,7 +141,8 @@ fn adopted_interfaces(
         let interface = interfaces
             .entry(ifindex)
             .or_insert_with(|| Interface { program: ProgramState::Leftover, ..Interface::default() });
-        // Without programs, the index may belong to another interface by now.
+        // The identity is adopted only if programs run on the interface. Otherwise, the index may belong to another
+        // interface by now.
         if interface.program == ProgramState::On(Role::Pod) {
             interface.identity = Identity::adopted(&endpoint);
         }

@@ -92,7 +92,8 @@ fn the_unprotected_time_of_a_held_pod_starts_with_its_containers() {
             replace_objects(&mut reconciler, &[PODS]);
             assert_eq!(counts(&reconciler), expected, "{unknown_pods:?}, {held_pod}, released: {released}");
             let unprotected = reconciler.unprotected().since(UnprotectedStart::Container);
-            // With `UnknownPods::Deny`, programs drop all traffic of the interface before the gate releases the pod.
+            // With `UnknownPods::Deny`, programs drop all traffic of the interface from `interfaces_read` on. So no
+            // time is unprotected, even if the gate has released the pod.
             let is_exposed = released && unknown_pods == UnknownPods::Allow;
             assert!(unprotected.sum.is_zero() != is_exposed, "{unknown_pods:?}, released: {released}: {unprotected:?}");
             assert_eq!(unprotected.packets, if is_exposed { 7 } else { 0 });

@@ -1,4 +1,4 @@
-//! Parses `--from` and `--to`, which name an end (source or destination) of flows, and matches flows against them.
+//! Parses `--from` and `--to`, which name an end (source or destination) of flows. Selects the flows with these ends.
 
 use std::str::FromStr;
 

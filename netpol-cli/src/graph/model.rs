@@ -36,7 +36,8 @@ pub(super) struct Node {
     pub(super) lines: Vec<String>,
     /// The names of all workloads or addresses.
     pub(super) members: Vec<String>,
-    /// Whether the policies of these pods allow all connections to them. Policies of the sources are ignored.
+    /// Whether the node has pods, and their ingress policies allow all connections. Egress policies of the sources are
+    /// ignored.
     pub(super) accepts_all: bool,
 }
 
@@ -196,7 +197,7 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
             let [allowed, possible] = reachability.ports(ids);
             let unknown = possible.difference(allowed);
             let rest = allowed.difference(&source.common[1].intersection(&destination.common[0]));
-            // The text `all` is easier to read than a list of all other ports.
+            // If all ports are allowed, the text `all` is easier to read than a list of the ports in `rest`.
             let allowed = if !rest.is_empty() && *allowed == PortSet::all() { allowed.clone() } else { rest };
             if !allowed.is_empty() || !unknown.is_empty() {
                 pairs.insert((from, to), (allowed, unknown));

@@ -62,8 +62,8 @@ struct Policy {
     mode: PolicyMode,
     #[serde(skip_serializing_if = "Option::is_none")]
     suspended_until: Option<String>,
-    /// False if a policy in shadow mode (or a suspended policy) is not evaluated for some of its pods. Then flows of
-    /// these pods that the policy would deny are not counted. Always true for an enforced policy.
+    /// False if this policy is in shadow mode or suspended, and is not evaluated for some of its pods. In this case,
+    /// flows of these pods are not counted, even if the policy would deny them. Always true for an enforced policy.
     evaluated: bool,
     /// The nodes on which the policy is not evaluated for some of its pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -85,8 +85,8 @@ struct Policy {
 }
 
 impl Policy {
-    /// Creates the policy from its status on the first node, without numbers. [`Self::add`] adds the numbers of each
-    /// node.
+    /// Creates the policy from its status on the first node, without pods, rules and counts. [`Self::add`] adds those
+    /// of each node.
     fn new(first: &PolicyStatus) -> Self {
         Self {
             namespace: first.namespace.clone(),
@@ -107,7 +107,7 @@ impl Policy {
         }
     }
 
-    /// Adds the numbers of a node.
+    /// Adds the policy's pods, rules and counts on a node.
     fn add(&mut self, status: &PolicyStatus, node: &str) {
         self.pods.extend(status.pods.iter().cloned());
         self.denied_flows += status.denied_flows;

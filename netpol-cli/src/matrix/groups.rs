@@ -32,8 +32,8 @@ pub(super) struct Group {
     /// address or has one actual pod.
     #[serde(skip)]
     pub(super) destination: End,
-    /// The class of pods or addresses to which all members of the group belong. Members of a class do not differ: if
-    /// one can connect to or from another end at a port, each other member can, too.
+    /// The class of pods or addresses to which all members of the group belong. All members of a class have the same
+    /// verdicts: if one of them can connect to or from an end at a port, all of them can.
     #[serde(skip)]
     pub(super) end: EndId,
     /// The pod of `source` and the pod of `destination`. For an address, both are the pod that has this address.
@@ -91,8 +91,8 @@ fn group_pods(cluster: &OfflineCluster, pods: &[(&Pod, EndId)], by_workload: boo
 
 fn new_group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Group> {
     let first = pods.first()?;
-    // If one pod stands for all pods of a workload, the source is a second pod, so that the verdict on a connection
-    // within the workload is the verdict on a connection between two pods.
+    // The source is another pod than the destination if the group has several pods, or if its only pod stands for all
+    // pods of a workload. So a connection within the group is evaluated between two pods, not as hairpin traffic.
     let source = match pods.get(1) {
         Some(pod) => pod.key.clone(),
         None if first.key.workload().is_some() => first.key.second_of_workload(),

@@ -89,7 +89,8 @@ impl<'g> List<'g> {
             Some(*index)
         });
         let cells: Vec<Option<usize>> = cells.collect();
-        // Connections with different `PortIds` can be equal, because they contain only ports that are also in `ports`.
+        // Two connections with different `PortIds` can be equal, because `Connection::new` removes the ports that are
+        // not in `ports`.
         let mut sorted: Vec<&Connection> = connections.iter().collect();
         sorted.sort_unstable();
         sorted.dedup();

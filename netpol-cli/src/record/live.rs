@@ -16,8 +16,7 @@ use crate::live::{self, Needed};
 use crate::message::message;
 use crate::remote::Fleet;
 
-/// Reads the flows, and then the objects. In this order, the objects include pods that have started since the first
-/// flow.
+/// Reads the flows, and then the objects. So the objects include pods that have started since the first flow.
 pub(super) async fn read(options: &RecordOptions) -> Result<Source> {
     let mut fleet = Fleet::find(&options.agents).await?;
     let namespaces = namespaces(options, &fleet);

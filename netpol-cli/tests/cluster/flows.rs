@@ -262,9 +262,9 @@ fn follow_prints_the_last_flows_and_names_nodes_without_a_response() {
 #[test]
 fn top_counts_a_flow_of_two_nodes_once() {
     // Both nodes report the same flow: the sender's node for egress, the receiver's node for ingress. `denied` returns
-    // a record with a `suppressed` of 3. `at_sender` and `at_receiver` are allowed: 3 is then a number of further
-    // flows, so each record counts as four flows. In a denied record, 3 is a number of further packets of the same
-    // flow, so the record counts as one flow.
+    // a record with a `suppressed` of 3. In an allowed record, such as `at_sender` and `at_receiver`, 3 is the number
+    // of further flows, so the record counts as four flows. In a denied record, 3 is the number of further packets of
+    // the same flow, so the record counts as one flow.
     let mut at_sender = denied("12:00:00", "n2");
     (at_sender.direction, at_sender.verdict) = (FlowDirection::Egress, FlowVerdict::Allowed);
     let mut at_receiver = at_sender.clone();

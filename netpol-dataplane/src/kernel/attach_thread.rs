@@ -57,7 +57,7 @@ pub(super) enum Job {
 
 impl Attacher {
     /// On every interface that runs an earlier agent's programs, replaces them with this agent's programs. If this
-    /// fails, the old programs stay. Returns all interfaces that the pins list, with their roles, and whether they run
+    /// fails, the old programs stay. Returns all interfaces that have pins, with their roles, and whether they run
     /// this agent's programs now. If a new interface has the index of a removed one, nothing is attached here, because
     /// it is unknown whether the new interface belongs to a pod.
     pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
@@ -147,9 +147,9 @@ impl Attacher {
             return Err(gone());
         }
         earlier::adopt_qdisc(&self.pins, ifindex);
-        // The pins mark the interface as observing while any of its programs may only observe. So an observing agent
-        // sets the mark before it attaches its programs. An enforcing agent removes the mark after it has attached its
-        // programs.
+        // A pinned mark records that the interface is observing: at least one of its programs possibly enforces
+        // nothing. So an observing agent sets the mark before it attaches its programs. An enforcing agent removes the
+        // mark after it has attached its programs.
         if self.observe {
             self.record_observing(ifindex, name)?;
         }

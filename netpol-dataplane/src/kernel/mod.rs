@@ -105,7 +105,7 @@ pub struct KernelOptions {
     pub pin_path: PathBuf,
     /// How programs are attached.
     pub attach: AttachMode,
-    /// Sizes of new maps.
+    /// Sizes of the maps. Pinned maps of other sizes are resized.
     pub capacities: Capacities,
     /// If true, nothing is enforced: the programs evaluate, count and report packets as usual, but every packet passes.
     pub observe: bool,
@@ -260,7 +260,8 @@ impl CounterReader {
         self.maps.counted(id, direction)
     }
 
-    /// Returns how many packets without an event are counted in one budget (see [`netpol_common::event_budget`]).
+    /// Returns a number of packets for which no event was sent: the field `suppressed` in the budget (rate limit) of
+    /// this endpoint ID, direction and kind of event. See [`netpol_common::event_budget`].
     ///
     /// # Errors
     /// If the map cannot be read.

@@ -15,7 +15,7 @@ const HEADER: usize = 40;
 const BEFORE_ADDRESSES: usize = 8;
 /// Length of the part of a plain packet's frame that is read (see [`parse_plain`]).
 const PLAIN: usize = ETHERNET + HEADER + transport::PREFIX;
-/// The number of extension headers that are read.
+/// The maximum number of extension headers that are read.
 const MAX_EXTENSIONS: usize = 8;
 
 /// Extension headers, <https://www.iana.org/assignments/ipv6-parameters/>.

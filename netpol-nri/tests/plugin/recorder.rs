@@ -118,7 +118,7 @@ pub(crate) struct Connection {
     pub(crate) recorder: Arc<Recorder>,
     /// Receives the result of [`connect`] when the connection has ended.
     ended: Receiver<Result<Disconnected, Error>>,
-    /// Runs the plugin.
+    /// The tokio runtime that runs the plugin. It is not the container runtime.
     runtime: tokio::runtime::Runtime,
 }
 

@@ -82,12 +82,12 @@ impl Classes {
         retired
     }
 
-    /// Gives a class a new signature if all users of the class (addresses and prefixes) get this signature, and no
-    /// class has it yet. The class keeps its ID. Returns the changed classes.
+    /// Gives each of these classes a new signature, if all users of the class (addresses and prefixes) get this
+    /// signature, and no class has it yet. The class keeps its ID. Returns the changed classes.
     ///
     /// `moving` has one item for each user that gets another signature: its class and its next signature. `None`
     /// instead of a signature means that the class must not change. The caller ensures that the old and the new
-    /// signature differ only in peer selectors that are new or unused. So no unchanged rule set distinguishes them.
+    /// signature differ only in peer selectors that are new or unused. So no unchanged rule set distinguishes the two.
     pub(super) fn rename_all<'a>(
         &mut self,
         moving: impl Iterator<Item = (ClassId, Option<&'a Signature>)>,

@@ -52,7 +52,7 @@ impl EndpointRuleSets {
         Slot::ALL.into_iter().zip(self.0)
     }
 
-    /// Returns the rule sets for egress that isolate the pod.
+    /// Returns the rule sets for egress in both modes, except those of slots without isolating policies.
     pub(super) fn egress(self) -> impl Iterator<Item = RuleSetId> {
         Mode::BOTH.into_iter().map(move |mode| self.of(mode)[1]).filter(|id| *id != DirectionPolicy::OPEN.rule_set)
     }

@@ -159,7 +159,7 @@ impl Engine {
         self.node_addresses_changed(old.into_iter().chain(addresses(self)).flatten().collect())
     }
 
-    /// Compiles addresses that a node got or lost.
+    /// Compiles addresses that a node may have got or lost.
     fn node_addresses_changed(&mut self, addresses: BTreeSet<IpAddr>) -> Vec<Change> {
         for address in &addresses {
             self.identities.assign(*address, &self.selectors, &self.cluster_state);

@@ -34,13 +34,14 @@ pub(super) enum Target {
 }
 
 impl BackendSet {
-    /// Returns whether every rule set allows at least some of the backends, or may allow backends that are not known
-    /// here.
+    /// Returns whether every rule set is treated as if it allowed at least some of the backends. This is so if a
+    /// backend is the local node, which every pod may reach. It is also so if backends are not known here: there are no
+    /// targets, or one is a frontend of another Service.
     pub(super) fn is_partly_allowed_by_all(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }
 
-    /// Returns the class and the port of each backend that is an address ([`Target::Peer`]).
+    /// Returns the class and the port of each [`Target::Peer`].
     pub(super) fn peers(&self) -> impl Iterator<Item = (ClassId, u16)> {
         self.targets.iter().filter_map(|target| match target {
             Target::Peer(class, port) => Some((*class, *port)),

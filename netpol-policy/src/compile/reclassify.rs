@@ -15,8 +15,8 @@ use super::selectors::PeerSelectorId;
 use super::transaction::{Changes, Touched};
 use crate::tables::Change;
 
-/// If more than this number of rules match a class, the entry for the class is not cached, because the cache key would
-/// contain all of these rules.
+/// If more than this number of rules of a rule set match a class, the `ALLOW` entry of this pair is not stored in an
+/// `AllowCache`: the entry's key in the cache would contain all of these rules.
 const MAX_CACHED_RULES: usize = 64;
 
 /// Cache of `ALLOW` entries. An entry is for a rule set and a class. Its key in the cache is the rule set, the rules of
@@ -63,9 +63,9 @@ impl Moves {
 }
 
 impl Engine {
-    /// Finds the next class of each address and prefix in `touched` (those that may get another class). If all users of
-    /// a class get the same next signature, the class can be renamed: it keeps its ID and gets this signature, and its
-    /// users do not move.
+    /// Finds the next class of each address and prefix in `touched` (those that may get another class). Renames a
+    /// class if all of its users (addresses and prefixes) get the same next signature, and `touched` permits this. Such
+    /// a class keeps its ID and gets this signature, and its users do not move.
     pub(super) fn find_moves(&mut self, touched: &Touched) -> Moves {
         let prefix = |net: &IpNet| {
             let signature = Signature { selectors: self.blocks.signature(net), ..Signature::default() };

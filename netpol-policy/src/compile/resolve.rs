@@ -36,7 +36,7 @@ pub(super) fn isolates(policy: &Policy, pod: &Pod, direction: Direction) -> bool
 
 impl Engine {
     /// Returns the parts of the policies that apply to a pod in a slot (mode and direction). With [`Mode::Enforce`],
-    /// only enforced policies apply. With [`Mode::Shadow`], all policies apply if at least one is in shadow mode;
+    /// only enforced policies apply. With [`Mode::Shadow`], policies in both modes apply if `has_shadow` is true;
     /// otherwise none. Addresses that match a new peer selector of a part are added to `touched`.
     pub(super) fn parts_of(&mut self, touched: &mut Touched, pod: &Pod, slot: Slot) -> Arc<[PartId]> {
         let direction = slot.direction;

@@ -280,9 +280,10 @@ impl Engine {
                     let now = self.destination(&Moves::default(), &FrontendMoves::default(), address, frontend);
                     pairs.insert((before, now));
                 }
-                // A NodePort was added to all nodes, or removed from them. This matters for nodes other than the local
-                // node. The effect can differ between them, because an address of a node may also have its own frontend
-                // at this port. So all rule sets that evaluate Services count as narrowed.
+                // A NodePort was added to all nodes, or removed from them. This changes nothing for the local node,
+                // because traffic to its addresses is always allowed pre-DNAT. The effect can differ between the other
+                // nodes, because an address of a node may also have its own frontend at this port. So if there are
+                // other nodes, all rule sets that evaluate Services count as narrowed.
                 (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
                     let is_other_node = |address| {
                         FrontendAddress::any_node(address) == any_node && !self.cluster_state.is_local_address(address)
@@ -343,6 +344,7 @@ impl Engine {
     /// order).
     fn allowed_at(&self, rule_set: RuleSetId, destination: Destination) -> PortSetId {
         match destination {
+            // Traffic to the local node is allowed and rechecked post-DNAT, like traffic to a frontend with `SOME`.
             Destination::LocalNode => PortSetId::SOME,
             Destination::Backends(class) => {
                 self.tables.allow(&AllowKey { rule_set, class }).unwrap_or_default().port_set

@@ -36,8 +36,8 @@ pub(super) struct InPlaceUpdate {
     pub(super) removed: Option<PartId>,
 }
 
-/// Pods, grouped by their rule set in a slot (mode and direction), and then by the part of the changed policy that
-/// the rule set needs after the change. `None` means that it needs no part of this policy.
+/// Pods, grouped by their rule set in a slot (mode and direction). The pods of each rule set are then grouped by the
+/// part of the changed policy: the part that their rule set needs after the change. `None`: it needs no such part.
 type Groups = BTreeMap<(RuleSetId, Slot), BTreeMap<Option<PartId>, Vec<PodKey>>>;
 
 impl Engine {
@@ -298,8 +298,8 @@ impl Engine {
         self.release_ports(changes, before);
     }
 
-    /// Returns the policy of an endpoint with these rule sets. An incomplete rule set for shadow mode is not used: it
-    /// would report denials that the policies would not cause.
+    /// Returns the policy of an endpoint with these rule sets. A rule set for shadow mode is not used if it is
+    /// incomplete (because of the memory limit): it would report denials that the policies would not cause.
     pub(super) fn endpoint_policy(&self, rule_sets: EndpointRuleSets) -> EndpointPolicy {
         let policy = |id| self.rule_sets.get(id).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy);
         let enforced = rule_sets.of(Mode::Enforce);

@@ -116,8 +116,8 @@ pub(super) fn ports(ports: &[PortMatch]) -> String {
     texts.join(", ")
 }
 
-/// The first of `peers` that matches `remote`. This peer can be a block of placeholders for unknown pod addresses,
-/// which netpol has added because of an `ipBlock` in the manifest. If so, the text describes this `ipBlock`.
+/// The first of `peers` that matches `remote`. For an `ipBlock` in the manifest, netpol may have added a block of
+/// placeholders for unknown pod addresses. If the added block matches first, the text describes the `ipBlock`.
 pub(super) fn matching_peer(
     context: ExplainContext<'_>,
     policy: &Policy,

@@ -20,7 +20,7 @@ pub struct FrontendVerdict {
     #[serde(skip_serializing_if = "is_unknown")]
     pub address: IpAddr,
     /// Whether all, some or none of the backends are allowed. `Deny` if the source denies the packet to the frontend.
-    /// At best `Some` if there are no backends.
+    /// If there are no backends and the source does not deny this packet, the verdict is `Some` or `Unknown`.
     pub verdict: Verdict,
     /// The evaluation for each backend.
     pub backends: Vec<BackendVerdict>,

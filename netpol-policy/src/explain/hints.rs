@@ -77,7 +77,8 @@ pub(super) fn hints(
     hints
 }
 
-/// Returns a rule that allows this packet and little else, to add to a policy. `None` for protocols without ports.
+/// Returns a rule that allows this packet and little else, to add to a policy. `None` if the protocol has no ports, or
+/// if the rule would not allow the packet.
 pub(super) fn rule_for(cluster_state: &ClusterState, packet: &Packet, policy: &PolicyKey) -> Option<Rule> {
     let peer = match Remote::of(cluster_state, packet.remote).pod {
         Some(pod) => pod_peer(pod, &policy.namespace),

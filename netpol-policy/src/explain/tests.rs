@@ -132,7 +132,7 @@ const NEAREST: [(&str, &str, u16, &str); 12] = [
         80,
         "spec.ingress[0].from[0].podSelector: pod shop/front has label app=frontnd; the selector requires app not in (frontnd, x)",
     ),
-    // The first two peers are invalid. The index counts them, too, so that the path is the one in the manifest.
+    // The first two peers are invalid. The index in the path counts them, too, as in the manifest.
     (
         "[{from: [{ipBlock: {cidr: nonsense}}, {}, {podSelector: {matchLabels: {app: frontend}}}]}]",
         "shop/front",

@@ -13,8 +13,9 @@ use super::patch::Operation;
 use crate::explain::yaml::{self, Node, entry};
 use crate::manifest::FieldPath;
 
-/// Finds items without a port in two cases. In the first case, a neighbor of the item has a port and no protocol: both
-/// are probably halves of one intended item. In the second case, the item allows everything that another item allows.
+/// Finds items without a port in two cases. In the first case, a neighbor of the item has a port and no protocol: the
+/// item and this neighbor are probably halves of one intended item. In the second case, the item allows everything that
+/// another item allows.
 pub(super) fn check(context: &Context<'_>, view: &PolicyView<'_>, drafts: &mut Vec<Draft>) {
     let Some(source) = context.details.policies.get(&view.policy.key) else { return };
     for direction in Direction::BOTH {

@@ -26,8 +26,8 @@ pub fn report(parsed: &Parsed) -> Vec<ManifestError> {
     files.into_values().flat_map(Diagnostics::finish).collect()
 }
 
-/// Adds a warning for each object that is defined again: the last definition is used. `identify` returns the key and
-/// the title of an object.
+/// Adds a warning for each definition of an object after its first definition. The last definition is used. `identify`
+/// returns the key and the title of an object.
 fn add_duplicates<'p, T, K: Ord>(
     files: &mut Files<'p>,
     objects: &'p [Located<T>],

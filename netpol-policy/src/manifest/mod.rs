@@ -118,7 +118,7 @@ pub struct Unevaluated {
     /// The pods that the policy may apply to.
     #[serde(skip)]
     pub scope: PolicyScope,
-    /// A hash of the policy's content, by [`crate::model::content_hash`]. It differs if the policy has changed.
+    /// A hash of the policy's content, by [`crate::model::content_hash`]. If the content changes, the hash changes.
     #[serde(skip)]
     pub content: u64,
 }

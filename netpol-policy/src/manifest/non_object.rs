@@ -106,7 +106,7 @@ mod tests {
         }
         let mixed = parse(&format!("{unquoted}---\n{POLICY}"), "f");
         assert_eq!((mixed.skipped, mixed.objects.len()), (Some(SkipReason::Template), 1));
-        // Not a template, but valid YAML. The object's data contains a template action that is for another program.
+        // This object is not a template: only its data contains a template action, which is for another program.
         let valid = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '{{ b }}'}\n";
         assert_eq!(result_of(valid), (None, 0, 0));
     }

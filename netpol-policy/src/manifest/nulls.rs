@@ -1,4 +1,4 @@
-//! Null list items and null label values.
+//! Replaces null items of lists, and null values in maps of strings such as labels.
 //!
 //! The API server decodes a null item as an empty one: `ports: [null]` means `ports: [{}]`, every TCP port. Source:
 //! `Unmarshal` in <https://pkg.go.dev/encoding/json>: an item starts as its zero value, and null does not change it.
@@ -14,7 +14,7 @@ const STRINGS: [&str; 9] =
 /// Fields that are maps with strings as values: a null value means an empty string.
 const STRING_MAPS: [&str; 5] = ["labels", "annotations", "matchLabels", "nodeSelector", "selector"];
 
-/// Replaces null items and null label values with empty ones. Returns their paths.
+/// Replaces null list items, and null values in `STRING_MAPS`, with empty ones. Returns their paths.
 pub(super) fn replace(value: &mut Value) -> Vec<FieldPath> {
     let mut found = Vec::new();
     visit(value, "", &FieldPath::default(), &mut found);

@@ -356,8 +356,8 @@ fn parsing_time_of_a_pod_with_many_labels_is_linear() {
     let Object::Pod(pod) = &parsed.objects[0].object else { panic!("no pod") };
     assert_eq!(pod.labels.iter().count(), 100_000);
 
-    // Unknown fields, then duplicate labels. Each of them is a diagnostic with a line number. Ten of them are listed,
-    // and a summary.
+    // The first case has unknown fields of `metadata`, the second one has each label twice. Each unknown field or
+    // duplicate label is a diagnostic with a line number. Ten diagnostics are listed, then a summary of the others.
     for (indent, distinct_names) in [("  ", 100_000), ("    ", 50_000)] {
         let names = (0..100_000).map(|i| format!("{indent}l{}: v\n", i % distinct_names));
         let text = format!(

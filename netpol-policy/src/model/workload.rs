@@ -146,7 +146,7 @@ impl PodKey {
         Some(WorkloadKey { namespace: self.namespace.clone(), kind, name: name.into() })
     }
 
-    /// Returns `pod shop/web-0`, or `Deployment shop/web` for an assumed pod, for messages.
+    /// Returns a text for messages: `pod shop/web-0`, or `Deployment shop/web` if the pod is an assumed pod.
     pub fn title(&self) -> String {
         self.workload().map_or_else(|| format!("pod {self}"), |workload| workload.title())
     }

@@ -45,7 +45,7 @@ fn engine(state: &ClusterState) -> Engine {
     engine
 }
 
-/// Returns a copy of a pod with this name and these addresses. The copy is running, and not on the host network.
+/// Returns a copy of a pod. The copy has this name and these addresses, is running, and is not on the host network.
 fn running_pod(pod: Pod, name: &str, addresses: Vec<IpAddr>) -> Pod {
     let key = PodKey::new(pod.key.namespace.clone(), name);
     Pod { key, addresses, host_network: false, finished: false, host_ports: None, ..pod }
@@ -151,7 +151,7 @@ fn s39_the_pods_of_all_stateful_sets_are_limited() {
     };
     let parsed = parse_offline(&(0..50).map(stateful_set).collect::<String>(), "f");
     let cluster = OfflineCluster::new(&parsed, &[]);
-    // 10 StatefulSets have 1,000 pods each. Each of the other 40 has one pod, which stands for all of its pods.
+    // 10 StatefulSets have 1,000 pods each. For each of the other 40, one assumed pod stands for all 1,000.
     assert_eq!(cluster.state().pods.len(), 10 * 1000 + 40);
     let last = WorkloadKey::new(WorkloadKind::StatefulSet, "default", "s49");
     assert_eq!(cluster.workloads().pods(&last), [PodKey::of_workload(&last)]);
@@ -218,7 +218,7 @@ fn s39_the_pods_of_workloads_are_added_once() {
     let cluster = OfflineCluster::new(&parse_offline(&text, "f"), &[]);
     let names: Vec<String> = cluster.state().pods.keys().map(ToString::to_string).collect();
     // No pod is added for the ReplicaSet `web-1`, because the input has its Deployment `web`. The Deployment of `old`
-    // is not in the input.
+    // is not in the input, so a pod is added for `old`.
     let small: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains("huge")).collect();
     let expected =
         ["shop/db-3", "shop/db-4", "deployment/shop/web", "shop/none-0", "replicaset/shop/old", "shop/running-x"];

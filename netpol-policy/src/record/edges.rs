@@ -1,6 +1,7 @@
 //! Edges: which workloads have flows with which peers, at which ports.
 //!
-//! A group is a workload with its pods, or a pod that no workload controls.
+//! A group is a workload with its pods, or a pod that no workload controls. In this module, such a pod counts as a
+//! workload, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -50,7 +51,7 @@ impl Edge {
     }
 }
 
-/// The ports of each peer.
+/// For each peer, the flows at each port.
 pub(super) type Peers = BTreeMap<EdgePeer, BTreeMap<PortKey, Edge>>;
 
 /// The flows of all workloads.
@@ -62,7 +63,7 @@ pub(super) struct Edges {
     local: BTreeMap<GroupKey, u64>,
     /// DNS servers and their ports.
     dns: BTreeSet<(EdgePeer, u16)>,
-    /// Why flows have no rule, with the number of these flows.
+    /// For each reason why flows have no rule, the number of these flows.
     unresolved: BTreeMap<String, u64>,
     /// The number of flows that are replies to other flows.
     replies: usize,
@@ -88,7 +89,7 @@ pub(super) struct CheckedFlow {
     pub(super) port: u16,
 }
 
-/// An end of a flow, and the peer that stands for it in rules.
+/// An end of a flow, and the peer by which rules select this end.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ResolvedEnd {
     peer: EdgePeer,
@@ -96,7 +97,7 @@ struct ResolvedEnd {
     port: Option<u16>,
 }
 
-/// For each end of a flow, finds the peer that stands for it in rules.
+/// For each end of a flow, finds the peer by which rules select this end.
 struct PeerResolver<'a> {
     state: &'a ClusterState,
     inventory: &'a Inventory,
@@ -300,7 +301,7 @@ fn add_count(peers: &mut Peers, peer: &EdgePeer, key: PortKey, direction: Direct
 }
 
 impl PeerResolver<'_> {
-    /// Returns the peer that stands for this end in the rules of the other end.
+    /// Returns the peer by which the rules of the other end select this end.
     fn peer(&self, end: &ObservedEnd) -> Result<EdgePeer, String> {
         let address = end.address.ok_or("a flow without an address");
         if let Some(pod) = &end.pod {
@@ -376,8 +377,8 @@ impl PeerResolver<'_> {
         Some(backends.into_iter().map(|backend| (end(backend.address), backend.port)).collect())
     }
 
-    /// Returns the flow that the policies at the end `own` must allow. `None` if this end is not a pod, or an address
-    /// is unknown.
+    /// Returns the flow that the policies of the pod `own` must allow. `None` if `own` is not a pod, or an address is
+    /// unknown.
     fn flow_to_check(
         &self,
         direction: Direction,

@@ -42,8 +42,8 @@ pub struct RecordOptions {
     /// Write policies only for these namespaces. `None`: for all namespaces with flows, except those with the prefix
     /// `kube-`.
     pub namespaces: Option<BTreeSet<Arc<str>>>,
-    /// Ignore flows of protocols without ports, such as ICMP. A rule that allows such a flow allows all protocols and
-    /// ports.
+    /// Ignore flows of protocols without ports, such as ICMP. `ports` of a rule cannot name such a protocol. So a rule
+    /// that allows such a flow allows all protocols and ports.
     pub skip_portless: bool,
     /// Put the policies into shadow mode.
     pub shadow: bool,

@@ -24,7 +24,7 @@ pub struct ObservedEnd {
     pub workload: Option<PodWorkload>,
     /// The pod's labels, if they are known.
     pub labels: Option<Labels>,
-    /// The name of the node with this address, if the end is not a pod.
+    /// The name of the node that has `address`, if the end is not a pod.
     pub node: Option<Arc<str>>,
     /// The address in the packet.
     pub address: Option<IpAddr>,

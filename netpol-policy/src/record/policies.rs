@@ -158,7 +158,7 @@ fn group_names(keys: &[GroupKey]) -> String {
     keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The rules of a workload in one direction.
+/// Writes the rules of a workload in one direction.
 struct Rules<'a> {
     key: &'a GroupKey,
     direction: Direction,

@@ -6,7 +6,7 @@ use super::{Packet, RuleRef, first_rule};
 use crate::cluster_state::ClusterState;
 use crate::model::{Backend, Frontend, Pod, Policy};
 
-/// A backend of the frontend that a packet is for.
+/// A backend of the frontend to which a packet is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The backend.

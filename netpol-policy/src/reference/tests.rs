@@ -243,8 +243,8 @@ fn s6_finished_pods_and_pods_whose_address_belongs_to_another_pod_are_not_peers(
         )
     };
     let cases = [
-        // `shop/api` has the same address, 10.0.0.2, and no creation time, so it counts as older. The connection is
-        // allowed only if the address belongs to the added pod.
+        // `shop/api` has the same address, 10.0.0.2. It has no creation time, so it counts as older than a pod with
+        // one. The connection is allowed only if the address belongs to the added pod.
         ("younger", pod_with_address("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
         (
             "younger, but being deleted",

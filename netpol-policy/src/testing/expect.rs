@@ -47,7 +47,8 @@ fn with_shared_entries(
     }
 }
 
-/// Returns whether a packet goes to a Service that has a backend on this node for which `accepts` returns true.
+/// Returns whether a packet goes to a Service that has a local backend: a pod of the local node. `accepts` must return
+/// true for at least one of these pods.
 pub fn has_local_backend(cluster_state: &ClusterState, packet: &Packet, accepts: impl Fn(&Pod) -> bool) -> bool {
     let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
     let Some(frontend) = frontend.filter(|_| packet.direction == Direction::Egress) else { return false };

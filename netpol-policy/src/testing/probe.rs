@@ -51,7 +51,7 @@ pub fn probes() -> Vec<Probe> {
                 }
             };
             for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
-                // Generated rules name only `PORTS`. 54 and 9999 can be inside the range of a rule.
+                // Generated rules name only `PORTS`. But a rule can have a range that contains port 54 or 9999.
                 for port in PORTS.into_iter().chain([54, 9999]) {
                     add_probe(protocol, port, false, false);
                 }

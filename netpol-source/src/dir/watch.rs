@@ -91,7 +91,8 @@ impl Watch {
     }
 }
 
-/// Returns whether an event requires a scan. A file that is being written is scanned when it is closed.
+/// Returns whether an event requires a scan, and updates `writing`. A file that is being written is scanned when it is
+/// closed.
 fn needs_scan(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Option<PathBuf>) -> bool {
     // Without a path, the event is about the directory itself, or the kernel has lost events.
     let Some(path) = path else { return true };

@@ -25,7 +25,7 @@ const NOTIFY_INTERVAL: Duration = Duration::from_secs(5);
 /// A client for the API server, which the watchers of all resources share.
 pub(super) struct Access {
     kubeconfig: Option<PathBuf>,
-    /// The client, and when its credentials were last read.
+    /// The client, and the time of the last attempt to read its credentials.
     client: Mutex<(Client, Instant)>,
     response_limit: Duration,
     /// Notifies watchers that the API server responds again. The value is the time of the last notification.

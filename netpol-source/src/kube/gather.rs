@@ -37,9 +37,9 @@ pub(super) enum WatchEvent {
     Nameless,
     /// The list is complete, at this version.
     Listed(u64),
-    /// An object is new or changed, and when this was received.
+    /// A new or changed object, and when it was received.
     Changed(ReceivedObject, Instant),
-    /// An object was deleted, and when this was received.
+    /// A deleted object, and when the event of its deletion was received.
     Deleted(ReceivedObject, Instant),
     /// The API server has sent all changes up to this version.
     Position(u64),

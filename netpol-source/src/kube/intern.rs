@@ -92,7 +92,8 @@ impl Interner {
         }
     }
 
-    /// Replaces the strings of a key by shared ones.
+    /// Replaces strings of a key by shared ones. Names of pods, policies and slices are not shared, because other
+    /// objects do not contain them.
     pub(super) fn share_key(&mut self, key: &mut ObjectKey) {
         match key {
             ObjectKey::Namespace(name) | ObjectKey::Node(name) => self.share(name),

@@ -28,7 +28,8 @@ impl Lines {
         Self { body, buffer: Vec::new(), start: 0, searched: 0, line_arrived: now, chunk_arrived: now }
     }
 
-    /// Returns the next complete line; `None` at the end. An incomplete last line is dropped.
+    /// Returns the next complete line, and when its first byte arrived. Returns `None` at the end of the body. An
+    /// incomplete last line is dropped.
     pub(super) async fn next(&mut self) -> Result<Option<(&str, Instant)>, Failure> {
         loop {
             if let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {

@@ -26,7 +26,7 @@ impl Effect {
         Self(EffectKind::Status { code, retry_after: None })
     }
 
-    /// Adds the header `Retry-After`, in seconds, to a response with a status. Other effects do not change.
+    /// Adds the header `Retry-After`, in seconds, to the response of `Effect::status`. Returns other effects unchanged.
     #[must_use]
     pub const fn retry_after(self, seconds: u32) -> Self {
         match self.0 {

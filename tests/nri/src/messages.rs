@@ -14,7 +14,7 @@ pub mod event {
     pub const REMOVE_POD_SANDBOX: i32 = 3;
     /// A container is going to be created.
     pub const CREATE_CONTAINER: i32 = 4;
-    /// A container is created.
+    /// A container has been created.
     pub const POST_CREATE_CONTAINER: i32 = 5;
     /// Not an event: marks the end of the enum. The value is one more than that of the last event.
     pub const LAST: i32 = 15;

@@ -278,7 +278,7 @@ fn receive_error(error: RecvTimeoutError, timeout: Duration) -> CallError {
     }
 }
 
-/// Locks a mutex. It does not matter if another thread panicked with the lock.
+/// Locks a mutex. It does not matter if another thread panicked while it had the lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -94,8 +94,8 @@ impl PodSpec {
         self
     }
 
-    /// Sets an additional address in `status.podIPs`, before the pod's own addresses. The default, an empty text, is no
-    /// address.
+    /// Sets an additional address, which `status.podIPs` lists before the pod's own addresses. An empty text, the
+    /// default, adds no address.
     #[must_use]
     pub const fn extra_pod_ip(mut self, address: &'static str) -> Self {
         self.extra_pod_ip = address;

@@ -95,7 +95,7 @@ impl Churn {
             if let Some(old) = batch.checked_sub(LIFETIME) {
                 lab.cluster.remove_pods(&names(old))?;
             }
-            // The check takes time. The following batches catch up with the schedule.
+            // The check takes time. After it, batches are created without a pause until they are no longer late.
             if batch == CHECKED_BATCH {
                 let table = format!(
                     "shop/client -x {job} 80/TCP\n{job} -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP",

@@ -47,7 +47,7 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
     for number in 0..PODS {
         std::thread::sleep((start + INTERVAL * number).saturating_duration_since(Instant::now()));
         let slot = usize::try_from(number)? % slots.count();
-        // Group 0 is the default group of all network interfaces.
+        // Starts at 1: all other network interfaces are in group 0, so deleting group 0 would delete them, too.
         let group = number / GROUP_SIZE + 1;
         if number % GROUP_SIZE == 0 && alive.len() == MAX_ALIVE {
             delete_oldest_group(&mut lab, &mut slots, &mut alive)?;

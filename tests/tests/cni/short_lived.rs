@@ -12,7 +12,7 @@ use netpol_tests::{Agent, Cluster, Lab, Netns, PodSpec, deny_all};
 
 use super::{allow_client_to_server, wait_metrics};
 
-/// How often each interface is created and removed.
+/// How many times each interface is created and removed.
 const TIMES: usize = 150;
 
 /// A pod with a short-lived interface. The veth pair is created as CNI plugins do: in the pod's network namespace, with
@@ -89,7 +89,7 @@ fn s24_interfaces_that_are_removed_immediately_do_not_disturb_other_pods() -> Re
     // The three other pods have endpoints. The two short-lived pods wait for an interface.
     wait_metrics(&mut lab, &["netpol_endpoints 3", "netpol_pods_waiting 2"]).context("without the interfaces")?;
 
-    // In the end both interfaces remain, and are bound to their pods.
+    // Both interfaces are created once more. Now they remain, and are bound to their pods.
     for (short_lived, netns) in SHORT_LIVED.iter().zip(&namespaces) {
         short_lived.create(netns, &node)?;
     }

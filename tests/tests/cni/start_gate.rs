@@ -21,7 +21,8 @@ fn job(name: &str) -> PodSpec {
     PodSpec::new(name).labels("app=job")
 }
 
-/// Creates the cluster with its policies. The gate lets pods of `kube-system` start even without an agent.
+/// Creates the cluster with its policies. One test adds a pod to `kube-system`, because the gate lets pods of this
+/// namespace start even without an agent.
 fn cluster(topology: Topology) -> Result<Cluster> {
     let pods = [("shop/server", "app=server"), ("shop/other", "app=other")];
     let cluster = Cluster::builder()
@@ -48,7 +49,7 @@ fn cluster(topology: Topology) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// How many datagrams arrived, of those that policies allow and of those that policies deny.
+/// Two numbers of datagrams that arrived: of those that the policies allow, and of those that they deny.
 #[derive(Debug, PartialEq, Eq)]
 struct Arrived {
     /// From the new pod to `shop/server`.
@@ -178,7 +179,7 @@ fn without_an_agent_pods_start_as_configured() -> Result<()> {
             arrived.denied > 0,
             "without the gate, no denied packet arrived, so this test cannot show an effect of the gate: {arrived:?}"
         );
-        // A runtime that does not try again removes the sandbox.
+        // The test acts as a runtime that does not try again: such a runtime removes the sandbox.
         gate.delete(&cluster, "shop/denied")?;
         cluster.remove_pod_keep_manifest("shop/denied")?;
 

@@ -35,7 +35,7 @@ impl Findings<'_> {
         Findings { at: format!("{}, {part}", self.at), all: &mut *self.all }
     }
 
-    /// Adds a finding unless the value is one of `known`.
+    /// Adds a finding if the field has a value that is not one of `known`. A field without a value is valid.
     pub(crate) fn one_of(&mut self, field: &str, value: Option<&str>, known: &[&str]) {
         if let Some(value) = value {
             self.expect(known.contains(&value), format!("{field} {value:?} is not one of {}", known.join(", ")));

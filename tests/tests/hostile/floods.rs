@@ -12,9 +12,10 @@ use netpol_tests::{AgentOptions, Cluster, Denied, Lab, Netns, deny_all, policy};
 use serde_json::Value;
 
 /// Number of denied packets in each direction: from the victim, and to the victim. Each packet belongs to its own flow.
-/// At 40 packets a second, the budget of the sending pod allows an event for each packet.
+/// Each direction has 40 packets a second (see `PAUSE`). The budget of the sending pod allows more events than that
+/// (`EVENT_RATE`), so each packet causes an event.
 const DENIALS: u16 = 200;
-/// Time between two of these packets.
+/// Time between two of these packets in the same direction.
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// Starts a cluster in which `victim` may send only to port 80 of pods, and may receive packets only from pods and at
@@ -74,8 +75,8 @@ fn send_slowly(pod: &Netns, to: IpAddr) -> Result<()> {
     })
 }
 
-/// Returns the destination ports in the deny events at a pod in a direction, for packets with the source `from`. Counts
-/// only events with a nearest rule: the rule that comes closest to allowing the packet.
+/// Finds the deny events that were reported at `pod`, in this direction, for packets from `from`. Returns the
+/// destination ports of those events that have a nearest rule: the rule that comes closest to allowing the packet.
 fn reported_ports(lines: &[Denied], pod: &str, direction: &str, from: &str) -> BTreeSet<u16> {
     let of_pod = lines.iter().filter(|line| line.pod() == pod && line.direction() == direction && line.from() == from);
     of_pod

@@ -1,7 +1,7 @@
 //! Tests of packets that take the slow path: fragments, options, extension headers, VLAN tags and malformed packets.
 //!
-//! sNN in the name of a test is an item of docs/semantics.md. The second argument of `add_row` is whether the packet
-//! with the bytes `marker` must arrive. The receiver finds the packet by these bytes.
+//! sNN in the name of a test is an item of docs/semantics.md. The `bool` argument of `add_row` and `add_row_with_vlans`
+//! is whether the packet with the bytes `marker` must arrive. The receiver finds the packet by these bytes.
 
 use anyhow::{Context, Result, ensure};
 use netpol_tests::flow::echo_datagram;
@@ -160,7 +160,7 @@ fn s19_vlan_tags_do_not_change_verdicts_and_unparsable_packets_are_dropped_with_
     let headers = |count: usize| (0..count).fold(v6.clone(), |ip, _| ip.extension(protocol::DESTINATION_OPTIONS, 0));
     packets.add_row("eight extension headers", true, |marker| vec![headers(8).udp(4000, 53, marker)]);
     packets.add_row("nine extension headers", false, |marker| vec![headers(9).udp(4000, 53, marker)]);
-    // The kernel removes the first VLAN tag before the program runs. The program parses the other tags.
+    // The kernel removes the first VLAN tag before the program runs. The program parses at most two other tags.
     packets
         .add_row_with_vlans("three tags, to a denied port", &[7, 8, 9], false, |marker| vec![ip.udp(4000, 54, marker)]);
     packets.add_row_with_vlans("four tags", &[7, 8, 9, 10], false, |marker| vec![ip.udp(4000, 53, marker)]);

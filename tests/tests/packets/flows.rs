@@ -288,8 +288,9 @@ fn check_that_a_revoked_flow_does_not_close_the_other_direction(initiating: Dire
             );
         }
     }
-    // It is 32 seconds after the change now. A revoked flow blocks the start of a new flow by the other side for 30
-    // seconds. No packet since the change restarted this time.
+    // It is 32 seconds after the change now. A revoked flow blocks the start of a new flow by the other side until 30
+    // seconds after the revoked flow's last allowed packet. The packets since the change did not restart these 30
+    // seconds.
     wait(&programs, 17);
     for [initiator, other] in &flows {
         programs.expect(initiating, initiator, Reason::Revoked, "the initiator's packets are still denied");

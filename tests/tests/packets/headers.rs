@@ -1,8 +1,8 @@
 //! Tests of packet headers: options, extension headers, VLAN tags, fragments and truncated packets.
 //!
-//! `a` has the addresses of a test in one IP family. The rules of the pod allow `a.client` at 80/TCP and 53/UDP, and
-//! `a.trusted` at all ports. No rule matches `a.outsider`. The rules apply in the directions of
-//! [`KernelAndMemory::isolated`].
+//! In these tests, the variable `a` has all addresses of one IP family. The rules of the pod allow `a.client` at 80/TCP
+//! and 53/UDP, and `a.trusted` at all ports. No rule matches `a.outsider`. The rules apply in the directions that the
+//! test passes to [`KernelAndMemory::isolated`].
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
@@ -179,8 +179,8 @@ fn later_fragments_follow_the_first() {
     }
 }
 
-/// If a later fragment arrives before the first fragment, its ports are unknown. So it passes only if all ports are
-/// allowed.
+/// If a later fragment arrives before the first fragment, its ports are unknown. So the later fragment passes only if
+/// all ports of its protocol are allowed.
 #[test]
 fn s19_a_later_fragment_before_the_first_passes_only_if_all_ports_are_allowed() {
     for direction in [Ingress, Egress] {

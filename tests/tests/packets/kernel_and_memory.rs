@@ -57,7 +57,7 @@ impl Addresses {
         if self.v4() { (8, 0) } else { (128, 129) }
     }
 
-    /// Returns the type of "packet too big" or "fragmentation needed".
+    /// Returns the ICMP type of "fragmentation needed" (IPv4) or "packet too big" (IPv6).
     pub(crate) fn too_big(&self) -> u8 {
         if self.v4() { 3 } else { 2 }
     }
@@ -158,8 +158,8 @@ impl KernelAndMemory {
         programs
     }
 
-    /// Makes the rule set of the pod allow these ports to a class: the class of addresses, or that of a frontend's
-    /// backend set.
+    /// Makes the rule set of the pod allow these ports to a class. It can be the class of addresses, or the class of a
+    /// frontend's backend set.
     pub(crate) fn allow(&mut self, class: u32, port_set: PortSetId) {
         let key = AllowKey { rule_set: RULES, class: ClassId(class) };
         let entry = AllowEntry { port_set, rule: RuleId::NONE };
@@ -275,7 +275,8 @@ impl KernelAndMemory {
         (summary(kernel), summary(memory))
     }
 
-    /// Returns the whole entry of a flow as in [`Self::tcp_flow`], from the kernel and from memory.
+    /// Returns the whole entry of the flow, from the kernel and from memory. The parameters are those of
+    /// [`Self::tcp_flow`].
     pub(crate) fn tcp_entry(&self, a: &Addresses, (pod_port, remote_port): (u16, u16)) -> (FlowEntry, FlowEntry) {
         match (a.pod.parse().unwrap(), a.trusted.parse().unwrap()) {
             (IpAddr::V4(pod), IpAddr::V4(trusted)) => {

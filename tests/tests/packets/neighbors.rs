@@ -21,7 +21,7 @@ const ALL_ROUTERS: &str = "ff02::2";
 const MLDV2_ROUTERS: &str = "ff02::16";
 
 /// Returns the programs for a pod with this MAC address. No policy isolates the pod. The IPv6 client is another pod of
-/// this node, because neighbor discovery may be sent to such a pod by unicast.
+/// this node, so neighbor discovery by unicast to the client is allowed.
 fn pod_with(mac: [u8; 6]) -> KernelAndMemory {
     let mut programs = KernelAndMemory::isolated(&[]);
     programs.change(|endpoint| {

@@ -31,7 +31,8 @@ fn a_denied_flow_causes_at_most_one_event_a_second() {
 fn endpoints_are_found_in_the_array_and_the_overflow_map() {
     let mut programs = KernelAndMemory::isolated(&[Ingress]);
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
-    // The array has 1024 slots for interfaces, so both interfaces have the same slot.
+    // The array has 1024 slots for interfaces. The ifindex of `other` is 1024 more than `INTERFACE`, so both interfaces
+    // have the same slot.
     let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..programs.endpoint };
     programs.kernel.set_endpoint(&other).unwrap();
     assert!(!programs.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "passed without an endpoint");
@@ -53,8 +54,9 @@ fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
 }
 
 /// The verifier of Linux 5.10 processes at most a million instructions. For the same program, it processes more
-/// instructions than newer verifiers do. Newer kernels report the number: about 150,000 on Linux 6.18. The number
-/// varies by 10,000 with the order in which the compiler arranges the code.
+/// instructions than newer verifiers do, but does not report how many. Newer kernels report how many they process:
+/// about 150,000 on Linux 6.18. This number varies by 10,000 with the order in which the compiler arranges the code.
+/// The test compares it with a limit far below a million.
 #[test]
 fn programs_stay_below_the_verifier_limit() {
     for enabled in [&[][..], &[COUNT_TRAFFIC]] {

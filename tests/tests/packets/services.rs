@@ -13,11 +13,11 @@ const POD: u32 = 1;
 const POD_WITH_RECHECK: u32 = POD | RECHECK;
 /// A source endpoint ID that no endpoint has.
 const UNKNOWN_ID: u32 = 2;
-/// The class of a frontend of which the rules allow all backends.
+/// The class of a frontend's backend set. The rules allow all of its backends.
 const ALL: u32 = 11;
-/// The class of a frontend of which the rules allow some backends.
+/// The class of a frontend's backend set. The rules allow some of its backends.
 const SOME: u32 = 12;
-/// The class of a frontend of which the rules allow no backend.
+/// The class of a frontend's backend set. The rules allow none of its backends.
 const NONE: u32 = 13;
 /// The class of the client's address.
 const CLIENT: u32 = 1;
@@ -72,8 +72,8 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
         let to = ip(addresses.pod, service);
         assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Service, POD_WITH_RECHECK));
         assert_eq!(programs.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD_WITH_RECHECK), "the next datagram too");
-        // Post-DNAT, the destination is a backend: here the client, which the rules allow at 53/UDP, and then the
-        // outsider, which no rule allows.
+        // Post-DNAT, the destination is a backend. In this test, the client and the outsider are the backends. The
+        // rules allow the client at 53/UDP, and no rule allows the outsider.
         let (client, outsider) = (ip(addresses.pod, addresses.client), ip(addresses.pod, addresses.outsider));
         assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Rule, "to an allowed backend");
         assert_eq!(programs.send_post_dnat(&client.udp(1000, 53, b""), POD), Reason::Flow, "a known flow");

@@ -1,5 +1,5 @@
-//! Tests of events of allowed flows, of policies in shadow mode, and of agents that only observe. The loaded programs
-//! and the same code in memory must agree.
+//! Tests three things: events of allowed flows, policies in shadow mode, and agents that only observe. The programs in
+//! the kernel and the same code in memory must have the same results.
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
@@ -229,6 +229,7 @@ fn an_observing_agent_drops_nothing_and_reports_what_it_would_drop() {
         programs.memory.source_endpoint.set(POD | RECHECK);
         assert_eq!(programs.memory.run_post_dnat(&wire(&from.udp(1, 9, b"")), 1), Reason::BackendDenied);
         programs.memory.source_endpoint.set(0);
+        // The three packets that an enforcing agent would drop at the veth, and the post-DNAT packet.
         let found = events(&mut programs);
         assert_eq!(found.len(), 4, "{found:?}");
         assert!(found.iter().all(|event| event.flags == event_flags::OBSERVED), "{found:?}");

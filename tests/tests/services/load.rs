@@ -70,8 +70,8 @@ fn check_replies(shape: Shape) -> Result<()> {
         Ok(())
     })?;
     ensure!(answered == 0, "{answered} connections got a reply, but the only backend is not allowed");
-    // Pod `free` may connect to any address. A reply to it shows that kube-proxy still sends connections to the new
-    // pod, so the connections of `client` had no reply because they were denied.
+    // Pod `free` may connect to any address. If `REUSING` replies to it, kube-proxy still sends connections to
+    // `REUSING`. So the connections of `client` got no reply because they were denied.
     shop.expect_backends("shop/free", &Shop::cluster_ips(SERVICE), &[REUSING])
 }
 

@@ -66,7 +66,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
         let round = u32::try_from(first / slots.count())? + 1;
         let names: Vec<_> = (0..slots.count()).map(|slot| format!("jobs/pod-{}", first + slot)).collect();
         // As in a cluster, the Pod objects exist before the sandboxes. These objects never have an address, so the
-        // agent can know the pods' addresses only from the runtime.
+        // agent can get the pods' addresses only from the runtime.
         for name in &names {
             lab.cluster.manifests().write(&file_of(name), &PodSpec::new(name).manifest(&[]))?;
         }
@@ -100,7 +100,7 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     Ok(())
 }
 
-/// Shows that the test above detects denied packets that arrive.
+/// Shows that the test above can fail: without the gate, packets that policies do not allow arrive at `other`.
 #[test]
 fn s38_without_the_gate_denied_packets_of_a_new_pod_arrive() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -165,7 +165,8 @@ fn s38_a_pod_that_cannot_be_enforced_does_not_start() -> Result<()> {
 }
 
 /// Before NRI 0.9, the runtime's requests contain no addresses, so the agent reads them from the network namespace of
-/// the sandbox. When an agent starts, the runtime sends all pods that were started without an agent.
+/// the sandbox. When an agent connects, the runtime sends it a list of all running pods. This list includes the pods
+/// that were started without an agent.
 #[test]
 fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are_enforced_later() -> Result<()> {
     let directory = tempfile::tempdir()?;

@@ -16,12 +16,12 @@ use super::report::{self, Machine, Row};
 use super::testbed::Testbed;
 use crate::cli::BenchArgs;
 
-/// Pods per second.
+/// How many pods are added per second.
 const RATES: [u32; 3] = [25, 50, 100];
 /// Values of `--attach`. The first is the default.
 const ATTACH: [&str; 2] = ["auto", "tcx"];
-/// Number of groups of pods that are removed per second, the oldest group first. A group has all pods that were added
-/// in a fifth of a second. A pod exists for about a second.
+/// How many groups of pods are removed per second, the oldest group first. A group has all pods that were added in a
+/// fifth of a second. A pod exists for about a second.
 const REMOVALS_PER_SECOND: u32 = 5;
 /// Number of prepared network namespaces: one for each pod that exists at the highest rate, and some more.
 const SLOTS: u8 = 120;

@@ -83,7 +83,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         .build()?;
     cluster.host(CLIENT).netns().sysctl(&[("ipv4/ip_local_port_range", "10000 65000")])?;
     // A round has 24 loads: three loads for each of the six setups, and two more for each of the three setups with
-    // programs. So the traffic of a round takes about `seconds`.
+    // programs. With the divisor 25, the traffic of a round takes a little less than `seconds`.
     let duration = Duration::from_millis(u64::from(args.seconds) * 1000 / 25);
     let mut rates = vec![[const { Vec::new() }; Load::ALL.len()]; Setup::ALL.len()];
     let mut costs = vec![Vec::new(); Setup::ALL.len()];

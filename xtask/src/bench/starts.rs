@@ -108,8 +108,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     for (mode, starts) in Mode::ALL {
         let socket = directory.path().join("nri.sock");
         let mut testbed = prepare(cluster_size, mode, directory.path())?;
-        // `prepare` starts an agent and stops it again. The runtime is started only now, so that this agent does not
-        // connect to it.
+        // `prepare` starts a first agent, which creates the fake API server, and uninstalls this agent. The runtime is
+        // started only now, so that the first agent does not connect to it.
         let runtime = NriServer::start(&socket, Options::default()).context("starting the fake container runtime")?;
         if machine.is_none() {
             machine = Some(Machine::now()?);
@@ -149,7 +149,7 @@ fn peers() -> [String; 2] {
     [local_name(0, 0), local_name(0, 1)]
 }
 
-/// Creates the node, the cluster's objects and the policies of the new pods. Does not start the agent.
+/// Creates the node, the cluster's objects and the policies of the new pods. Afterwards, no agent is running.
 fn prepare(cluster_size: ClusterSize, mode: Mode, directory: &Path) -> Result<Testbed> {
     // With `--start-gate=cni`, the agent installs `netpol-cni` in the directories `net.d` and `bin`. No container
     // runtime reads them: `StartGate` runs `netpol-cni` directly.
@@ -192,7 +192,7 @@ fn measure(testbed: &Testbed, runtime: &NriServer, mode: Mode, starts: usize) ->
     let before = received_packets(forbidden.netns())?;
     let (mut held, mut allowed_failed) = (Vec::new(), 0);
     for first in (0..starts).step_by(slots.count()) {
-        // The interface group of the veths, with which all of them are removed at once.
+        // The interface group of the veths of this round's pods. One request removes all veths of a group.
         let group = u32::try_from(first)? + 1;
         let names: Vec<_> = (first..starts.min(first + slots.count())).map(|number| format!("job-{number}")).collect();
         // The pods are scheduled long before they start, so the agent has received them when they start.

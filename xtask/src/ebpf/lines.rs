@@ -1,6 +1,7 @@
-//! Corrects the line info of the BPF object: the kernel requires strictly ascending instruction offsets
-//! (`check_btf_line`). The sources hide some values from the compiler with empty inline assembly. Each such assembly
-//! leaves a second entry for the next instruction.
+//! Corrects the line info of the BPF object. An entry of the line info has the offset of an instruction and its source
+//! line. The kernel accepts only strictly ascending offsets (`check_btf_line`), so each instruction may have only one
+//! entry. But the sources hide some values from the compiler with empty inline assembly, which has no instruction. The
+//! entry for this assembly has the offset of the next instruction, so this instruction has two entries.
 //!
 //! Source: <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/verifier.c>; the layout of `.BTF.ext`:
 //! <https://docs.kernel.org/bpf/btf.html#btf-ext-section>.

@@ -124,7 +124,8 @@ struct SeriesState {
     not_before: Instant,
     /// Minimum time from the next write to the one after it.
     interval: Duration,
-    /// When packets were last counted; [`EXPIRY`] starts at this time. In contrast, `last` is written to the Event.
+    /// When packets were last counted. [`EXPIRY`] starts at this time. The field `last` is not used for this, because
+    /// it is a time of the wall clock, for the Event.
     last_packet: Instant,
     /// Whether the series is being written.
     in_flight: bool,

@@ -128,7 +128,8 @@ impl NoticeSchedule {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now + REPEAT_INTERVAL));
     }
 
-    /// Records that a notice could not be written. It is due again immediately.
+    /// Records that an attempt to write a notice failed, and that a retry can succeed. The notice is due again
+    /// immediately.
     pub(super) fn failed(&mut self, notice: &Notice, now: Instant) {
         self.due.entry(notice.clone()).and_modify(|due| *due = Some(now));
     }

@@ -128,7 +128,8 @@ impl Writer {
         }
         let uid = self.pod_uid(&series.pod, series.created).await?;
         match events.create(&PostParams::default(), &object::of_series(series, uid, &self.node)).await {
-            // An earlier request succeeded, but its response was lost.
+            // An earlier request has created the Event, but its response was lost. The count is updated, unless it is
+            // still 1.
             Err(Error::Api(status)) if status.is_already_exists() && series.count > 1 => {
                 let patched = events.patch(&name, &PatchParams::default(), &update).await;
                 patched.map(drop).map_err(|error| result_of_error(&error, EVENTS_RULE))

@@ -9,7 +9,7 @@ use netpol_cni::PLUGIN;
 
 use crate::conflicts::cni::MAX_SIZE;
 
-/// Permissions of the executable.
+/// Permissions of the executable of the plugin `netpol-cni`.
 const EXECUTABLE: u32 = 0o755;
 
 /// Reads a CNI configuration.

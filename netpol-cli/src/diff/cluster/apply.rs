@@ -102,7 +102,8 @@ fn apply_workloads(result: &mut Parsed, workloads: Vec<Located<Workload>>) -> Ve
             result.workloads.push(located);
         }
     }
-    // The pods of a Deployment are controlled by its ReplicaSets.
+    // The pods of a Deployment are controlled by its ReplicaSets. So if a Deployment is restarted, its ReplicaSets are,
+    // too.
     let is_restarted = |workload: &Workload| {
         let controller = workload.controller.as_ref();
         restarted.contains(&workload.key) || controller.is_some_and(|controller| restarted.contains(controller))
@@ -214,7 +215,7 @@ fn apply_pod(old: Pod, new: Pod) -> Pod {
 
 /// Applies the manifest of a Service. The Service's addresses stay if the manifest has no addresses.
 fn apply_service(old: Service, new: Service) -> Service {
-    // `requested_families` is set if the Service gets cluster IPs, but the manifest contains none.
+    // `None`: the manifest contains cluster IPs, or the Service never gets cluster IPs.
     if new.requested_families.is_none() {
         return new;
     }

@@ -76,9 +76,9 @@ pub(super) struct Opened {
     v6: Tables<FlowKey<[u8; 16]>>,
 }
 
-/// Opens pinned tables, and writes a table into each slot: the ID's own table, or the shared table. The next unused IDs
-/// get their own tables, since the first pods of a node are attached all at once. Call before programs run on these
-/// maps.
+/// Opens pinned tables, and makes sure that the slot of each endpoint ID has a table: the ID's own table, or the shared
+/// table. The next unused IDs get their own tables, since the first pods of a node are attached all at once. Call
+/// before programs run on these maps.
 pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex, u32>) -> Result<Opened, KernelError> {
     let used: BTreeSet<u32> = used.values().copied().collect();
     let spare: BTreeSet<u32> = (1..).filter(|id| !used.contains(id)).take(SPARE_TABLES).collect();

@@ -137,7 +137,8 @@ impl<K: Family> Tables<K> {
                 unpin(&tables.directory.join(name))?;
             }
         }
-        // If memory is short, the thread that manages the tables retries and logs the error.
+        // The error is ignored here: if memory is short, the thread that manages the tables retries later, and logs the
+        // error.
         let (new_tables, _) = tables.make_missing(spare);
         tables.own.extend(new_tables);
         tables.fill().map_err(|error| pin_error("write to the map", &pins.map(K::TABLES), &error))?;
@@ -152,14 +153,15 @@ impl<K: Family> Tables<K> {
         self.directory.join(format!("{}{id}{NEXT}", K::PREFIX))
     }
 
-    /// Adopts an earlier agent's table. If that agent died while it replaced the table, completes the replacement.
+    /// Adopts an earlier agent's table. If that agent wrote a replacement into the slot, but died before it renamed the
+    /// replacement's pin, completes the replacement.
     fn adopt(&mut self, id: u32) -> Result<(), KernelError> {
         let (pin, next) = (self.pin(id), self.next_pin(id));
         let open = |path: &PathBuf| {
             MapData::from_pin(path).map_err(|error| pin_error("open the map", path, &error_chain(&error)))
         };
         let mut map = open(&pin)?;
-        // If the slot already has the replacement, only the copy of the last entries and the new name are missing.
+        // If the slot already has the replacement, only two steps are missing: copy the last entries, rename the pin.
         let is_next = |info: &MapInfo| calls::map_id(self.slots.fd().as_fd(), id).ok().flatten() == Some(info.id());
         if MapInfo::from_pin(&next).is_ok_and(|info| is_next(&info)) {
             let replacement = open(&next)?;
@@ -173,7 +175,8 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
-    /// Writes a table into each slot that does not have the right one.
+    /// Makes sure that each slot has the right table: the endpoint ID's own table, or the shared table if there is no
+    /// own one. Writes only the slots that have another table.
     fn fill(&self) -> io::Result<()> {
         let id_of = |map: &MapData| map.info().map(|info| info.id()).map_err(io::Error::other);
         let shared = id_of(&self.shared)?;
@@ -251,7 +254,7 @@ impl<K: Family> Tables<K> {
         let mut copy = || -> io::Result<()> {
             let now = jiffies(self.hz);
             let used = endpoints.by_id();
-            // The interfaces of the copied flows, with the endpoint IDs.
+            // The interfaces of the endpoints that get a new table, with the endpoint IDs. Only their flows are copied.
             let by_interface: HashMap<IfIndex, u32> =
                 new_tables.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
             if by_interface.is_empty() {
@@ -296,8 +299,9 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
-    /// Returns the size and the number of flows of each table, except the shared table. Passes each flow of the
-    /// endpoints in `used` to `each`, with the endpoint ID. `each` also receives their flows in the shared table.
+    /// Returns the size and the numbers of flows of each table, except the shared table. Passes each flow of the
+    /// endpoints in `used` to `each`, with the endpoint ID. If an endpoint does not have its own table, these are its
+    /// flows in the shared table.
     pub(super) fn read(
         &self,
         used: &BTreeMap<u32, IfIndex>,

@@ -41,7 +41,7 @@ struct Connections {
 pub(in crate::kernel) struct TakeOver {
     conntrack: Conntrack,
     netlink: Netlink,
-    /// All connections.
+    /// All connections, kept for the next calls of `take_over_from_list`. `None` if there is no list.
     connections: Option<Connections>,
     pins: Pins,
     hz: u32,
@@ -186,7 +186,7 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
 }
 
 /// One end of a connection: the addresses and ports of packets at this end's veth. `address` is the address of this
-/// end, which may not be a pod of this node.
+/// end. Not every end is a pod of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Side {
     address: IpAddr,

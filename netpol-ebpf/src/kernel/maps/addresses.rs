@@ -1,7 +1,7 @@
 //! `ADDRESSES_V4` and `ADDRESSES_V6`: the class of each address of a pod, node or Service.
 //!
-//! Size: the pods of the cluster, the addresses of nodes and Services, and CIDRs with a single address. Entries are
-//! allocated on insertion; an empty map takes 16 bytes per entry of capacity.
+//! Size: the addresses of the cluster's pods, nodes and Services. Entries are allocated on insertion; an empty map
+//! takes 16 bytes per entry of capacity.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::HashMap;

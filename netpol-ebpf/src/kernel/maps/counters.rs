@@ -1,5 +1,5 @@
-//! `COUNTERS`: packets by reason, and flows that policies in shadow mode (only evaluated and reported) would deny.
-//! `LOST_EVENTS`: events that did not fit into the ring buffer.
+//! `COUNTERS`: packets by reason, and flows that policies in shadow mode would deny. Policies in shadow mode are
+//! evaluated and reported, but not enforced. `LOST_EVENTS`: events that did not fit into the ring buffer.
 //!
 //! Size of `COUNTERS`: two entries (one for each direction) per endpoint ID, 320 bytes each on every CPU, always
 //! allocated. The entries of ID 0 count packets at interfaces without an endpoint.

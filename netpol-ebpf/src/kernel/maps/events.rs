@@ -3,8 +3,8 @@
 //! The map has no value type, because libbpf (and therefore bpftool) rejects ring buffers that have one. The records
 //! are [`FlowEvent`].
 //!
-//! Size: a power of two, in whole pages. An event takes 80 bytes, so 256 KiB contain up to 3,000 events that the agent
-//! has not read yet.
+//! Size: a power of two, in whole pages. An event takes 80 bytes (8 of them are the header), so 256 KiB contain up to
+//! 3,276 events that the agent has not read yet.
 
 use aya_ebpf::btf_maps::RingBuf;
 use aya_ebpf::helpers::generated::bpf_ringbuf_query;

@@ -31,7 +31,8 @@ fn node(name: &str, address: &str) -> String {
     )
 }
 
-/// Returns a policy that allows pods with `app: web` to reach pods with this label `app` at port 8080.
+/// Returns a policy that allows pods with the label `app: web` to reach other pods at port 8080. The parameter `app` is
+/// the value of the label `app` of these other pods.
 fn may_reach(app: &str) -> String {
     let to = format!("to: [{{podSelector: {{matchLabels: {{app: {app}}}}}}}], ports: [{{port: 8080}}]");
     policy("web", &format!("podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{{{to}}}]"))

@@ -131,7 +131,7 @@ fn blocks_that_cover_an_outside_address_are_listed() {
     // The `except` contains this address.
     assert_eq!(texts("192.0.2.200"), ["192.0.2.0/24 except 192.0.2.128/25 (shop/web spec.egress[0].to[0])"]);
     assert_eq!(texts("10.2.9.9"), ["10.2.0.0/16 (shop/web spec.egress[0].to[1])"]);
-    // The address of a Service is not outside.
+    // The address of a Service is not outside the cluster.
     assert_eq!(texts("10.96.0.10"), Vec::<String>::new());
 }
 

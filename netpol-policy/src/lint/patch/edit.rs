@@ -47,8 +47,8 @@ fn add_key(text: &[String], lines: &Lines, path: &FieldPath, node: &Node) -> Opt
     let parent = FieldPath(parents.to_vec());
     let first = find_field(lines, &parent)?.children().next()?.line();
     let range = field_lines(text, lines, &parent)?;
-    // Flow style, if the map and its first key are on the same line. `range` has indices from 0, `first` is a line
-    // number from 1.
+    // If the map and its first key are on the same line, the map is in flow style. `range` has indices from 0, `first`
+    // is a line number from 1.
     if first == range.start + 1 {
         return insert_in_flow(text, range.start, ['{', '}'], parent.0.last()?, &format!("{key}: {}", node.flow()));
     }

@@ -18,7 +18,7 @@ impl ObjectReader {
         }
     }
 
-    /// Records the annotation that suppresses findings in a Namespace.
+    /// Records the annotation of a Namespace that suppresses findings about the Namespace and its policies.
     pub(super) fn record_namespace_details(&mut self, api: &core::Namespace) {
         let name = api.metadata.name.as_deref().unwrap_or_default();
         if let Some(ignores) = api.metadata.annotations.as_ref().and_then(|all| all.get(IGNORE_ANNOTATION))
@@ -72,7 +72,8 @@ fn is_custom(api_version: &str) -> bool {
     group.contains('.') && group != "k8s.io" && !group.ends_with(".k8s.io")
 }
 
-/// Adds each non-empty map with the key `labels` to `found`. Values that are not strings are omitted.
+/// Adds the value of each key `labels` to `found` if this value is a map that is not empty. Labels with a value that is
+/// not a string are omitted.
 fn labels_in(value: &Value, depth: usize, found: &mut Vec<Labels>) {
     match value {
         _ if depth > MAX_DEPTH => {}

@@ -150,8 +150,8 @@ mod tests {
             let Object::Pod(pod) = object else { panic!("{object:?}") };
             pod.workload.map(|PodWorkload { kind, name }| format!("{kind} {name}"))
         };
-        // A Deployment appends the hash to the names of its ReplicaSets. A CronJob appends the time in minutes, at
-        // least 8 digits, to the names of its Jobs.
+        // A Deployment appends the value of the label `pod-template-hash` to the names of its ReplicaSets. A CronJob
+        // appends the time in minutes, at least 8 digits, to the names of its Jobs.
         let hash = "pod-template-hash: 5d4f";
         for (labels, kind, name, expected) in [
             (hash, "ReplicaSet", "web-5d4f", "Deployment web"),

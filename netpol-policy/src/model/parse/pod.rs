@@ -86,7 +86,7 @@ impl Namespace {
 }
 
 impl Pod {
-    /// Parses a pod. Returns the pod with diagnostics for invalid addresses and ports, which are omitted.
+    /// Parses a pod, and omits invalid addresses and ports. Returns the pod with diagnostics for these.
     pub fn from_api(api: &core::Pod) -> (Self, Vec<Diagnostic>) {
         let mut diagnostics = Diagnostics::default();
         let spec = api.spec.as_ref();

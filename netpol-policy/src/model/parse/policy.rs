@@ -9,9 +9,9 @@ use super::{Diagnostics, mode, pod};
 use crate::model::{Peer, Peers, Policy, PolicyKey, Rule};
 
 impl Policy {
-    /// Parses a policy. This never fails: invalid parts are listed in [`Policy::diagnostics`] and match nothing. The
-    /// policy still isolates the pods that it selects. If `spec.podSelector` is invalid, these are all pods of the
-    /// namespace.
+    /// Parses a policy. This never fails: invalid parts are listed in [`Policy::diagnostics`]. Invalid parts of rules
+    /// match nothing. The policy still isolates the pods that it selects. A policy with an invalid `spec.podSelector`
+    /// isolates all pods of the namespace.
     pub fn from_api(api: &NetworkPolicy) -> Self {
         let mut diagnostics = Diagnostics::default();
         let absent = NetworkPolicySpec::default();

@@ -124,7 +124,7 @@ impl Comparison<'_, '_> {
         if is_new { Reason::Added(rules) } else { Reason::Removed(rules) }
     }
 
-    /// Returns the policies that isolate the pods of a side, in one cluster, from the cache if possible.
+    /// Returns the policies that isolate the pods of a side in one cluster. Uses the cache if possible.
     fn isolating(&mut self, side: PolicySide<'_>, cluster: usize) -> &[PolicyKey] {
         let Some(pod) = &side.own.pods[cluster] else { return &[] };
         let key = (pod.clone(), cluster, side.direction);

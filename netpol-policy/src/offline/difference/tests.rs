@@ -53,8 +53,8 @@ proptest! {
         pods in vec(pod(), 2..6),
         relabeled in pod(),
     ) {
-        // The new cluster does not have the first policy, but has the policies `added`. The first pod has other
-        // labels and addresses.
+        // The new cluster does not have the first policy, but has the policies `added`. In the new cluster, the first
+        // pod has other labels and addresses.
         let old = cluster(&policies, &pods);
         let policies: Vec<_> = policies.iter().skip(1).chain(&added).cloned().collect();
         let relabeled = Pod { key: pods[0].key.clone(), ..relabeled };
@@ -121,8 +121,9 @@ fn difference(old: &str, new: &str) -> Difference {
 }
 
 /// Describes each row as `web -> api: +TCP 80 -none ?none by ingress api[0]`: sources, destinations, the ports that are
-/// now allowed (`+`), denied (`-`) or unknown (`?`), and the causes. `ingress api[0]` is the first ingress rule of
-/// policy `api`.
+/// now allowed (`+`), denied (`-`) or unknown (`?`), and the causes. `ingress api[0]`: the first ingress rule of
+/// policy `api` allows the ports now, or allowed them before. `ingress isolation 1`: because of one policy, pods are
+/// now isolated for ingress, or no longer isolated.
 fn summary(difference: &Difference) -> Vec<String> {
     let name = |index: usize| match &difference.ends[index].members {
         Members::Units(_, units) => units.iter().map(UnitKey::short_name).collect::<Vec<_>>().join(","),

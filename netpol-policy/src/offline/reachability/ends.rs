@@ -31,7 +31,7 @@ pub(super) struct Side {
 }
 
 /// A class of addresses. The same peers of rules match all of them. If the addresses are those of pods, these pods have
-/// the same named ports, except names that no egress rule uses.
+/// the same named ports. Ports with names that no egress rule uses may differ.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AddressClass {
     /// A bit for each [`Condition`] (a peer of a rule), set if the condition matches.
@@ -49,7 +49,7 @@ pub(super) struct EndClass {
     pub(super) addresses: [Option<u32>; 2],
     /// The key and the addresses of a pod that shares an address with another pod. Such a pod is an end of its own: its
     /// traffic to the shared address is hairpin traffic, to which its egress policies do not apply. If a pod without
-    /// this address sends to the address, the pod's egress policies apply.
+    /// this address sends to the address, the egress policies of the sender apply.
     pub(super) shared: Option<(PodKey, Vec<IpAddr>)>,
 }
 

@@ -62,8 +62,8 @@ pub struct Reachability<'c> {
     /// The pods of each cluster, with the numbers of their ends.
     pods: Vec<BTreeMap<PodKey, u32>>,
     outside: Vec<OutsideAddresses>,
-    /// The addresses of pods and Services, and all placeholders (addresses that stand for unknown ones of pods and
-    /// Services).
+    /// The addresses of pods and Services, and all placeholders (addresses that netpol assigns to pods and Services
+    /// with unknown addresses).
     inside: AddressSet,
     /// The conditions, rules, sides, address classes and ends, by number.
     values: Values,
@@ -148,7 +148,7 @@ impl<'c> Reachability<'c> {
     pub fn sides(&mut self, from: EndId, to: EndId) -> [Option<[PortIds; 2]>; 2] {
         let (source, destination) = (self.class_of(from), self.class_of(to));
         // A pod that shares an address with another pod has an end of its own, with `shared`. If `shared` is equal in
-        // both ends, they are the same pod: all hairpin traffic of this pod is allowed.
+        // both ends, source and destination are the same pod: all hairpin traffic of this pod is allowed.
         let is_same_pod = source.shared.is_some() && source.shared == destination.shared;
         [0, 1].map(|family| {
             let (source_class, destination_class) = source.addresses[family].zip(destination.addresses[family])?;

@@ -115,7 +115,7 @@ impl KeptFlow {
         self.ending = self.ending.or(ending);
     }
 
-    /// Sets why the flow has ended. Called if no table had the flow in the last reading.
+    /// Sets why the flow has ended. Called if no table has the flow in `reading`.
     pub(super) fn not_found(&mut self, id: &FlowId, interface_exists: bool, reading: Reading) {
         if self.ending.is_none() {
             let other_ending = if interface_exists { FlowEndReason::Evicted } else { FlowEndReason::PodDeleted };
