@@ -336,14 +336,14 @@ fn an_agent_writes_no_event_for_a_policy_that_selects_no_pod_of_its_node() {
 #[test]
 fn during_an_outage_packets_are_counted_without_blocking() {
     let mut pipeline = Pipeline::start("n1", DENY_ALL);
-    pipeline.server.network(Network::Refuse);
+    pipeline.server.set_network(Network::Refuse);
     let started = Instant::now();
     for _ in 0..500 {
         pipeline.deny([10, 0, 1, 2], 5432, 0);
     }
     assert!(started.elapsed() < Duration::from_secs(2), "reporting waited for the API server");
     std::thread::sleep(Duration::from_millis(1500));
-    pipeline.server.network(Network::Up);
+    pipeline.server.set_network(Network::Up);
     let events = pipeline.events(1);
     assert_eq!(events[0].pointer("/series/count"), Some(&json!(500)));
 }

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_need_a_unit() {
+    fn durations_other_than_zero_need_a_unit() {
         for (text, milliseconds) in
             [("0", 0), ("0s", 0), ("250ms", 250), ("30s", 30_000), ("2m", 120_000), ("1h", 3_600_000)]
         {

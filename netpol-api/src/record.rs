@@ -201,7 +201,7 @@ pub struct FlowTotalsRecord {
     pub interval: Option<IntervalCounts>,
     /// Why the flow has ended; `None` if it has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<FlowEndReason>,
+    pub ended: Option<TerminationReason>,
 }
 
 /// Allowed packets of a flow.
@@ -233,7 +233,7 @@ pub struct IntervalCounts {
 /// Why a flow has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum FlowEndReason {
+pub enum TerminationReason {
     /// TCP: FIN from both sides, RST, or a new connection between the same ports.
     Closed,
     /// No packets for longer than the timeout.
@@ -246,7 +246,7 @@ pub enum FlowEndReason {
     PodDeleted,
 }
 
-impl FlowEndReason {
+impl TerminationReason {
     /// Returns the name, as in JSON.
     pub const fn name(self) -> &'static str {
         match self {

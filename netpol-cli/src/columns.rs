@@ -113,7 +113,7 @@ impl TextTable {
     }
 
     /// Adds a row with a cell for each column.
-    pub(crate) fn row<const N: usize>(&mut self, cells: [TextCell; N]) {
+    pub(crate) fn add_row<const N: usize>(&mut self, cells: [TextCell; N]) {
         debug_assert_eq!(N, self.columns.len(), "the row does not have one cell for each column");
         self.rows.push(cells.into());
     }
@@ -218,8 +218,8 @@ mod tests {
             text("STATE"),
             number("FLOWS"),
         ]);
-        table.row(["shop/web-0".into(), "n1".into(), "10.0.0.1".into(), "enforced".into(), 7.into()]);
-        table.row([
+        table.add_row(["shop/web-0".into(), "n1".into(), "10.0.0.1".into(), "enforced".into(), 7.into()]);
+        table.add_row([
             "very-long-namespace-of-a-team/frontend-with-a-long-name-7d9c5b6f4-x2x4q".into(),
             "ip-10-0-113-27.eu-central-1.compute.internal".into(),
             "2001:db8:1234:5678:9abc:def0:1234:5678".into(),
@@ -298,7 +298,7 @@ mod tests {
         let mut table = TextTable::new(&[text("A"), text("B"), number("C").optional(1), text("D").optional(2)]);
         for row in 0..10_000 {
             let name = |length: usize| "x".repeat(row % length);
-            table.row([name(70).into(), name(97).into(), row.into(), name(13).into()]);
+            table.add_row([name(70).into(), name(97).into(), row.into(), name(13).into()]);
         }
         for width in [60, 80, 200] {
             let mut out = Vec::new();

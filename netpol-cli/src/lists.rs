@@ -90,7 +90,7 @@ fn print_endpoints(
         let isolated_by = |policies: &[String]| {
             if policies.is_empty() { "not isolated".to_owned() } else { some_of(policies, SHOWN) }
         };
-        table.row([
+        table.add_row([
             endpoint.pod.as_deref().unwrap_or("-").into(),
             node.into(),
             (&endpoint.interface).into(),

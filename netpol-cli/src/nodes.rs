@@ -68,7 +68,7 @@ fn print(out: &mut impl Write, statuses: &[Status], without_response: &[String],
     for node in without_response {
         let empty = || TextCell::from("-");
         let state = TextCell::toned("no response", Some(Tone::Bad));
-        table.row([node.into(), state, empty(), empty(), empty(), empty(), empty(), empty(), empty()]);
+        table.add_row([node.into(), state, empty(), empty(), empty(), empty(), empty(), empty(), empty()]);
     }
     for (status, problems) in &rows {
         let state = match (status.ready, problems.len()) {
@@ -77,7 +77,7 @@ fn print(out: &mut impl Write, statuses: &[Status], without_response: &[String],
             (false, _) => TextCell::toned("not ready", Some(Tone::Bad)),
         };
         let conflicts = status.conflicts.len();
-        table.row([
+        table.add_row([
             (&status.node).into(),
             state,
             (&status.version).into(),

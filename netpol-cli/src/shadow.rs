@@ -203,7 +203,7 @@ fn print(
             text("REASON").optional(3),
         ]);
         for denial in &policy.denials {
-            table.row([
+            table.add_row([
                 workload_end(&denial.from).into(),
                 workload_end(&denial.to).into(),
                 protocol_port(denial.port, &denial.protocol).into(),

@@ -260,7 +260,7 @@ fn print_table(
         number("ALLOWED"),
     ]);
     for PairCounts { pair, allowed, denied, shadow } in pairs.iter().take(rows) {
-        table.row([
+        table.add_row([
             workload_end(&pair.from).into(),
             workload_end(&pair.to).into(),
             protocol_port(pair.port, &pair.protocol).into(),

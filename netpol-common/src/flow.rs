@@ -85,7 +85,7 @@ pub mod flow_state {
     /// TCP: the initiator sent FIN. [`super::is_closed`] describes the use of this bit and the next two.
     pub const INITIATOR_FIN: u8 = 1 << 1;
     /// TCP: the responder sent FIN.
-    pub const REPLIER_FIN: u8 = 1 << 2;
+    pub const RESPONDER_FIN: u8 = 1 << 2;
     /// TCP: either side sent RST.
     pub const RESET: u8 = 1 << 3;
     /// The local node itself initiated the flow to the pod: [`crate::Attempt::ingress_ifindex`] was 0. This is stored,
@@ -155,7 +155,7 @@ pub mod flow_timeout {
     pub const fn sizing_timeout(protocol: u8, state: u8) -> u32 {
         if super::is_closed(protocol, state) {
             TCP_CLOSED
-        } else if protocol == protocol::TCP && state & (flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN) != 0 {
+        } else if protocol == protocol::TCP && state & (flow_state::INITIATOR_FIN | flow_state::RESPONDER_FIN) != 0 {
             TCP_HALF_CLOSED
         } else {
             of(protocol, state)
@@ -166,7 +166,7 @@ pub mod flow_timeout {
 /// Returns whether a TCP connection looks closed: both sides sent FIN, or one side sent RST. No verdict depends on
 /// this, because these packets may be forged.
 pub const fn is_closed(protocol: u8, state: u8) -> bool {
-    const BOTH: u8 = flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN;
+    const BOTH: u8 = flow_state::INITIATOR_FIN | flow_state::RESPONDER_FIN;
     protocol == protocol::TCP && (state & BOTH == BOTH || state & flow_state::RESET != 0)
 }
 

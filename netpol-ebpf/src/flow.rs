@@ -210,7 +210,7 @@ pub(crate) fn is_local_or_hairpin(slot: Slot<'_, FlowEntry>) -> bool {
 pub(crate) const fn tcp_state(flags: TcpFlags, is_reply: bool) -> u8 {
     let mut state = 0;
     if flags.has(TcpFlags::FIN) {
-        state |= if is_reply { flow_state::REPLIER_FIN } else { flow_state::INITIATOR_FIN };
+        state |= if is_reply { flow_state::RESPONDER_FIN } else { flow_state::INITIATOR_FIN };
     }
     if flags.has(TcpFlags::RST) {
         state |= flow_state::RESET;

@@ -46,7 +46,7 @@ pub struct Memory {
     pub now: Cell<u32>,
     /// The `tc_index` of the packet, with the source endpoint ID and the recheck mark. A test sets it before a run, and
     /// reads it after the run.
-    pub source_endpoint: Cell<u32>,
+    pub tc_index: Cell<u32>,
     /// Whether new flows can be recorded; otherwise the tables are full.
     pub room: Cell<bool>,
     /// `SETTINGS`.
@@ -121,7 +121,7 @@ impl Default for Memory {
             v4: Maps::default(),
             v6: Maps::default(),
             now: Cell::new(1_000_000),
-            source_endpoint: Cell::new(0),
+            tc_index: Cell::new(0),
             room: Cell::new(true),
             settings: Cell::default(),
             observe: Cell::default(),
@@ -269,11 +269,11 @@ impl Context for Frame<'_> {
     }
 
     fn tc_index(&self) -> u32 {
-        self.memory.source_endpoint.get()
+        self.memory.tc_index.get()
     }
 
     fn set_tc_index(&self, word: u32) {
-        self.memory.source_endpoint.set(word);
+        self.memory.tc_index.set(word);
     }
 
     fn is_post_dnat(&self) -> bool {

@@ -76,7 +76,7 @@ impl<'a, const N: usize> Window<'a, N> {
     pub(crate) fn sixteen_bytes<const O: usize>(&self) -> [u8; 16] {
         const { assert!(O + 16 <= N) };
         // SAFETY: inside this window.
-        unsafe { load_u128::<O>(self.bytes) }
+        unsafe { load_16_bytes::<O>(self.bytes) }
     }
 }
 
@@ -115,7 +115,7 @@ mod loads {
     /// # Safety
     /// The bytes must be readable.
     #[inline(always)]
-    pub(super) unsafe fn load_u128<const O: usize>(bytes: *const u8) -> [u8; 16] {
+    pub(super) unsafe fn load_16_bytes<const O: usize>(bytes: *const u8) -> [u8; 16] {
         // Four loads of four bytes, because the map keys to which the bytes are copied are aligned to four bytes.
         // SAFETY: the caller guarantees it.
         let words = unsafe {
@@ -141,10 +141,10 @@ mod loads {
     }
     load!(load_u16, u16);
     load!(load_u32, u32);
-    load!(load_u128, [u8; 16]);
+    load!(load_16_bytes, [u8; 16]);
 }
 
-use loads::{load_u16, load_u32, load_u128};
+use loads::{load_16_bytes, load_u16, load_u32};
 
 #[cfg(test)]
 mod tests {

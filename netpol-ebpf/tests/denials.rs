@@ -76,10 +76,10 @@ fn send(memory: &Memory, id: u32, flow: u32) {
 fn receive(memory: &Memory, id: u32, source_endpoint: u32, flow: u32) {
     let [a, b, c, d] = flow.to_be_bytes();
     let from = if source_endpoint == 0 { [172, 16 + (b & 15), c, d] } else { address(source_endpoint) };
-    memory.source_endpoint.set(source_endpoint);
+    memory.tc_index.set(source_endpoint);
     let ports = [u16::from_be_bytes([c, d]), u16::from_be_bytes([a, b])];
     assert_eq!(memory.run(Ingress, &udp(HOST, from, address(id), ports), id, OTHER_INTERFACE), Reason::NoRule);
-    memory.source_endpoint.set(0);
+    memory.tc_index.set(0);
 }
 
 /// Returns the number of events that were charged to a budget.
@@ -242,12 +242,12 @@ fn the_copies_of_a_multicast_packet_at_all_receiving_pods_are_one_flow() {
     let mut memory = memory_with_pods();
     for _ in 0..3 {
         for id in 2..=200 {
-            memory.source_endpoint.set(1);
+            memory.tc_index.set(1);
             let frame = udp(MULTICAST, address(1), [224, 0, 0, 251], [5353, 5353]);
             assert_eq!(memory.run(Ingress, &frame, id, OTHER_INTERFACE), Reason::NoRule);
         }
     }
-    memory.source_endpoint.set(0);
+    memory.tc_index.set(0);
     assert_eq!(memory.run(Egress, &udp(MULTICAST, address(1), [224, 0, 0, 251], [5353, 5353]), 1, 0), Reason::NoRule);
     let events = memory.events.borrow().clone();
     assert_eq!(events.len(), 2, "one event for the receivers, one for the sender");

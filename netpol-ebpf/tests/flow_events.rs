@@ -52,7 +52,7 @@ fn request(memory: &Memory, flags: u8) -> Reason {
 /// Runs a TCP packet from `CLIENT` to the pod, with these ports. The packet is not from a pod of this node.
 fn connect(memory: &Memory, flags: u8, from: u16, to: u16) -> Reason {
     // The packet has no source endpoint ID.
-    memory.source_endpoint.set(0);
+    memory.tc_index.set(0);
     memory.run(Ingress, &frame(CLIENT, POD, protocol::TCP, 0, &tcp(flags, [from, to])), VETH, OTHER_INTERFACE)
 }
 
@@ -65,7 +65,7 @@ fn reply(memory: &Memory, flags: u8) -> Reason {
 /// which is 1, and the bit [`RECHECK`] if the packet has to be evaluated again post-DNAT.
 fn send(memory: &Memory, to: [u8; 4], port: u16) -> (Reason, u32) {
     let reason = memory.run(Egress, &frame(POD, to, protocol::UDP, 0, &udp([1000, port])), VETH, 0);
-    (reason, memory.source_endpoint.get())
+    (reason, memory.tc_index.get())
 }
 
 /// Returns the events since the last call.
@@ -112,7 +112,7 @@ fn a_flow_event_has_the_addresses_the_ports_and_the_rule_set() {
     let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
     memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(1) }, everything);
     memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
-    // `DENIES` denies everything except the entry above.
+    // `DENIES` denies everything, except what the entry above allows.
     change_endpoint(&mut memory, |endpoint| endpoint.ingress = DENIES);
     assert_eq!(request(&memory, SYN), Reason::Rule);
     let [event] = events(&memory)[..] else { panic!("one event") };
@@ -133,7 +133,8 @@ fn connections_of_one_client_to_one_port_have_one_event_a_second() {
         assert!(connect(&memory, SYN, 1000, 81 + second).allows(), "another port of the pod");
         memory.wait(1);
     }
-    // Two events in each second: the first connection to port 80, and the connection to another port.
+    // Two events in each second: the first connection to port 80, and the connection to another port. The event at port
+    // 80 also has the number of connections to port 80 that got no event in the second before.
     let suppressed: Vec<_> = events(&memory).iter().map(|event| event.suppressed).collect();
     assert_eq!(suppressed, [0, 0, 99, 0, 99, 0]);
     assert_eq!(memory.suppressed().1, 99, "counted for the next event");
@@ -157,7 +158,7 @@ fn an_allowed_flow_between_pods_of_this_node_is_charged_to_the_event_budget_of_i
     let mut memory = reporting_memory();
     let client = Endpoint { ifindex: IfIndex(OTHER_INTERFACE), id: 2, address_v4: CLIENT, ..memory.endpoints[&VETH] };
     memory.endpoints.insert(OTHER_INTERFACE, client);
-    memory.source_endpoint.set(2);
+    memory.tc_index.set(2);
     let syn = frame(CLIENT, POD, protocol::TCP, 0, &tcp(SYN, [1000, 80]));
     assert_eq!(memory.run(Ingress, &syn, VETH, OTHER_INTERFACE), Reason::NotIsolated);
     let [event] = events(&memory)[..] else { panic!("one event") };
@@ -208,8 +209,9 @@ fn shadow_mode_reports_what_it_would_deny_and_changes_nothing() {
     assert_eq!(connect(&memory, ACK, 1001, 81), Reason::Flow);
     assert_eq!(summary(&memory), [(EventKind::Shadow, Ingress, Reason::NoRule, 81)]);
     assert_eq!(shadow_denied(&memory, Ingress), 2);
-    // Egress flows, and flows that the policies in shadow mode allow, have no event of shadow mode. From here on,
-    // events of allowed flows are disabled, so these flows have no event at all.
+    // The policies in shadow mode isolate the pod for ingress only. So egress flows, and ingress flows that these
+    // policies allow, have no event of shadow mode. From here on, events of allowed flows are disabled, so these flows
+    // have no event at all.
     memory.settings.set(Settings::default());
     assert_eq!(send(&memory, CLIENT, 53).0, Reason::NotIsolated);
     memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), ..AddressEntry::default() });
@@ -246,7 +248,7 @@ fn shadow_mode_evaluates_flows_to_services_before_and_after_translation() {
     assert_eq!(summary(&memory), [(EventKind::Shadow, Egress, Reason::NoAllowedBackend, 3)]);
     // Post-DNAT: to an allowed backend, to a denied destination, and to the allowed backend with a masqueraded source.
     let post_dnat = |from, to| {
-        memory.source_endpoint.set(marked);
+        memory.tc_index.set(marked);
         let reason = memory.run_post_dnat(&frame(from, to, protocol::UDP, 0, &udp([1000, 53])), VETH);
         assert_eq!(reason, Reason::NotIsolated);
         summary(&memory)
@@ -262,7 +264,7 @@ fn shadow_mode_evaluates_a_datagram_by_its_first_fragment() {
     let mut memory = reporting_memory();
     memory.settings.set(Settings::default());
     change_endpoint(&mut memory, |endpoint| endpoint.shadow_ingress = DENIES);
-    memory.source_endpoint.set(0);
+    memory.tc_index.set(0);
     let first = frame(CLIENT, POD, protocol::UDP, MORE_FRAGMENTS, &udp([1000, 53]));
     assert_eq!(memory.run(Ingress, &first, VETH, OTHER_INTERFACE), Reason::NotIsolated);
     let later = frame(CLIENT, POD, protocol::UDP, 2, &[0; 8]);
@@ -299,7 +301,8 @@ fn with_observe_a_denied_flow_is_reported_once_and_is_denied_when_policies_are_e
     memory.observe.set(false);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert!(events(&memory).iter().all(|event| event.flags == 0 && event.reason == Reason::Revoked as u8));
-    // An agent with `--observe` replaces the programs again.
+    // An agent with `--observe` replaces the programs again. The flow still has the version that is current with
+    // `--observe`, so it is not evaluated again.
     memory.observe.set(true);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Flow, Reason::Flow), "already reported");
 }

@@ -1,5 +1,5 @@
-//! Finds the pod of each veth. The other end of the veth is in the pod's network namespace. The kernel reports the
-//! addresses in this namespace; the API objects have the pods' addresses.
+//! Reads the veths of the node and, for each veth, the addresses in the network namespace of its other end. By these
+//! addresses, the agent finds the pod of the veth: the API objects have the pods' addresses, too.
 //!
 //! Like a Kubernetes controller, the agent is level-triggered here: an event only names what has changed, and then the
 //! agent reads the current state. So the result is the same if events are merged. If events were lost, the agent

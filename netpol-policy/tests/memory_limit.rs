@@ -283,7 +283,7 @@ fn policies_added_one_by_one_stay_within_the_limit() {
             check(&engine, index < 3);
         }
     }
-    // Changes of policies change rule sets in place, too, if there is room.
+    // Changed policies also change rule sets in place. This must not exceed the limit, either.
     for index in 0..30 {
         engine.apply_all(objects(&policy_for_peer(index, 78 + 3 * index)).into_iter().map(Event::Apply));
         check(&engine, false);

@@ -64,14 +64,14 @@ async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_secon
     assert_eq!(kinds_with_errors(&cluster), 0);
 
     // The server's kernel acknowledges the data that it receives, but the server does not respond.
-    cluster.server.network(Network::BlackHole);
+    cluster.server.set_network(Network::BlackHole);
     let started = Instant::now();
     let kind_count = cluster.feed.state.kinds().len();
     cluster.wait_until("all kinds report an error", || kinds_with_errors(&cluster) == kind_count).await;
     println!("detected after {:.1} s", started.elapsed().as_secs_f64());
     assert!(started.elapsed() < Duration::from_secs(30), "it took {:?}", started.elapsed());
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
-    cluster.server.network(Network::Up);
+    cluster.server.set_network(Network::Up);
     cluster.wait_in_sync().await;
     Ok(())
 }
@@ -100,7 +100,7 @@ async fn after_an_expired_version_the_source_lists_again_and_sends_only_the_diff
 #[tokio::test]
 async fn changes_during_an_outage_are_sent_as_one_resync() -> Result<()> {
     let mut cluster = cluster().await;
-    cluster.server.network(Network::Refuse);
+    cluster.server.set_network(Network::Refuse);
     cluster
         .wait_until("each kind reports a failure", || {
             cluster.feed.state.kinds().values().all(|kind| kind.current_error.is_some())
@@ -112,7 +112,7 @@ async fn changes_during_an_outage_are_sent_as_one_resync() -> Result<()> {
     cluster.server.delete(Resource::NetworkPolicies, "shop", "all");
     cluster.server.apply(policy("other"))?;
     cluster.server.compact();
-    cluster.server.network(Network::Up);
+    cluster.server.set_network(Network::Up);
     let batch = cluster.next_batch().await;
     let expected = ["+NetworkPolicy shop/other", "+Pod shop/web", "-NetworkPolicy shop/all", "-Pod shop/db"];
     assert_eq!((keys(&batch), batch.after_resync), (expected.map(str::to_owned).to_vec(), true));
@@ -151,7 +151,7 @@ async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage()
     }
     cluster.wait_in_sync().await;
     cluster.wait_watching().await;
-    cluster.server.network(Network::Refuse);
+    cluster.server.set_network(Network::Refuse);
     cluster
         .wait_until("each kind reports a failure", || {
             cluster.feed.state.kinds().values().all(|kind| kind.current_error.is_some())
@@ -162,7 +162,7 @@ async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage()
         cluster.server.apply(pod(&format!("new{index}"), "web", &format!("10.1.2.{index}")))?;
     }
     sleep(Duration::from_secs(2)).await;
-    cluster.server.network(Network::Up);
+    cluster.server.set_network(Network::Up);
     let batch = cluster.next_batch().await;
     assert!(batch.after_resync && keys(&batch).contains(&"-Pod shop/old0".to_owned()), "{:?}", keys(&batch));
     cluster.wait_in_sync().await;
@@ -292,14 +292,14 @@ async fn a_server_that_never_responds_is_reported_as_an_outage() -> Result<()> {
     let mut cluster = Cluster::watch(server(Options::default(), |_| {}), options);
     cluster.wait_in_sync().await;
     cluster.wait_watching().await;
-    cluster.server.network(Network::BlackHole);
+    cluster.server.set_network(Network::BlackHole);
     cluster.server.disconnect();
     cluster
         .wait_until("each kind reports a failure", || {
             cluster.feed.state.kinds().values().all(|kind| kind.current_error.is_some())
         })
         .await;
-    cluster.server.network(Network::Up);
+    cluster.server.set_network(Network::Up);
     cluster.wait_in_sync().await;
     Ok(())
 }
@@ -307,13 +307,13 @@ async fn a_server_that_never_responds_is_reported_as_an_outage() -> Result<()> {
 #[tokio::test]
 async fn the_source_waits_for_a_server_that_starts_later() -> Result<()> {
     let server = server(Options::default(), |_| {});
-    server.network(Network::Refuse);
+    server.set_network(Network::Refuse);
     let mut cluster = Cluster::watch(server, short_times());
     sleep(Duration::from_secs(1)).await;
     assert!(cluster.feed.state.waiting().is_some());
-    cluster.server.network(Network::BlackHole);
+    cluster.server.set_network(Network::BlackHole);
     sleep(Duration::from_secs(1)).await;
-    cluster.server.network(Network::Up);
+    cluster.server.set_network(Network::Up);
     cluster.wait_in_sync().await;
     Ok(())
 }

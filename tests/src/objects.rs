@@ -35,7 +35,7 @@ impl ObjectKind {
     }
 
     /// Returns the command of `bpf(2)` that opens an object by its ID. Source: `enum bpf_cmd` in `linux/bpf.h`.
-    const fn open_by_id(self) -> i32 {
+    const fn open_by_id_command(self) -> i32 {
         match self {
             Self::Program => 13,
             Self::Map => 14,
@@ -114,7 +114,7 @@ pub fn exists(kind: ObjectKind, id: u32) -> Result<bool> {
     let attributes: [u32; 4] = [id, 0, 0, 0];
     // SAFETY: the pointer and size are those of `attributes`. The kernel reads `attributes` and returns a
     // descriptor.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, kind.open_by_id(), attributes.as_ptr(), SIZE) };
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, kind.open_by_id_command(), attributes.as_ptr(), SIZE) };
     if fd >= 0 {
         let fd = i32::try_from(fd).context("the descriptor does not fit into i32")?;
         // SAFETY: the descriptor is new and has no other owner.

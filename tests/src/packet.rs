@@ -266,7 +266,7 @@ impl Ip {
 
 /// Sets the header checksum of an IPv4 packet, even if its header is truncated.
 pub fn correct_header_checksum(packet: &mut [u8]) {
-    let length = (usize::from(packet[0] & 15) * 4).clamp(20, packet.len());
+    let length = (usize::from(packet[0] & 15) * 4).max(20).min(packet.len());
     packet[10..12].fill(0);
     let sum = checksum(&[&packet[..length]]);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());

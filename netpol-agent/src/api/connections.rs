@@ -57,14 +57,14 @@ struct OpenConnections {
 struct Connection {
     peer: Peer,
     /// Whether the agent is answering the request. If not, the connection waits for its client, and may be closed.
-    answering: IsAnswering,
+    answering: AnswerTracker,
     /// Closes the connection when dropped.
     _close: oneshot::Sender<()>,
 }
 
 /// Whether the agent is answering a request on a connection: preparing a response, or sending a stream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct IsAnswering(Arc<AnswersInProgress>);
+pub(super) struct AnswerTracker(Arc<AnswersInProgress>);
 
 /// How many responses are being prepared, and how many streams are being sent.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ struct AnswersInProgress {
     streams: AtomicUsize,
 }
 
-impl IsAnswering {
+impl AnswerTracker {
     /// Awaits `answer`. In the meantime, the connection is not closed to make room for another one.
     pub(super) async fn during<T>(&self, answer: impl Future<Output = T>) -> T {
         self.0.responses.fetch_add(1, Ordering::Relaxed);
@@ -115,7 +115,7 @@ pub(super) struct AdmittedConnection {
     number: u64,
     open: Arc<Mutex<OpenConnections>>,
     closed: oneshot::Receiver<()>,
-    pub(super) answering: IsAnswering,
+    pub(super) answering: AnswerTracker,
 }
 
 impl Connections {
@@ -137,7 +137,7 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         let (close, closed) = oneshot::channel();
-        let answering = IsAnswering::default();
+        let answering = AnswerTracker::default();
         open.connections.insert(number, Connection { peer, answering: answering.clone(), _close: close });
         Some(AdmittedConnection { number, open: Arc::clone(&self.open), closed, answering })
     }

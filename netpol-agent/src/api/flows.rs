@@ -8,7 +8,7 @@ use hyper::{Response, StatusCode};
 use netpol_api::FlowQuery;
 
 use super::body::ApiBody;
-use super::connections::IsAnswering;
+use super::connections::AnswerTracker;
 use super::requests::Requests;
 use super::routes::{HttpResponse, refuse};
 use super::stream::RecordStream;
@@ -19,7 +19,7 @@ const NDJSON: &str = "application/x-ndjson";
 
 /// Handles a request. `answering` marks the connection as in use until all records are sent. So the agent does not
 /// close this connection to make room for another one.
-pub(super) fn answer(query: &str, requests: &Requests, answering: &IsAnswering) -> HttpResponse {
+pub(super) fn answer(query: &str, requests: &Requests, answering: &AnswerTracker) -> HttpResponse {
     let query = match FlowQuery::parse(query) {
         Ok(query) => query,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error),

@@ -74,7 +74,7 @@ pub struct Progress(watch::Sender<u64>);
 
 impl Progress {
     /// Reports that the loop started, that a batch was applied, or that an interface changed.
-    pub fn made(&self) {
+    pub fn notify(&self) {
         self.0.send_modify(|count| *count += 1);
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::body::ApiBody;
-use super::connections::IsAnswering;
+use super::connections::AnswerTracker;
 use super::requests::{LoopRequest, Readiness, Requests};
 use super::{flows, pods, v1, wait};
 use crate::metrics;
@@ -40,7 +40,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
     requests: &Requests,
     paths: Paths,
-    answering: &IsAnswering,
+    answering: &AnswerTracker,
     limit: Duration,
 ) -> HttpResponse {
     if paths == Paths::All && request.method() == Method::POST && pods::serves(request.uri().path()) {

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
-use super::connections::{Connections, IsAnswering, Limits, Peer};
+use super::connections::{AnswerTracker, Connections, Limits, Peer};
 use super::requests::{MAX_STREAMS, MAX_WAITERS, Requests};
 use super::routes::{self, Paths};
 
@@ -130,7 +130,7 @@ pub fn serve_socket(listener: UnixListener, requests: Requests) {
 }
 
 /// Serves a connection within a time limit. The limit does not apply while a stream of records is sent.
-async fn unless_streaming(limit: Duration, answering: IsAnswering, serving: impl Future) {
+async fn unless_streaming(limit: Duration, answering: AnswerTracker, serving: impl Future) {
     let time_is_over = async {
         sleep(limit).await;
         while answering.is_streaming() {
@@ -175,7 +175,7 @@ async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     requests: Requests,
     paths: Paths,
-    answering: IsAnswering,
+    answering: AnswerTracker,
 ) -> hyper::Result<()> {
     let answer = service_fn(move |request| {
         let (requests, answering) = (requests.clone(), answering.clone());
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(status_line(&server.directory, &get("/healthz")).await, "HTTP/1.1 200 OK");
         assert_eq!(status_line(&server.directory, &get("/readyz")).await, "HTTP/1.1 503 Service Unavailable");
         // From here, the test acts as a main loop that has started.
-        server.progress.made();
+        server.progress.notify();
         for (ready, line) in [
             (Readiness::Ready, "HTTP/1.1 200 OK"),
             (Readiness::Starting, "HTTP/1.1 503 Service Unavailable"),

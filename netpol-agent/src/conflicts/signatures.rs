@@ -32,8 +32,8 @@ const WEAVE: &str = "it enforces the same policies, and a packet passes only if 
 /// The known policy engines. Sources:
 /// * kube-router: <https://github.com/cloudnativelabs/kube-router/tree/master/pkg/controllers/netpol>; its nftables
 ///   tables have chains with the same names
-/// * k3s runs kube-router's code: <https://docs.k3s.io/networking/networking-services>, and does not remove its chains
-///   when it stops: <https://github.com/k3s-io/k3s/issues/7244>
+/// * k3s runs kube-router's code: <https://docs.k3s.io/networking/networking-services>; the chains stay when k3s stops:
+///   <https://github.com/k3s-io/k3s/issues/7244>
 /// * kindnet: <https://github.com/kubernetes-sigs/kind/releases/tag/v0.24.0>,
 ///   <https://github.com/kubernetes-sigs/kube-network-policies/blob/main/pkg/dataplane/controller.go>
 /// * Calico: <https://github.com/projectcalico/calico/tree/master/felix/rules>, with nftables

@@ -77,7 +77,7 @@ fn compared_reason<D: Dataplane>(observed: &Observed<'_>, reconciler: &Reconcile
         Reason::NotIsolated | Reason::Rule | Reason::Service => !reconciler.observes(),
         _ => false,
     };
-    (is_compared && reconciler.has_objects_of(observed.event)).then_some(reason)
+    (is_compared && reconciler.was_evaluated_with_current_objects(observed.event)).then_some(reason)
 }
 
 /// Returns whether an explanation has these policies. If the explanation lists only some of its policies, checks only

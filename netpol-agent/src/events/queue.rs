@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 #[derive(Debug)]
 pub(super) struct KeyedQueue<T> {
     items: BTreeMap<u64, Item<T>>,
-    /// The number of the next item.
+    /// The number that the next item gets. Items are numbered in the order of their arrival.
     next_number: u64,
     by_key: HashMap<u32, ItemsOfKey>,
     /// The size of each key's items in bytes, and the key. The last entry is the key with the most bytes.
@@ -115,7 +115,7 @@ impl<T> KeyedQueue<T> {
 
 #[cfg(test)]
 impl<T> KeyedQueue<T> {
-    /// Returns the number of a key's items, after a check of all numbers and sizes.
+    /// Returns how many items a key has. First checks the numbers and sizes of all items.
     pub(super) fn checked_len_of(&self, key: u32) -> usize {
         let mut expected: BTreeMap<u32, (Vec<u64>, usize)> = BTreeMap::new();
         for (number, item) in &self.items {

@@ -45,7 +45,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
             Err(error) => netpol_policy::text::error_chain(&error),
         };
         gate.disconnected();
-        if stats.disconnected(error.clone()) {
+        if stats.record_disconnected(error.clone()) {
             tracing::warn!(
                 socket = %socket.display(), %error, retry_ms = wait.as_millis(),
                 "not connected to the container runtime; pods start without waiting until their policies are enforced"
@@ -64,7 +64,7 @@ impl Handler for NriGate {
             timeout_ms,
             "connected to the container runtime; pods start after their policies are enforced"
         );
-        self.stats.connected(runtime);
+        self.stats.record_connected(runtime);
     }
 
     async fn synchronize(&self, sandboxes: Vec<Sandbox>) {

@@ -59,14 +59,14 @@ impl GateStats {
     }
 
     /// Records that a container runtime is connected by NRI.
-    pub fn connected(&self, runtime: String) {
+    pub fn record_connected(&self, runtime: String) {
         let mut state = self.lock();
         (state.runtime, state.error) = (Some(runtime), None);
     }
 
     /// Records why no runtime is connected, or why the CNI plugin is not installed. Returns whether this error is new:
     /// it differs from the last error, or the gate has worked since the last error.
-    pub fn disconnected(&self, error: String) -> bool {
+    pub fn record_disconnected(&self, error: String) -> bool {
         let mut state = self.lock();
         let is_new = state.error.as_ref() != Some(&error);
         (state.runtime, state.configuration, state.error) = (None, None, Some(error));
@@ -161,9 +161,9 @@ mod tests {
     #[test]
     fn the_same_error_is_new_again_after_a_connection() {
         let stats = GateStats::default();
-        let closed = || stats.disconnected("the runtime closed the connection".into());
+        let closed = || stats.record_disconnected("the runtime closed the connection".into());
         assert!(closed() && !closed());
-        stats.connected("containerd 2.2".into());
+        stats.record_connected("containerd 2.2".into());
         assert!(closed());
     }
 }

@@ -63,24 +63,24 @@ impl Meter {
     }
 
     /// Records how long it took to compile and write this number of batches together.
-    pub fn batches_written(&mut self, count: usize, took: Duration) {
+    pub fn record_batches_written(&mut self, count: usize, took: Duration) {
         self.batches += count as u64;
         self.writing += took;
     }
 
     /// Records that the first objects are applied. The time until they are enforced is not measured.
-    pub fn first_objects_applied(&mut self, generation: Generation) {
+    pub fn record_first_objects_applied(&mut self, generation: Generation) {
         self.convergence.record_applied(generation);
     }
 
     /// Records that a batch was applied: it is compiled, and each of its map entries was written or has failed.
     /// `received_at`: when the agent received the batch.
-    pub fn batch_applied(&mut self, generation: Generation, received_at: Instant) {
+    pub fn record_batch_applied(&mut self, generation: Generation, received_at: Instant) {
         self.convergence.measure(generation, received_at);
     }
 
     /// Records that all applied batches are enforced: no failed write or attach is left.
-    pub fn all_enforced(&mut self) {
+    pub fn record_all_enforced(&mut self) {
         self.convergence.record_all_enforced();
     }
 

@@ -82,7 +82,7 @@ impl<D: Dataplane> Reconciler<D> {
                     result.condition = ConditionState::Absent;
                     return result;
                 };
-                if let Some(reason) = self.why_never_enforced(found) {
+                if let Some(reason) = self.why_not_enforced(found) {
                     result.condition = ConditionState::Never(reason);
                     return result;
                 }
@@ -131,7 +131,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns why a policy cannot be enforced now: the option `--observe`, a suspension, or shadow mode. `None`: it
     /// can be enforced now.
-    fn why_never_enforced(&self, policy: &Policy) -> Option<String> {
+    fn why_not_enforced(&self, policy: &Policy) -> Option<String> {
         let is_shadow = || self.engine.cluster_state().mode(policy) == Mode::Shadow;
         let reason = self.not_enforced_in(&policy.key.namespace);
         reason.or_else(|| is_shadow().then(|| "the policy is in shadow mode".to_owned()))

@@ -328,7 +328,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Records that all batches up to the batch with this number are enforced.
-    pub fn batches_enforced(&mut self, generation: Generation) {
+    pub fn record_enforced_batches(&mut self, generation: Generation) {
         self.history.enforced(generation);
     }
 

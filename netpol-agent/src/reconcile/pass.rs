@@ -110,7 +110,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Writes an endpoint with a new version. If there is no room, an existing endpoint stays as it was.
     pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
-        // Packets before this write were evaluated with the earlier endpoint. So for their events, `has_objects_of`
+        // Packets before this write were evaluated with the earlier endpoint. So for their events, `was_evaluated_with_current_objects`
         // must return false.
         self.settled_since = None;
         // The ID of the existing endpoint, and whether the new endpoint keeps this ID. It does not if the existing

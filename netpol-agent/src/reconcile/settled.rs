@@ -15,13 +15,13 @@ const MARGIN: Duration = Duration::from_millis(10);
 impl<D: Dataplane> Reconciler<D> {
     /// Records whether all objects are in the tables now. Must be called before events are read. `is_fully_applied`:
     /// the result of [`Self::is_fully_applied`].
-    pub fn note_if_settled(&mut self, is_fully_applied: bool) {
+    pub fn update_settled(&mut self, is_fully_applied: bool) {
         let settled = !self.is_busy() && is_fully_applied;
         self.settled_since = settled.then(|| self.settled_since.unwrap_or_else(boot_clock));
     }
 
     /// Returns whether an event's packet was evaluated with the same objects that the engine has now.
-    pub fn has_objects_of(&self, event: &FlowEvent) -> bool {
+    pub fn was_evaluated_with_current_objects(&self, event: &FlowEvent) -> bool {
         let is_current =
             |ifindex| self.endpoint(ifindex).is_some_and(|pod_endpoint| pod_endpoint.phase == Phase::Current);
         !self.is_busy()

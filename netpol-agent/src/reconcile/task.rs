@@ -60,7 +60,7 @@ pub struct Inputs {
     pub flow_totals: Option<FlowTotalsReader>,
     /// Requests of API clients.
     pub loop_requests: mpsc::Receiver<LoopRequest>,
-    /// Notifies API requests that wait for a condition. The loop calls [`Progress::made`] when it has started or has
+    /// Notifies API requests that wait for a condition. The loop calls [`Progress::notify`] when it has started or has
     /// processed a change.
     pub progress: Progress,
     /// File that is written when the agent reports ready.
@@ -91,7 +91,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), LoopError> {
     tokio::pin!(stop);
-    inputs.progress.made();
+    inputs.progress.notify();
     let mut back_off = MIN_INTERVAL;
     let mut last_read = Instant::now();
     let mut last_full_read = last_read;
@@ -131,10 +131,10 @@ pub async fn run(
         }
         let is_fully_applied = reconciler.is_fully_applied();
         if is_fully_applied {
-            meter.all_enforced();
-            reconciler.batches_enforced(meter.last_applied());
+            meter.record_all_enforced();
+            reconciler.record_enforced_batches(meter.last_applied());
         }
-        reconciler.note_if_settled(is_fully_applied);
+        reconciler.update_settled(is_fully_applied);
         inputs.interface_watcher.start_requested(|| reconciler.begin_reading());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
@@ -250,7 +250,7 @@ pub async fn run(
                 continue;
             }
         }
-        inputs.progress.made();
+        inputs.progress.notify();
     }
 }
 
@@ -267,7 +267,7 @@ fn execute_slice(
     let finished = reconciler.finished();
     if !finished.is_empty() {
         record_finished(finished, meter);
-        progress.made();
+        progress.notify();
     }
     if reconciler.has_engine() {
         reporter.report_notices(reconciler);
@@ -300,13 +300,13 @@ fn record_finished(finished: Vec<Origin>, meter: &mut Meter) {
     for Origin { batches, took, start } in finished {
         for (generation, at) in &batches {
             if start {
-                meter.first_objects_applied(*generation);
+                meter.record_first_objects_applied(*generation);
             } else {
-                meter.batch_applied(*generation, *at);
+                meter.record_batch_applied(*generation, *at);
             }
         }
         if !start && !batches.is_empty() {
-            meter.batches_written(batches.len(), took);
+            meter.record_batches_written(batches.len(), took);
         }
     }
 }

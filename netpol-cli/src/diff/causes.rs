@@ -3,7 +3,7 @@
 use netpol_common::Direction;
 use netpol_policy::explain::Verdict;
 use netpol_policy::model::PolicyKey;
-use netpol_policy::offline::difference::{Cause, Reason};
+use netpol_policy::offline::difference::{ChangeCause, ChangeReason};
 use netpol_policy::reference::RuleRef;
 use serde::Serialize;
 
@@ -37,17 +37,17 @@ struct JsonRule {
 }
 
 impl JsonCause {
-    pub(super) fn of(cause: &Cause) -> Self {
+    pub(super) fn of(cause: &ChangeCause) -> Self {
         let (reason, policies, rules) = match &cause.reason {
-            Reason::Isolated(policies) => ("isolated", names(policies), Vec::new()),
-            Reason::NotIsolated(policies) => ("notIsolated", names(policies), Vec::new()),
-            Reason::Added(rules) => ("added", Vec::new(), json_rules(rules)),
-            Reason::Removed(rules) => ("removed", Vec::new(), json_rules(rules)),
-            Reason::NewWorkload => ("newWorkload", Vec::new(), Vec::new()),
-            Reason::RemovedWorkload => ("removedWorkload", Vec::new(), Vec::new()),
-            Reason::Unevaluated(policies) => ("unevaluated", policies.clone(), Vec::new()),
-            Reason::UnknownAddress => ("unknownAddress", Vec::new(), Vec::new()),
-            Reason::AddressFamilies => ("addressFamilies", Vec::new(), Vec::new()),
+            ChangeReason::Isolated(policies) => ("isolated", names(policies), Vec::new()),
+            ChangeReason::NotIsolated(policies) => ("notIsolated", names(policies), Vec::new()),
+            ChangeReason::Added(rules) => ("added", Vec::new(), json_rules(rules)),
+            ChangeReason::Removed(rules) => ("removed", Vec::new(), json_rules(rules)),
+            ChangeReason::NewWorkload => ("newWorkload", Vec::new(), Vec::new()),
+            ChangeReason::RemovedWorkload => ("removedWorkload", Vec::new(), Vec::new()),
+            ChangeReason::Unevaluated(policies) => ("unevaluated", policies.clone(), Vec::new()),
+            ChangeReason::UnknownAddress => ("unknownAddress", Vec::new(), Vec::new()),
+            ChangeReason::AddressFamilies => ("addressFamilies", Vec::new(), Vec::new()),
         };
         Self { side: cause.side.map(Direction::name), reason, policies, rules }
     }
@@ -68,33 +68,37 @@ pub(crate) fn path(rule: &RuleRef) -> String {
 }
 
 /// Returns whether a cause can explain why a connection has this verdict now, but had another one before.
-pub(super) const fn explains(cause: &Cause, verdict: Verdict) -> bool {
+pub(super) const fn explains(cause: &ChangeCause, verdict: Verdict) -> bool {
     match cause.reason {
-        Reason::Isolated(_) | Reason::Removed(_) | Reason::RemovedWorkload => matches!(verdict, Verdict::Deny),
-        Reason::NotIsolated(_) | Reason::Added(_) | Reason::NewWorkload => matches!(verdict, Verdict::Allow),
-        Reason::Unevaluated(_) | Reason::UnknownAddress => matches!(verdict, Verdict::Unknown),
-        Reason::AddressFamilies => true,
+        ChangeReason::Isolated(_) | ChangeReason::Removed(_) | ChangeReason::RemovedWorkload => {
+            matches!(verdict, Verdict::Deny)
+        }
+        ChangeReason::NotIsolated(_) | ChangeReason::Added(_) | ChangeReason::NewWorkload => {
+            matches!(verdict, Verdict::Allow)
+        }
+        ChangeReason::Unevaluated(_) | ChangeReason::UnknownAddress => matches!(verdict, Verdict::Unknown),
+        ChangeReason::AddressFamilies => true,
     }
 }
 
 /// Returns a cause as a sentence, without a full stop.
-pub(super) fn text(cause: &Cause) -> String {
+pub(super) fn text(cause: &ChangeCause) -> String {
     let end = if cause.side == Some(Direction::Egress) { "source" } else { "destination" };
     let text = match &cause.reason {
-        Reason::Isolated(policies) => {
+        ChangeReason::Isolated(policies) => {
             let isolates = if policies.len() == 1 { "isolates" } else { "isolate" };
             format!("{} {isolates} the {end}, which was not isolated", listed("NetworkPolicy", &names(policies)))
         }
-        Reason::NotIsolated(policies) => {
+        ChangeReason::NotIsolated(policies) => {
             format!("the {end} is no longer isolated; it was isolated by {}", listed("NetworkPolicy", &names(policies)))
         }
-        Reason::Added(rules) => format!("now allowed by {}", rules_text(rules)),
-        Reason::Removed(rules) => format!("was allowed by {}", rules_text(rules)),
-        Reason::NewWorkload => "a new workload".to_owned(),
-        Reason::RemovedWorkload => "a removed workload".to_owned(),
-        Reason::Unevaluated(policies) => format!("netpol does not evaluate {}", listed("", policies)),
-        Reason::UnknownAddress => "an ipBlock may contain an unknown address; set --pod-cidr".to_owned(),
-        Reason::AddressFamilies => "the pods have other address families than before".to_owned(),
+        ChangeReason::Added(rules) => format!("now allowed by {}", rules_text(rules)),
+        ChangeReason::Removed(rules) => format!("was allowed by {}", rules_text(rules)),
+        ChangeReason::NewWorkload => "a new workload".to_owned(),
+        ChangeReason::RemovedWorkload => "a removed workload".to_owned(),
+        ChangeReason::Unevaluated(policies) => format!("netpol does not evaluate {}", listed("", policies)),
+        ChangeReason::UnknownAddress => "an ipBlock may contain an unknown address; set --pod-cidr".to_owned(),
+        ChangeReason::AddressFamilies => "the pods have other address families than before".to_owned(),
     };
     match cause.side {
         Some(side) => format!("{}: {text}", side.name()),

@@ -168,7 +168,7 @@ fn print(out: &mut impl Write, policies: &[Policy], scope: &Scope, style: Style)
             (PolicyMode::Enforce, Some(_)) => TextCell::toned("suspended", Some(Tone::Bad)),
             (PolicyMode::Enforce, None) => "enforce".into(),
         };
-        table.row([
+        table.add_row([
             format!("{}/{}", policy.namespace, policy.name).into(),
             mode,
             TextCell::toned(policy.pods.len(), policy.pods.is_empty().then_some(Tone::Notice)),
@@ -184,7 +184,7 @@ fn print(out: &mut impl Write, policies: &[Policy], scope: &Scope, style: Style)
                 None if rule.flows == 0 => TextCell::toned("never", Some(Tone::Notice)),
                 None => empty(),
             };
-            table.row([path.into(), empty(), empty(), rule.flows.into(), empty(), empty(), last]);
+            table.add_row([path.into(), empty(), empty(), rule.flows.into(), empty(), empty(), last]);
         }
     }
     table.print(out, style.table, style.color)?;

@@ -20,7 +20,8 @@ pub(crate) struct Kube {
     /// The namespace of the kubeconfig's context, or of the pod in which `netpol` runs.
     pub(crate) namespace: String,
     /// The options that select this cluster, such as `--context staging `. Messages use them in suggested commands of
-    /// kubectl and netpol. Their values are quoted for a shell. Empty in a pod without a kubeconfig.
+    /// kubectl and netpol. Values are quoted for a shell. A space follows each value, because the command continues
+    /// after the options. Empty in a pod without a kubeconfig.
     pub(crate) kubectl_options: String,
 }
 

@@ -3,7 +3,6 @@
 
 mod attach;
 mod attach_thread;
-mod diagnostics;
 mod earlier;
 mod evaluate;
 mod flows;
@@ -13,6 +12,7 @@ mod maps;
 mod names;
 mod pins;
 mod program;
+mod program_log;
 mod query;
 mod resize;
 mod ring;
@@ -42,7 +42,7 @@ use attach_thread::{Attacher, Job};
 pub use aya::util::KernelVersion;
 use flows::FlowTables;
 use flows::takeover::{self, TakeOver};
-pub use flows::{BothWays, FlowEndReason, FlowTotals, FlowTotalsMode, FlowTotalsReader, SHARED_TABLE_DIVISOR};
+pub use flows::{BothWays, FlowTotals, FlowTotalsMode, FlowTotalsReader, SHARED_TABLE_DIVISOR, TerminationReason};
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use load::Behavior;
 use maps::{Maps, Raw, check_delete, check_write, write_error};
@@ -157,7 +157,7 @@ impl Kernel {
         let stored = meta.get(&0, 0).map_or(0, |Raw(version)| version);
         let highest = endpoints.values().map(|endpoint| endpoint.version.0).max().unwrap_or(0);
         let last_endpoint_version = stored.max(highest);
-        diagnostics::forward(&mut ebpf);
+        program_log::forward(&mut ebpf);
         let programs = attach::ids(&mut ebpf);
         let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
         let flow_tables = flows::open(&pins, &capacities, &ids)?;

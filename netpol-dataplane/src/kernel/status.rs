@@ -26,7 +26,7 @@ pub enum StatusError {
     Kernel(#[from] KernelError),
     /// A map cannot be read.
     #[error(transparent)]
-    Table(#[from] WriteError),
+    Map(#[from] WriteError),
 }
 
 /// The complete status.

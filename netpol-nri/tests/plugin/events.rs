@@ -46,7 +46,7 @@ fn events_are_received_in_both_ways_in_which_runtimes_send_them() {
         let connection = node.connect();
         // For the pod `shown`, the recorder also records the sandbox.
         assert_eq!(node.server.run(&pod("shown")), Start::Allowed);
-        // The handler receives a stop for each of these two events.
+        // The handler receives the removal as a second stop.
         assert_eq!(node.server.stop(&pod("shown")), Ok(()));
         assert_eq!(node.server.remove(&pod("shown")), Ok(()));
         assert_eq!(
@@ -235,7 +235,8 @@ fn plugins_are_called_in_order_of_their_indexes() {
     node.server.wait_for_plugin("other", TIME_LIMIT).unwrap();
     assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
     assert_eq!(first.recorder.events()[2], "run shop/refused");
-    // `first` receives two other events, then the start, the stop and the removal of the refused sandbox. Both plugins
-    // refuse the start. If the plugin with index 99 were called first, `first` would not receive the start.
+    // The plugin `other` (index 3) has five events: the connection, the list of sandboxes, and the start, the stop and
+    // the removal of the refused sandbox. When a plugin refuses a start, the runtime does not call the next plugin.
+    // Both plugins would refuse this start. So `other` receives it only if `other` is called first.
     assert_eq!(first.recorder.events().len(), 5);
 }

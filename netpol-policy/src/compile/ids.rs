@@ -34,16 +34,16 @@ impl FirstIds {
     /// Returns the start of the widest unused range of each kind.
     pub fn unused_by(used: &UsedIds) -> Self {
         Self {
-            class: ClassId(widest_gap(used.classes.iter().map(|id| id.0))),
-            rule_set: RuleSetId(widest_gap(used.rule_sets.iter().map(|id| id.0))),
-            port_set: PortSetId(widest_gap(used.port_sets.iter().map(|id| id.0))),
-            rule: RuleId(widest_gap(used.rules.iter().map(|id| id.0))),
+            class: ClassId(start_of_widest_gap(used.classes.iter().map(|id| id.0))),
+            rule_set: RuleSetId(start_of_widest_gap(used.rule_sets.iter().map(|id| id.0))),
+            port_set: PortSetId(start_of_widest_gap(used.port_sets.iter().map(|id| id.0))),
+            rule: RuleId(start_of_widest_gap(used.rules.iter().map(|id| id.0))),
         }
     }
 }
 
 /// Returns the start of the widest range of free IDs. `used` is sorted. It may contain reserved IDs, such as 0.
-fn widest_gap(used: impl Iterator<Item = u32>) -> u32 {
+fn start_of_widest_gap(used: impl Iterator<Item = u32>) -> u32 {
     let (mut begin, mut width, mut gap_begin) = (1, 0, 1);
     for id in used.filter(|id| *id > 0).chain([u32::MAX]) {
         if id - gap_begin.min(id) > width {
@@ -108,7 +108,7 @@ mod tests {
             (&[1, 2_000_000_000, u32::MAX], 2_000_000_001),
             (&[1, u32::MAX - 1, u32::MAX], 2),
         ] {
-            assert_eq!(widest_gap(used.iter().copied()), begin, "{used:?}");
+            assert_eq!(start_of_widest_gap(used.iter().copied()), begin, "{used:?}");
         }
     }
 }

@@ -24,7 +24,7 @@ struct Destinations<'d> {
     /// Whether a peer of an egress rule selects all pods of all namespaces.
     all_namespaces: bool,
     /// The start of a message about these destinations, such as `No pod that the rule selects`.
-    no_pod: &'static str,
+    message_start: &'static str,
 }
 
 /// Checks the ports of each rule of a policy. Adds findings to `drafts`.
@@ -66,7 +66,7 @@ fn destinations<'d>(
     direction: Direction,
     rule: &'d Rule,
 ) -> Destinations<'d> {
-    let (groups, blocks, no_pod) = match direction {
+    let (groups, blocks, message_start) = match direction {
         Direction::Ingress => (context.selected(view), Vec::new(), "No pod that the policy selects"),
         Direction::Egress => {
             let peers = rule.peers.listed();
@@ -88,7 +88,13 @@ fn destinations<'d>(
         _ => false,
     };
     let all_namespaces = direction == Direction::Egress && rule.peers.listed().iter().any(selects_all_pods);
-    Destinations { pods, blocks, any_address, all_namespaces, no_pod: if any_address { "No pod" } else { no_pod } }
+    Destinations {
+        pods,
+        blocks,
+        any_address,
+        all_namespaces,
+        message_start: if any_address { "No pod" } else { message_start },
+    }
 }
 
 /// Checks whether a destination has a port with this name. A port name is looked up in the destination pod
@@ -100,7 +106,7 @@ fn check_name(
     port: &PortMatch,
     path: &str,
 ) -> Option<Draft> {
-    let Destinations { pods, blocks, any_address, no_pod, .. } = destinations;
+    let Destinations { pods, blocks, any_address, message_start, .. } = destinations;
     let draft = |message: String, why: &str, fix: DraftFix| {
         Some(Draft::new(RuleId::UNKNOWN_PORT_NAME, path, message, why, fix))
     };
@@ -140,7 +146,7 @@ fn check_name(
         || DraftFix::from("check the name, or write the port number"),
         |similar| similar::replacement(FieldPath::parse(path), similar),
     );
-    draft(format!("{no_pod} has a port with the name \"{name}\"."), "The name matches no port.", fix)
+    draft(format!("{message_start} has a port with the name \"{name}\"."), "The name matches no port.", fix)
 }
 
 /// Returns whether a pod with an address in the block has a port with this name.

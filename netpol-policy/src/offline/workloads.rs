@@ -21,8 +21,8 @@ impl Workloads {
     pub(super) fn new(parsed: &Parsed, state: &ClusterState) -> Self {
         let objects: BTreeMap<&WorkloadKey, &Workload> =
             parsed.workloads.iter().map(|located| (&located.object.key, &located.object)).collect();
-        // The StatefulSets for which one assumed pod stands for all pods, because all StatefulSets together have too
-        // many replicas.
+        // Together, the StatefulSets may have too many replicas. Then some of them get only one assumed pod, which
+        // stands for all pods of the StatefulSet.
         let beyond_limit: BTreeSet<&WorkloadKey> =
             beyond_pod_limit(&parsed.workloads).map(|located| &located.object.key).collect();
         let mut result = Self::default();

@@ -161,7 +161,7 @@ fn s3_an_empty_list_of_rules_allows_nothing_and_an_empty_rule_allows_everything(
 }
 
 #[test]
-fn s4_selectors() {
+fn s4_selectors_match_by_labels_and_namespace() {
     let from = |peer: &str| format!("podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{from: [{peer}]}}]");
     let expression = |operator: &str, values: &str| {
         from(&format!(
@@ -297,7 +297,7 @@ fn s7_an_invalid_part_matches_nothing_and_the_policy_still_isolates() {
 }
 
 #[test]
-fn s8_protocols_ranges_and_all_ports() {
+fn s8_a_port_matches_by_protocol_and_range() {
     let with_ports = |ports: &str| format!("podSelector: {{}}, ingress: [{{ports: [{ports}]}}]");
     let cases = [
         ("{port: 80}", "80", true),

@@ -207,7 +207,7 @@ pub fn service() -> impl Strategy<Value = Service> {
 }
 
 /// Generates an `EndpointSlice`. Most of them name a Service.
-pub fn slice() -> impl Strategy<Value = EndpointSlice> {
+pub fn endpoint_slice() -> impl Strategy<Value = EndpointSlice> {
     let port = (name(&PORT_NAMES), protocol(), select(&PORTS[..])).prop_map(|(name, protocol, port)| SlicePort {
         name,
         protocol,
@@ -265,7 +265,7 @@ pub fn object() -> impl Strategy<Value = Object> {
         4 => policy().prop_map(Object::Policy),
         1 => namespace().prop_map(Object::Namespace),
         2 => service().prop_map(Object::Service),
-        3 => slice().prop_map(Object::Slice),
+        3 => endpoint_slice().prop_map(Object::Slice),
         1 => node().prop_map(Object::Node),
     ]
 }

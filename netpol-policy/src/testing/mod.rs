@@ -11,6 +11,6 @@ mod services;
 
 pub use cluster::{cluster, local_node};
 pub use expect::{expected, expected_shadow, has_local_backend};
-pub use generate::{event, object, pod, policy, service, slice};
+pub use generate::{endpoint_slice, event, object, pod, policy, service};
 pub use probe::{Probe, evaluate_in, probes};
 pub use services::cluster_with_services;

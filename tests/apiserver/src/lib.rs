@@ -27,7 +27,7 @@
 //! | run commands in pods | [`ApiServer::on_exec`] |
 //! | make requests fail | [`ApiServer::inject`] |
 //! | make watches fail | [`ApiServer::inject_watch_fault`], [`ApiServer::delay_events`], [`ApiServer::compact`] |
-//! | simulate an outage | [`ApiServer::network`], [`ApiServer::disconnect`] |
+//! | simulate an outage | [`ApiServer::set_network`], [`ApiServer::disconnect`] |
 //! | change state in an outage | [`ApiServer::apply`], [`ApiServer::backup`], [`ApiServer::restore`], [`ApiServer::renumber`] |
 //!
 //! Differences from a real server: objects are not validated, clients may set the creation timestamp, Events are not

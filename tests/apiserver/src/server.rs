@@ -93,7 +93,7 @@ impl ApiServer {
     ///
     /// # Panics
     /// If another process has taken the port while connections were refused.
-    pub fn network(&self, network: Network) {
+    pub fn set_network(&self, network: Network) {
         let before = *self.shared.network.borrow();
         if before == Network::Refuse && network != Network::Refuse {
             // When the socket was shut down (see below), the kernel released the port only if the kernel itself had

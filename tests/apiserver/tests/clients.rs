@@ -141,17 +141,17 @@ async fn the_port_stays_the_same_across_network_outages() -> Result<()> {
     let pods = Api::<Pod>::all(client(&server, &directory).await?);
     let all = ListParams::default();
     pods.list(&all).await?;
-    server.network(Network::Refuse);
+    server.set_network(Network::Refuse);
     ensure!(std::net::TcpStream::connect(server.address()).is_err(), "the connection was not refused");
     ensure!(pods.list(&all).await.is_err());
-    server.network(Network::Up);
+    server.set_network(Network::Up);
     pods.list(&all).await.context("listing after the network is up again")?;
-    server.network(Network::BlackHole);
+    server.set_network(Network::BlackHole);
     ensure!(
         timeout(Duration::from_millis(300), pods.list(&all)).await.is_err(),
         "a response came through the black hole"
     );
-    server.network(Network::Up);
+    server.set_network(Network::Up);
     timeout(TIMEOUT, pods.list(&all)).await?.context("listing after the black hole")?;
     Ok(())
 }

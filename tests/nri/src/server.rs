@@ -69,7 +69,8 @@ pub enum Start {
     Allowed,
     /// Refused for this reason. A refused sandbox was stopped and removed.
     Refused(String),
-    /// Not refused, but also not guarded, for this reason: no plugin is connected, or a plugin was disconnected.
+    /// Not refused, but the decision of a plugin is missing. The reason: no plugin is connected, or a plugin was
+    /// disconnected.
     Unguarded(String),
 }
 
@@ -305,7 +306,7 @@ impl Shared {
         };
         let response: ConfigureResponse =
             plugin.call("Configure", &request, *request_timeout).map_err(|error| format!("Configure: {error}"))?;
-        // The mask of all events. Event `n` has the bit `n - 1`.
+        // The mask of all events. Event `n` has the bit `n - 1`. The number of the last event is `LAST - 1`.
         let all = (1 << (event::LAST - 1)) - 1;
         if response.events & !all != 0 {
             return Err(format!("invalid plugin events: {:#x}", response.events));

@@ -75,14 +75,14 @@ fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Re
     for compacted in [false, true] {
         let mut lab = start()?;
         let load = start_background_flows(&lab)?;
-        lab.api_server().network(Network::Refuse);
+        lab.api_server().set_network(Network::Refuse);
         change_all_objects(&mut lab)?;
         if compacted {
             lab.api_server().compact();
         }
         std::thread::sleep(Duration::from_secs(3));
         lab.expect_without_reference(BEFORE).context("during the outage")?;
-        lab.api_server().network(Network::Up);
+        lab.api_server().set_network(Network::Up);
         lab.expect(AFTER).with_context(|| format!("after the outage; history compacted: {compacted}"))?;
         load.finish().with_context(|| {
             format!("load; history compacted: {compacted}; log of the agent:\n{}", lab.agent().log())
@@ -96,11 +96,11 @@ fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Re
 fn changes_are_applied_after_the_network_dropped_everything_for_a_while() -> Result<()> {
     let mut lab = start()?;
     let load = start_background_flows(&lab)?;
-    lab.api_server().network(Network::BlackHole);
+    lab.api_server().set_network(Network::BlackHole);
     change_objects(&mut lab, SIDES[0])?;
     std::thread::sleep(Duration::from_secs(3));
     lab.expect_without_reference(BEFORE).context("while the network drops everything")?;
-    lab.api_server().network(Network::Up);
+    lab.api_server().set_network(Network::Up);
     lab.expect(AFTER)?;
     load.finish()
 }
@@ -112,11 +112,11 @@ fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_n
     for forbidden in [Resource::NetworkPolicies, Resource::Pods] {
         let mut lab = start()?;
         let load = start_background_flows(&lab)?;
-        lab.api_server().network(Network::Refuse);
+        lab.api_server().set_network(Network::Refuse);
         change_all_objects(&mut lab)?;
         std::thread::sleep(Duration::from_secs(2));
         lab.api_server().set_rules(granted.clone().without(forbidden, None));
-        lab.api_server().network(Network::Up);
+        lab.api_server().set_network(Network::Up);
         std::thread::sleep(Duration::from_secs(8));
         lab.expect_without_reference(BEFORE).with_context(|| format!("while {forbidden:?} are forbidden"))?;
         lab.api_server().set_rules(granted.clone());
@@ -140,7 +140,7 @@ fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() ->
     let load = start_background_flows(&lab)?;
     let mut versions = [1_000_000_000, 1].into_iter();
     for (before, after, final_state) in [(BEFORE, AFTER, 1), (AFTER, BEFORE, 0)] {
-        lab.api_server().network(Network::Refuse);
+        lab.api_server().set_network(Network::Refuse);
         let outage_start = Instant::now();
         // Alternates between the two states. The last round sets the final state.
         for round in 0..13 {
@@ -152,12 +152,12 @@ fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() ->
         // The server starts, but fails again.
         for _ in 0..2 {
             std::thread::sleep(Duration::from_secs(2));
-            lab.api_server().network(Network::Up);
-            lab.api_server().network(Network::Refuse);
+            lab.api_server().set_network(Network::Up);
+            lab.api_server().set_network(Network::Refuse);
         }
         std::thread::sleep(OUTAGE.saturating_sub(outage_start.elapsed()));
         lab.expect_without_reference(before).context("during the outage")?;
-        lab.api_server().network(Network::Up);
+        lab.api_server().set_network(Network::Up);
         let recovery_start = Instant::now();
         lab.expect(after).with_context(|| format!("log of the agent:\n{}", lab.agent().log()))?;
         ensure!(recovery_start.elapsed() < RECOVERY, "recovery took {:?} after {OUTAGE:?}", recovery_start.elapsed());
@@ -212,11 +212,11 @@ fn a_server_restored_from_a_backup_is_followed_without_a_mixture_of_old_and_new(
     let mut lab = start()?;
     let load = start_background_flows(&lab)?;
     let backup = lab.api_server().backup();
-    lab.api_server().network(Network::Refuse);
+    lab.api_server().set_network(Network::Refuse);
     change_all_objects(&mut lab)?;
     lab.agent().wait_log(&["is the API server up"])?;
     std::thread::sleep(Duration::from_secs(1));
-    lab.api_server().network(Network::Up);
+    lab.api_server().set_network(Network::Up);
     lab.expect(AFTER)?;
     lab.api_server().restore(backup);
     lab.expect_without_reference(BEFORE)?;
@@ -227,7 +227,7 @@ fn a_server_restored_from_a_backup_is_followed_without_a_mixture_of_old_and_new(
 fn enforcement_continues_when_the_agent_restarts_during_an_outage() -> Result<()> {
     let mut lab = start()?;
     let load = start_background_flows(&lab)?;
-    lab.api_server().network(Network::Refuse);
+    lab.api_server().set_network(Network::Refuse);
     lab.agent().crash()?;
     lab.expect_without_reference(BEFORE).context("without an agent")?;
     lab.agent().launch()?;
@@ -236,7 +236,7 @@ fn enforcement_continues_when_the_agent_restarts_during_an_outage() -> Result<()
     std::thread::sleep(Duration::from_secs(2));
     ensure!(!lab.agent().is_ready(), "the agent is ready before it has read any object");
     lab.expect_without_reference(BEFORE).context("with an agent that has read no object yet")?;
-    lab.api_server().network(Network::Up);
+    lab.api_server().set_network(Network::Up);
     lab.agent().wait_ready()?;
     lab.expect(AFTER)?;
     let server = lab.api_server();

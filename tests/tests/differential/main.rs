@@ -25,7 +25,7 @@ use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
 use netpol_policy::reference;
 use netpol_policy::testing::{
-    Probe, evaluate_in, event, expected, has_local_backend, object, pod, policy, probes, service, slice,
+    Probe, endpoint_slice, evaluate_in, event, expected, has_local_backend, object, pod, policy, probes, service,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -75,7 +75,7 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
         3 => pod().prop_map(Object::Pod),
         2 => policy().prop_map(Object::Policy),
         1 => service().prop_map(Object::Service),
-        1 => slice().prop_map(Object::Slice),
+        1 => endpoint_slice().prop_map(Object::Slice),
         1 => object(),
     ];
     let first = vec(step(vec(initial, 8..24).prop_map(Event::Reset)), 0..=1);

@@ -27,8 +27,8 @@ use crate::sampler::{SampledKernel, Sampler};
 const NODE: &str = "node-1";
 /// Index of the first interface.
 const FIRST: u32 = 11;
-/// Number of interfaces. This is more than the nine pods need at a time, so that an index is not reused soon: it is
-/// reused only after all others have been used.
+/// Number of interfaces. The generated clusters have at most nine pods, so most interfaces are unused at any time. They
+/// are used in turn, so an index is not reused soon.
 const INTERFACES: u32 = 64;
 /// Slots of the endpoint array: fewer than [`INTERFACES`], so that some endpoints are in the overflow map.
 const SLOTS: u32 = 4;

@@ -129,7 +129,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
         for _ in 0..4 {
             programs.memory.wait(500);
             // The packet does not come from a pod of this node.
-            programs.memory.source_endpoint.set(0);
+            programs.memory.tc_index.set(0);
             let late = programs.memory.run(initiating.opposite(), &wire(&sctp[1]), INTERFACE, FORWARDED);
             assert_eq!(late, Reason::Revoked, "each packet restarts the timeout of the revoked flow");
         }

@@ -269,7 +269,7 @@ fn truncated_packets_are_malformed() {
                 // The kernel's BPF_PROG_TEST_RUN creates no sk_buff if the IP header is not complete. So these lengths
                 // are tested only in memory.
                 let reason = if length < ip_end {
-                    programs.memory.source_endpoint.set(0);
+                    programs.memory.tc_index.set(0);
                     programs.memory.run(Ingress, cut, INTERFACE, FORWARDED)
                 } else {
                     programs.run(Ingress, cut)

@@ -83,7 +83,7 @@ impl KernelAndMemory {
     fn send_off_node(&mut self, packet: &[u8], source_endpoint: u32) -> Option<Reason> {
         let frame = wire(packet);
         let ifindex = if source_endpoint == POD { INTERFACE } else { 0 };
-        self.memory.source_endpoint.set(source_endpoint);
+        self.memory.tc_index.set(source_endpoint);
         let reason = self.memory.run_source(&frame, ifindex);
         let ran = self.kernel.run_post_dnat(&frame, source_endpoint, 1).expect("the kernel runs the frame");
         assert_eq!(ran.passed, reason.is_none_or(Reason::allows), "memory returned {reason:?}");

@@ -207,7 +207,7 @@ impl KernelAndMemory {
         let (ran, source_endpoint) = self.kernel.run_marked(&frame, 1).expect("the kernel runs the frame");
         assert_eq!(
             (ran.passed, source_endpoint),
-            (reason.allows(), self.memory.source_endpoint.get()),
+            (reason.allows(), self.memory.tc_index.get()),
             "memory returned {reason:?}"
         );
         (reason, source_endpoint)
@@ -217,7 +217,7 @@ impl KernelAndMemory {
     pub(crate) fn send_post_dnat(&mut self, packet: &[u8], source_endpoint: u32) -> Reason {
         let frame = wire(packet);
         let ifindex = if source_endpoint == self.endpoint.id { INTERFACE } else { 0 };
-        self.memory.source_endpoint.set(source_endpoint);
+        self.memory.tc_index.set(source_endpoint);
         let reason = self.memory.run_post_dnat(&frame, ifindex);
         // If the source endpoint has no interface any more, its packets are counted for endpoint 0. Post-DNAT,
         // only denied packets are counted.
@@ -232,7 +232,7 @@ impl KernelAndMemory {
     /// Runs a packet to the pod, with this source endpoint ID and no recheck bit.
     pub(crate) fn receive_from(&mut self, packet: &[u8], source_endpoint: u32) -> Reason {
         let frame = wire(packet);
-        self.memory.source_endpoint.set(source_endpoint);
+        self.memory.tc_index.set(source_endpoint);
         let reason = self.memory.run(Ingress, &frame, INTERFACE, FORWARDED);
         let ran = self.kernel.run_from_endpoint(&frame, source_endpoint, FORWARDED).expect("the kernel runs the frame");
         assert_eq!(ran.passed, reason.allows(), "memory returned {reason:?}");
@@ -258,7 +258,7 @@ impl KernelAndMemory {
 
     /// Same as [`Self::run`], with this `ingress_ifindex`: [`FORWARDED`], or 0 for a packet that the node itself sends.
     pub(crate) fn run_from(&mut self, ingress_ifindex: u32, direction: Direction, frame: &[u8]) -> Reason {
-        self.memory.source_endpoint.set(0);
+        self.memory.tc_index.set(0);
         let reason = self.memory.run(direction, frame, INTERFACE, ingress_ifindex);
         let before = self.kernel.packet_count(1, direction, reason).unwrap();
         let ran = self.kernel.run(direction, frame, ingress_ifindex, 1).expect("the kernel runs the frame");

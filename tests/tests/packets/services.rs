@@ -190,7 +190,7 @@ fn a_pod_cannot_set_its_source_endpoint_id() {
     let [addresses, _] = FAMILIES;
     let packet = ip(addresses.pod, addresses.outsider);
     programs.send(&packet.tcp(1000, 80, SYN, b""));
-    programs.memory.source_endpoint.set(UNKNOWN_ID);
+    programs.memory.tc_index.set(UNKNOWN_ID);
     assert_eq!(programs.send(&packet.tcp(1000, 80, ACK, b"")), (Reason::Flow, POD));
 }
 

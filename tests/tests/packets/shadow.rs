@@ -222,13 +222,13 @@ fn an_observing_agent_drops_nothing_and_reports_what_it_would_drop() {
             let before = programs.kernel.packet_count(POD, direction, expected).unwrap();
             assert!(programs.kernel.run(direction, &frame, FORWARDED, 1).unwrap().passed, "{expected:?}");
             assert_eq!(programs.kernel.packet_count(POD, direction, expected).unwrap() - before, 1, "{expected:?}");
-            programs.memory.source_endpoint.set(0);
+            programs.memory.tc_index.set(0);
         }
         // Post-DNAT, packets are not dropped either.
         assert!(programs.kernel.run_post_dnat(&wire(&from.udp(1, 9, b"")), POD | RECHECK, 1).unwrap().passed);
-        programs.memory.source_endpoint.set(POD | RECHECK);
+        programs.memory.tc_index.set(POD | RECHECK);
         assert_eq!(programs.memory.run_post_dnat(&wire(&from.udp(1, 9, b"")), 1), Reason::BackendDenied);
-        programs.memory.source_endpoint.set(0);
+        programs.memory.tc_index.set(0);
         // The three packets that an enforcing agent would drop at the veth, and the post-DNAT packet.
         let found = events(&mut programs);
         assert_eq!(found.len(), 4, "{found:?}");

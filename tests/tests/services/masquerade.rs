@@ -16,8 +16,8 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
         for from in ["outside", "shop/stranger", "shop/free", "shop/visitor"] {
             shop.expect_backends(from, &to_isolated_pods, &[]).with_context(|| format!("{from} through {node}"))?;
         }
-        // Only processes of the pod's own node are allowed. Packets from processes of another node are evaluated like
-        // other packets that the pod's node forwards.
+        // Now processes of the node connect. If the pod is on this node, they are allowed. If the pod is on the other
+        // node, that node forwards the packets, and they are evaluated like all packets that it forwards.
         for (service, pod, pods_node) in
             [(service_number::GUARDED, "shop/guarded", "node-1"), (service_number::VAULT, "shop/vault", "node-2")]
         {

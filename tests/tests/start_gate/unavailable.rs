@@ -157,7 +157,7 @@ fn s38_known_pods_start_and_unknown_pods_wait_while_the_api_server_is_unavailabl
     }
     // Waits until the agent has received these pods.
     ensure!(agent.wait(&["--for", "sync", "--timeout", "10s"])?.code == Some(0), "{}", with_log("not in sync"));
-    api.network(Network::Refuse);
+    api.set_network(Network::Refuse);
     let address = slots.attach(0, "job0", 1)?;
     let started = runtime.run(&sandbox_of("jobs/known-nri", address)?);
     ensure!(started == Start::Allowed, "{started:?}, {}", with_log("a known pod"));
@@ -184,7 +184,7 @@ fn s38_known_pods_start_and_unknown_pods_wait_while_the_api_server_is_unavailabl
         let added = scope.spawn(|| gate.add_at(&cluster, "jobs/unknown", slots.netns(3), address));
         sleep(Duration::from_millis(300));
         let started_early = added.is_finished();
-        api.network(Network::Up);
+        api.set_network(Network::Up);
         added.join().expect("the thread that calls netpol-cni panicked")?;
         ensure!(!started_early, "the pod started before the agent received it");
         anyhow::Ok(())

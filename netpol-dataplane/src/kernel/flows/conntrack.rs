@@ -238,7 +238,7 @@ fn connection(bytes: &[u8]) -> Option<Connection> {
             // FIN_WAIT, CLOSE_WAIT: one side sent FIN. It is unknown which one, so the initiator is assumed.
             Some([4 | 5]) => flow_state::INITIATOR_FIN,
             // LAST_ACK, TIME_WAIT.
-            Some([6 | 7]) => flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN,
+            Some([6 | 7]) => flow_state::INITIATOR_FIN | flow_state::RESPONDER_FIN,
             // CLOSE: reset.
             Some([8]) => return None,
             _ => 0,
@@ -322,7 +322,7 @@ mod tests {
             (0, 1, Some(0)),
             (SEEN_REPLY, 3, Some(flow_state::REPLIED)),
             (SEEN_REPLY, 5, Some(flow_state::REPLIED | flow_state::INITIATOR_FIN)),
-            (SEEN_REPLY, 7, Some(flow_state::REPLIED | flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN)),
+            (SEEN_REPLY, 7, Some(flow_state::REPLIED | flow_state::INITIATOR_FIN | flow_state::RESPONDER_FIN)),
             (SEEN_REPLY, 8, None),
             (SEEN_REPLY | DYING, 3, None),
         ] {

@@ -9,17 +9,17 @@ use crate::reference::RuleRef;
 
 /// Why the ports between two ends change.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cause {
+pub struct ChangeCause {
     /// The direction of the policies that are the cause: `Egress` at the source, `Ingress` at the destination. `None`
     /// if the cause is not a policy.
     pub side: Option<Direction>,
     /// The reason.
-    pub reason: Reason,
+    pub reason: ChangeReason,
 }
 
-/// What is responsible for a change. "The pods" are those at the source or destination, see [`Cause::side`].
+/// What is responsible for a change. "The pods" are those at the source or destination, see [`ChangeCause::side`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reason {
+pub enum ChangeReason {
     /// These policies isolate the pods, which were not isolated before.
     Isolated(Vec<PolicyKey>),
     /// These policies isolated the pods, which are no longer isolated.
@@ -53,14 +53,14 @@ struct PolicySide<'e> {
 
 impl Comparison<'_, '_> {
     /// Returns the causes of a change. `change`: the number of the [`PortChange`].
-    pub(super) fn causes(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, change: u32) -> Vec<Cause> {
+    pub(super) fn causes(&mut self, from: &DifferenceEnd, to: &DifferenceEnd, change: u32) -> Vec<ChangeCause> {
         for end in [from, to] {
             let reason = match end.presence {
                 Presence::Both => continue,
-                Presence::Added => Reason::NewWorkload,
-                Presence::Removed => Reason::RemovedWorkload,
+                Presence::Added => ChangeReason::NewWorkload,
+                Presence::Removed => ChangeReason::RemovedWorkload,
             };
-            return vec![Cause { side: None, reason }];
+            return vec![ChangeCause { side: None, reason }];
         }
         let PortChange { allowed, denied, unknown } = self.changes.value(change).clone();
         let mut causes = Vec::new();
@@ -90,10 +90,10 @@ impl Comparison<'_, '_> {
             if has_unknown {
                 reasons.push(self.unknown_reason(side));
             }
-            causes.extend(reasons.into_iter().map(|reason| Cause { side: Some(direction), reason }));
+            causes.extend(reasons.into_iter().map(|reason| ChangeCause { side: Some(direction), reason }));
         }
         if causes.is_empty() {
-            causes.push(Cause { side: None, reason: Reason::AddressFamilies });
+            causes.push(ChangeCause { side: None, reason: ChangeReason::AddressFamilies });
         }
         causes
     }
@@ -108,20 +108,20 @@ impl Comparison<'_, '_> {
 
     /// Returns why a side allows ports in the cluster `allowing`, but not in the cluster `denying`. One of them is
     /// [`OLD`], the other one is [`NEW`].
-    fn reason(&mut self, side: PolicySide<'_>, [allowing, denying]: [usize; 2], ports: &PortSet) -> Reason {
+    fn reason(&mut self, side: PolicySide<'_>, [allowing, denying]: [usize; 2], ports: &PortSet) -> ChangeReason {
         let is_new = allowing == NEW;
         if self.isolating(side, allowing).is_empty() {
             let policies = self.isolating(side, denying).to_vec();
-            return if is_new { Reason::NotIsolated(policies) } else { Reason::Isolated(policies) };
+            return if is_new { ChangeReason::NotIsolated(policies) } else { ChangeReason::Isolated(policies) };
         }
         let (Some(pod), Some(other)) = (&side.own.pods[allowing], side.other.ids[allowing]) else {
-            return if is_new { Reason::NewWorkload } else { Reason::RemovedWorkload };
+            return if is_new { ChangeReason::NewWorkload } else { ChangeReason::RemovedWorkload };
         };
         let rules = match self.reachability.allowing(allowing, pod, side.direction, other, ports) {
             RuleCause::Rules(rules) => rules,
             RuleCause::NotIsolated => Vec::new(),
         };
-        if is_new { Reason::Added(rules) } else { Reason::Removed(rules) }
+        if is_new { ChangeReason::Added(rules) } else { ChangeReason::Removed(rules) }
     }
 
     /// Returns the policies that isolate the pods of a side in one cluster. Uses the cache if possible.
@@ -133,7 +133,7 @@ impl Comparison<'_, '_> {
     }
 
     /// Returns why ports of a side are unknown.
-    fn unknown_reason(&self, side: PolicySide<'_>) -> Reason {
+    fn unknown_reason(&self, side: PolicySide<'_>) -> ChangeReason {
         let mut names = Vec::new();
         for cluster in [OLD, NEW] {
             let offline = self.reachability.cluster(cluster);
@@ -145,6 +145,6 @@ impl Comparison<'_, '_> {
         }
         names.sort_unstable();
         names.dedup();
-        if names.is_empty() { Reason::UnknownAddress } else { Reason::Unevaluated(names) }
+        if names.is_empty() { ChangeReason::UnknownAddress } else { ChangeReason::Unevaluated(names) }
     }
 }

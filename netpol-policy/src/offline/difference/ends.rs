@@ -121,8 +121,8 @@ pub(super) fn joined(reachability: &Reachability<'_>) -> Vec<DifferenceEnd> {
 }
 
 /// Pairs the pods of a workload in the old cluster with its pods in the new cluster. A pod that is in both clusters is
-/// paired with itself. Takes one pod of each end from the pods that are only in the old cluster, and does the same for
-/// the new cluster. Pairs each pod taken from the old cluster with each pod taken from the new cluster.
+/// paired with itself. Of the pods that are only in the old cluster, one pod of each end is enough. The same holds for
+/// the pods that are only in the new cluster. Each of these old pods is paired with each of these new pods.
 fn old_and_new_pods<'p>(
     reachability: &Reachability<'_>,
     [old, new]: [&'p [PodKey]; 2],

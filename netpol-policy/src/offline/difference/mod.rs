@@ -11,7 +11,7 @@ mod services;
 
 use std::collections::HashMap;
 
-pub use causes::{Cause, Reason};
+pub use causes::{ChangeCause, ChangeReason};
 pub use ends::{DifferenceEnd, Members, Presence};
 pub use rows::Row;
 pub use services::{ServiceBackend, ServiceBackends, ServiceChange};
@@ -39,7 +39,7 @@ struct PairChange {
     to: usize,
     /// The number of the [`PortChange`] in `Comparison::changes`.
     change: u32,
-    /// The number of the list of [`Cause`]s in `Comparison::causes`.
+    /// The number of the list of [`ChangeCause`]s in `Comparison::causes`.
     causes: u32,
 }
 
@@ -83,7 +83,7 @@ struct Comparison<'c, 'e> {
     /// Each distinct change, with a number.
     changes: Interner<PortChange>,
     /// Each distinct list of causes, with a number.
-    causes: Interner<Vec<Cause>>,
+    causes: Interner<Vec<ChangeCause>>,
 }
 
 impl<'c, 'e> Comparison<'c, 'e> {
@@ -197,7 +197,7 @@ impl Reachability<'_> {
         let directions = [netpol_common::Direction::Egress, netpol_common::Direction::Ingress];
         sides.into_iter().zip(directions).any(|((old, old_remote, new, new_remote), direction)| {
             let [before, now] = [old, new].map(|end| self.unknown_part(end, direction));
-            let is_same_remote = self.has_same_addresses(old_remote, new_remote);
+            let is_same_remote = self.match_same_conditions(old_remote, new_remote);
             before != now || !is_same_remote && before.is_some_and(|part| !part.is_empty())
         })
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Cause, DifferenceEnd, PairChange, PortChange};
+use super::{ChangeCause, DifferenceEnd, PairChange, PortChange};
 use crate::offline::intern::Interner;
 
 /// A change of the connections from each source of the row to each destination of the row. The connection of a single
@@ -17,7 +17,7 @@ pub struct Row {
     /// The ports at which the verdict changes.
     pub change: PortChange,
     /// Why the verdict changes.
-    pub causes: Vec<Cause>,
+    pub causes: Vec<ChangeCause>,
 }
 
 /// The sources of one destination, by the numbers of the change and of the causes (see [`PairChange`]).
@@ -29,7 +29,7 @@ pub(super) fn grouped(
     ends: &[DifferenceEnd],
     pairs: &[PairChange],
     changes: &Interner<PortChange>,
-    causes: &Interner<Vec<Cause>>,
+    causes: &Interner<Vec<ChangeCause>>,
 ) -> Vec<Row> {
     let mut by_destination: BTreeMap<usize, Sources> = BTreeMap::new();
     for PairChange { from, to, change, causes } in pairs {

@@ -7,7 +7,7 @@ use netpol_common::protocol;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Cause, Difference, Members, Presence, Reason, Row};
+use super::{ChangeCause, ChangeReason, Difference, Members, Presence, Row};
 use crate::manifest::parse_offline;
 use crate::model::{Pod, PodKey, Policy, Protocol};
 use crate::offline::{OfflineCluster, UnitKey, is_placeholder};
@@ -134,13 +134,13 @@ fn summary(difference: &Difference) -> Vec<String> {
         let causes: Vec<String> = row
             .causes
             .iter()
-            .map(|Cause { side, reason }| {
+            .map(|ChangeCause { side, reason }| {
                 let side = side.map_or("", netpol_common::Direction::name);
                 match reason {
-                    Reason::Isolated(policies) | Reason::NotIsolated(policies) => {
+                    ChangeReason::Isolated(policies) | ChangeReason::NotIsolated(policies) => {
                         format!("{side} isolation {}", policies.len())
                     }
-                    Reason::Added(rules) | Reason::Removed(rules) => {
+                    ChangeReason::Added(rules) | ChangeReason::Removed(rules) => {
                         let rules: Vec<_> =
                             rules.iter().map(|rule| format!("{}[{}]", rule.policy.name, rule.index)).collect();
                         format!("{side} {}", rules.join(","))

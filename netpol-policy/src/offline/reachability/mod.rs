@@ -188,7 +188,7 @@ impl<'c> Reachability<'c> {
     }
 
     /// Returns whether the addresses of two ends match the same conditions.
-    pub(super) fn has_same_addresses(&self, one: EndId, other: EndId) -> bool {
+    pub(super) fn match_same_conditions(&self, one: EndId, other: EndId) -> bool {
         self.values.ends.value(one.0).addresses == self.values.ends.value(other.0).addresses
     }
 

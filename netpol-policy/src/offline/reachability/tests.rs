@@ -1,6 +1,6 @@
 //! Compares the results of [`Reachability`] with the verdicts of the reference evaluator, for random clusters.
-//! [`Reachability`] computes at which ports one end can connect to another. An end is a class of pods, or of addresses
-//! that no pod has.
+//! [`Reachability`] computes at which ports one end can connect to another. An end is a group of pods with the same
+//! connections, or a group of addresses that no pod has.
 
 use std::net::IpAddr;
 

@@ -51,7 +51,7 @@ const CHANNEL: usize = 4;
 
 /// Why a flow has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlowEndReason {
+pub enum TerminationReason {
     /// TCP: both sides sent FIN, or one side sent RST, or a new connection uses the same ports.
     Closed,
     /// No packets for longer than the timeout.
@@ -100,7 +100,7 @@ pub struct FlowTotals {
     /// the first record: the start of the flow, and all packets.
     pub interval: Option<(SystemTime, BothWays)>,
     /// Why the flow has ended; `None` if it has not.
-    pub ending: Option<FlowEndReason>,
+    pub ending: Option<TerminationReason>,
 }
 
 /// Receives the records of flows.
