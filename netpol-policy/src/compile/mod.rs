@@ -204,7 +204,7 @@ impl Engine {
     /// Sorts events so that no verdict depends on a mixed state, in which only some of the events are applied.
     ///
     /// Returns `None` if more than one event changes existing state, if an event changes both the labels and the modes
-    /// of a namespace, or if the only event is a reset. In these cases, a [`successor`](Engine::successor) is needed.
+    /// of a namespace, or if an event is a reset. In these cases, a [`successor`](Engine::successor) is needed.
     ///
     /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: their deletion
     /// cannot cause a mixed state. Backends of a Service are the exception: their deletion counts as a change of
@@ -231,7 +231,7 @@ impl Engine {
         let changes_labels_and_modes = events.iter().any(|event| self.separate_mode_change(event).is_some());
         if changes_labels_and_modes
             || events.iter().filter(changes_existing_state).count() > 1
-            || matches!(events[..], [Event::Reset(_)])
+            || events.iter().any(|event| matches!(event, Event::Reset(_)))
         {
             return None;
         }

@@ -224,4 +224,8 @@ fn a_new_service_is_added_after_its_backends() {
     assert_eq!(engine.in_safe_order(events(&two)), None, "two events change an existing Service");
     let other = [slice("old-1", "old", &["10.0.0.2"]), may_reach("api")].concat();
     assert_eq!(engine.in_safe_order(events(&other)), None, "one event changes an existing Service, one a policy");
+    // The reset removes the pod that the event before it adds, so the order of the two events must not change.
+    let mut with_reset = events(&pod("db-6", 2, "db", "10.0.0.6", ""));
+    with_reset.push(Event::Reset(Vec::new()));
+    assert_eq!(engine.in_safe_order(with_reset), None, "a reset");
 }
