@@ -39,9 +39,9 @@ pub(super) fn detect(directory: &Path) -> io::Result<Findings> {
         .collect())
 }
 
-/// Returns the configuration file that the container runtime uses, and the types of its plugins. It is the first valid
-/// file, in the order of the names. CRI-O skips invalid files (source: ocicni). containerd does not skip them (source:
-/// go-cni): while the first file is invalid, pods get no network.
+/// Returns the first valid configuration file, in the order of the names, and the types of its plugins. CRI-O uses this
+/// file, because it skips invalid files (source: ocicni). containerd uses it, too, unless an invalid file comes before
+/// it: then pods get no network (source: go-cni).
 fn used_configuration(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
     let files = files(directory)?;
     Ok(files.into_iter().find_map(|file| Some((types(&file)?, file))).map(|(types, file)| (file, types)))

@@ -44,7 +44,8 @@ pub(super) struct Overlay {
     running: BTreeMap<PodKey, PodStart>,
 }
 
-/// The addresses of a starting pod that the source has sent: a recorded [`PodStart`].
+/// A recorded [`PodStart`]: the addresses that the runtime has reported for a starting pod. The source has sent this pod
+/// by now.
 #[derive(Debug)]
 struct RecordedStart {
     uid: Option<Uid>,

@@ -18,9 +18,11 @@ impl<D: Dataplane> Reconciler<D> {
         for outcome in outcomes {
             match outcome {
                 InterfaceOutcome::Attached { ifindex, result, packets } => {
-                    self.handle(ifindex, ProgramEvent::Attached { result, packets });
+                    self.handle(ifindex, ProgramEvent::AttachEnded { result, packets });
                 }
-                InterfaceOutcome::Detached { ifindex, result } => self.handle(ifindex, ProgramEvent::Detached(result)),
+                InterfaceOutcome::Detached { ifindex, result } => {
+                    self.handle(ifindex, ProgramEvent::DetachEnded(result))
+                }
                 InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),
             }
         }
@@ -35,13 +37,13 @@ impl<D: Dataplane> Reconciler<D> {
             Some(ProgramAction::Attach(role)) => {
                 let (name, connections) = (self.name_of(ifindex), self.earlier_connections(ifindex));
                 if let Some(result) = self.dataplane.attach(ifindex, &name, role, connections) {
-                    self.handle(ifindex, ProgramEvent::Attached { result, packets: None });
+                    self.handle(ifindex, ProgramEvent::AttachEnded { result, packets: None });
                 }
             }
             Some(ProgramAction::Detach) => {
                 self.record_unprotected(ifindex, Instant::now());
                 if let Some(result) = self.dataplane.detach(ifindex) {
-                    self.handle(ifindex, ProgramEvent::Detached(result));
+                    self.handle(ifindex, ProgramEvent::DetachEnded(result));
                 }
             }
             Some(ProgramAction::RecordAttached { role: Role::Pod, begun, packets }) => {

@@ -2,19 +2,19 @@
 //! action. The reconciler reports events and executes actions (module `operations`).
 //!
 //! ```text
-//!             Need                   Attached
+//!             Need                AttachEnded: ok
 //! Off ──────────────────► Attaching ──────────► On ─┐ Missing
-//!  ▲                      ▲       │ failed          │
-//!  │ Detached        Need │       ▼                 │
+//!  ▲                      ▲       │ AttachEnded:    │
+//!  │ DetachEnded: ok Need │       ▼ error           │
 //!  │                      │      Failed             │
 //!  │                      │       │ Retry           │
 //!  │          NeedNone    │       ▼                 │
 //! Detaching ◄─────────── Leftover ◄─────────────────┘
 //! ```
 //!
-//! Not in the diagram: `NeedNone` also leads from `On` to `Detaching`, and a failed detach to `Failed`. If the
-//! interface no longer exists, `Attached` leads from `Attaching` to `Leftover`. If a pod's interface becomes a device
-//! of the node or the reverse, `Need` leads from `On` to `Attaching`.
+//! Not in the diagram: `NeedNone` also leads from `On` to `Detaching`, and a failed detach to `Failed`. If attaching
+//! fails because the interface no longer exists, the next state is `Leftover`. If a pod's interface becomes a device of
+//! the node or the reverse, `Need` leads from `On` to `Attaching`.
 //!
 //! While an operation is in progress or has failed, `Need` and `NeedNone` are ignored. The next pass of the reconciler
 //! sends them again.
@@ -54,10 +54,10 @@ pub(super) enum ProgramEvent {
     Need(Role, Instant),
     /// The interface needs no programs.
     NeedNone,
-    /// Attaching ended. `packets`: number of packets that had passed the interface by then, if known.
-    Attached { result: Result<(), AttachError>, packets: Option<u64> },
-    /// Detaching ended.
-    Detached(Result<(), AttachError>),
+    /// Attaching ended, successfully or not. `packets`: number of packets that had passed the interface by then, if known.
+    AttachEnded { result: Result<(), AttachError>, packets: Option<u64> },
+    /// Detaching ended, successfully or not.
+    DetachEnded(Result<(), AttachError>),
     /// The programs do not run: another process detached them.
     Missing,
     /// Failed operations are to be retried.
@@ -101,13 +101,13 @@ impl ProgramState {
                 (Self::Attaching(role, now), Some(Action::Attach(role)))
             }
             (Self::On(_) | Self::Leftover, Event::NeedNone) => (Self::Detaching, Some(Action::Detach)),
-            (Self::Attaching(role, begun), Event::Attached { result: Ok(()), packets }) => {
+            (Self::Attaching(role, begun), Event::AttachEnded { result: Ok(()), packets }) => {
                 (Self::On(role), Some(Action::RecordAttached { role, begun, packets }))
             }
-            (Self::Attaching(..), Event::Attached { result: Err(error), .. }) if error.gone => {
+            (Self::Attaching(..), Event::AttachEnded { result: Err(error), .. }) if error.gone => {
                 (Self::Leftover, Some(Action::RemoveInterface))
             }
-            (Self::Attaching(role, _), Event::Attached { result: Err(error), .. }) => {
+            (Self::Attaching(role, _), Event::AttachEnded { result: Err(error), .. }) => {
                 let effect = if role.is_device() {
                     "; packets that leave by this device are not evaluated post-DNAT"
                 } else {
@@ -115,8 +115,8 @@ impl ProgramState {
                 };
                 (Self::Failed, Some(Action::Report(format!("attach failed: {error}{effect}; retrying"))))
             }
-            (Self::Detaching, Event::Detached(Ok(()))) => (Self::Off, None),
-            (Self::Detaching, Event::Detached(Err(error))) => {
+            (Self::Detaching, Event::DetachEnded(Ok(()))) => (Self::Off, None),
+            (Self::Detaching, Event::DetachEnded(Err(error))) => {
                 (Self::Failed, Some(Action::Report(format!("detach failed: {error}; retrying"))))
             }
             (Self::On(role), Event::Missing) => (Self::Leftover, Some(Action::RecordMissing(role))),
@@ -139,7 +139,7 @@ mod tests {
 
     /// Returns the event that has this name in the table of transitions below.
     fn event(name: &str, now: Instant) -> Event {
-        let attached = |result| Event::Attached { result, packets: Some(7) };
+        let attached = |result| Event::AttachEnded { result, packets: Some(7) };
         match name {
             "need pod" => Event::Need(Role::Pod, now),
             "need device" => Event::Need(Role::Device, now),
@@ -148,8 +148,8 @@ mod tests {
             "attached" => attached(Ok(())),
             "attach failed" => attached(Err(error(false))),
             "gone" => attached(Err(error(true))),
-            "detached" => Event::Detached(Ok(())),
-            "detach failed" => Event::Detached(Err(error(false))),
+            "detached" => Event::DetachEnded(Ok(())),
+            "detach failed" => Event::DetachEnded(Err(error(false))),
             "missing" => Event::Missing,
             "retry" => Event::Retry,
             other => panic!("unknown event {other}"),

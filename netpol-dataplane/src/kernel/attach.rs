@@ -264,8 +264,9 @@ pub(super) fn detach_tcx(pins: &Pins, ifindex: IfIndex, keep: &[Program]) -> Res
     Ok(removed)
 }
 
-/// Detaches netpol's filters, and removes the qdisc if netpol created it. Another layout version can have other marks,
-/// so this function does not read the interface's role: it detaches at both hooks, and removes all marks.
+/// Detaches netpol's filters, and removes the qdisc if netpol created it. The role of an interface is read from its
+/// marks, and an agent of another layout version can write other marks. So this function does not use the role: it
+/// detaches at both hooks, and removes all marks.
 fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mark_dir = pins.filter_dir(ifindex);
     let mut removed = Vec::new();

@@ -39,16 +39,16 @@ fn with_shared_entries(
     if evaluation.reason != Reason::NoAllowedBackend || !has_local_backend(cluster_state, packet, has_same_rules) {
         (evaluation.reason, evaluation.recheck)
     } else if packet.post_dnat {
-        // The packet is post-DNAT, but its destination is a frontend. So another node selects the backend
-        // (docs/semantics.md, item 22).
+        // The packet is evaluated post-DNAT, but this node has not translated it: its destination is still a frontend.
+        // So another node selects the backend (docs/semantics.md, item 22).
         (Reason::NotAllBackendsAllowed, false)
     } else {
         (Reason::Service, true)
     }
 }
 
-/// Returns whether a packet goes to a Service that has a local backend: a pod of the local node. `accepts` must return
-/// true for at least one of these pods.
+/// Returns whether a packet goes to a Service with at least one local backend (a pod of the local node) for which
+/// `accepts` returns true.
 pub fn has_local_backend(cluster_state: &ClusterState, packet: &Packet, accepts: impl Fn(&Pod) -> bool) -> bool {
     let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
     let Some(frontend) = frontend.filter(|_| packet.direction == Direction::Egress) else { return false };

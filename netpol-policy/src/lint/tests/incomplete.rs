@@ -87,7 +87,7 @@ fn a_label_with_the_domain_of_a_controller_may_be_set_later() {
 }
 
 #[test]
-fn a_policy_that_selects_no_pod_is_reported_with_the_place_of_the_pods() {
+fn the_finding_for_a_policy_without_pods_names_pods_with_the_labels_elsewhere() {
     let host = "{apiVersion: v1, kind: Pod, metadata: {name: node-0, namespace: shop, labels: {app: node}}, spec: {hostNetwork: true}}\n---\n";
     let (found, _) = lint(host, &policy("matchLabels: {app: node}", "ingress: []"));
     let expected = "NP010 spec.podSelector: podSelector app=node selects host-network pods only: shop/node-0. No policy applies to \
@@ -188,8 +188,8 @@ fn an_item_without_a_port_probably_belongs_to_the_item_next_to_it() {
     assert_eq!(lint_ports("{protocol: UDP}, {port: 53}"), expected(0, 1, "UDP"));
     let useless = lint_ports("{port: 8080, protocol: TCP}, {}");
     assert!(useless.len() == 1 && useless[0].contains("spec.ingress[0].ports[0] has no effect."), "{useless:?}");
-    // If the item without a port is the only item, the item is not reported. But the second rule is reported, because
-    // it has no effect.
+    // If the item without a port is the only item of its rule, it is not reported. But the second rule of the policy
+    // (port 8080) is reported: it has no effect, because the first rule allows all TCP ports.
     assert_eq!(lint_ports("{protocol: TCP}").len(), 1);
     assert_eq!(lint_ports("{port: 53, protocol: UDP}, {protocol: SCTP}"), [""; 0]);
 }
