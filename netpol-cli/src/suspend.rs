@@ -135,7 +135,7 @@ async fn suspend_until(options: &SuspendOptions, out: &mut impl Write) -> Result
         return Ok(Exit::Ok);
     }
     let by = change.user.unwrap_or("this user");
-    writeln!(out, "by {} at {}: {}", Safe(by), change.time, Safe(reason))?;
+    writeln!(out, "suspended by {} at {}: {}", Safe(by), change.time, Safe(reason))?;
     if let Some(replaced) = replaced {
         writeln!(out, "replaces the reason of another suspension: {}", Safe(replaced))?;
     }
@@ -188,7 +188,7 @@ async fn resume_now(options: &SuspensionOptions, out: &mut impl Write) -> Result
         print_json(out, &change)?;
         return Ok(Exit::Ok);
     }
-    writeln!(out, "by {} at {}", Safe(change.user.unwrap_or("this user")), change.time)?;
+    writeln!(out, "changed by {} at {}", Safe(change.user.unwrap_or("this user")), change.time)?;
     writeln!(out, "same as:     {}", Safe(change.command))?;
     writeln!(out, "to suspend:  {}", Safe(change.reverse))?;
     Ok(Exit::Ok)

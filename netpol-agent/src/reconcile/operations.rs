@@ -21,7 +21,7 @@ impl<D: Dataplane> Reconciler<D> {
                     self.handle(ifindex, ProgramEvent::AttachEnded { result, packets });
                 }
                 InterfaceOutcome::Detached { ifindex, result } => {
-                    self.handle(ifindex, ProgramEvent::DetachEnded(result))
+                    self.handle(ifindex, ProgramEvent::DetachEnded(result));
                 }
                 InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),
             }

@@ -43,7 +43,7 @@ fn the_owner_of_a_namespace_can_suspend_it_and_the_end_depends_on_the_clock_of_t
     assert_eq!((run.code, run.err.as_str()), (0, ""));
     expect![[r#"
         enforcement of namespace shop is suspended until 2030-01-01T12:30:00Z
-        by jane at 2030-01-01T12:00:00Z: it's incident 4711
+        suspended by jane at 2030-01-01T12:00:00Z: it's incident 4711
         same as:  kubectl --context test annotate namespace shop netpol.io/suspended-until=2030-01-01T12:30:00Z netpol.io/suspended-reason='it'\''s incident 4711' --overwrite
         to end:   netpol resume --context test -n shop
     "#]]
@@ -128,7 +128,7 @@ fn resume_reports_other_suspensions_that_still_apply() {
         the suspension of namespace shop is removed; its end was 2030-01-01T13:00:00Z
         enforcement of the cluster is still suspended until 2030-01-01T13:00:00Z
         to end:      netpol resume --context test --cluster
-        by jane at 2030-01-01T12:00:00Z
+        changed by jane at 2030-01-01T12:00:00Z
         same as:     kubectl --context test annotate namespace shop netpol.io/suspended-until- netpol.io/suspended-reason-
         to suspend:  netpol suspend --context test -n shop --for 30m --reason TEXT
     "#]]
@@ -137,7 +137,7 @@ fn resume_reports_other_suspensions_that_still_apply() {
         enforcement of the cluster is resumed; it was suspended until 2030-01-01T13:00:00Z
         enforcement of namespace kube-system is still suspended until 2030-01-01T13:00:00Z
         to end:      netpol resume --context test -n kube-system
-        by jane at 2030-01-01T12:00:00Z
+        changed by jane at 2030-01-01T12:00:00Z
         same as:     kubectl --context test annotate namespace kube-system netpol.io/suspend-cluster-until-
         to suspend:  netpol suspend --context test --cluster --for 30m --reason TEXT
     "#]]
@@ -151,7 +151,7 @@ fn resume_reports_other_suspensions_that_still_apply() {
         "metadata": {"name": "shop", "annotations": {"netpol.io/suspended-until": "2030-01-01T11:00:00Z"}}});
     cluster.server.apply(expired).expect("a namespace");
     let run = cluster.netpol(&["resume", "-n", "shop"]);
-    let expected = "enforcement of namespace shop was not suspended: removed an annotation with the time 2030-01-01T11:00:00Z\nby jane";
+    let expected = "enforcement of namespace shop was not suspended: removed an annotation with the time 2030-01-01T11:00:00Z\nchanged by jane";
     assert!(run.out.starts_with(expected), "{}", run.out);
 }
 
@@ -162,7 +162,7 @@ fn suspend_needs_responses_of_the_api_server_but_not_the_name_of_the_user() {
     let suspend = ["suspend", "-n", "shop", "--for", "1h", "--reason", "x", "--request-timeout", "1s"];
     let run = cluster.netpol(&suspend);
     assert_eq!(run.code, 0, "{}", run.err);
-    assert!(run.out.contains("\nby this user at 2030-01-01T12:00:00Z: x\n"), "{}", run.out);
+    assert!(run.out.contains("\nsuspended by this user at 2030-01-01T12:00:00Z: x\n"), "{}", run.out);
     for verb in [Verb::Patch, Verb::Get] {
         cluster.server.clear_faults();
         cluster.server.inject(Fault::new(Effect::hang()).verb(verb).resource(Resource::Namespaces));

@@ -1,8 +1,8 @@
 //! Computes how the `ALLOW` entries of a rule set (each for a class of addresses) change when a part (the resolved
 //! rules of one policy) is added or removed. Equal changes are computed once. The module [`super`] explains the terms.
 //!
-//! For each port, a port set stores the first rule that allows it (the owner). Rules without peers apply to *any peer*:
-//! endpoints store the port set of these rules, which applies to classes without an entry.
+//! For each port, a port set stores the first rule that allows it (the owner). Rules without peers apply to every peer
+//! (*any peer*): endpoints store the port set of these rules, which applies to classes without an entry.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -116,8 +116,8 @@ impl Engine {
                 DiffKey { rule_set: id, base, changed_rules: indices.clone(), remaining_rules: Vec::new(), named };
             let diff = cache.entry(diff_key);
             let diff = diff.or_insert_with(|| Rc::new(self.additions_to(base, &rules, signature))).clone();
-            // A class without an entry is allowed the same as any peer. If the class and any peer get the same change,
-            // the class still needs no entry.
+            // To a class without an entry, the rule set allows what it allows to every peer. If `for_any_peer` is the
+            // same change, the class still needs no entry.
             if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
                 pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }
@@ -170,9 +170,9 @@ impl Engine {
             let base = match self.tables.allow(&key) {
                 Some(entry) if entry.port_set != PortSetId::ALL => entry.port_set,
                 entry => {
-                    // A class without an entry was allowed the same as any peer. If the ports that are allowed to any
-                    // peer change, the class may need an entry for the rules that it matches. An entry that allows all
-                    // ports changes if the rule in the entry is removed.
+                    // To a class without an entry, the rule set allowed what it allowed to every peer. If this changes,
+                    // the class may need an entry for the rules that it matches. An entry that allows all ports changes
+                    // if the rule in the entry is removed.
                     let has_removed = |entry: AllowEntry| rules.iter().any(|rule| rule.id == entry.rule);
                     if entry.map_or(!for_any_peer.is_empty(), has_removed) {
                         let contents = self.contents(any_after.clone().into_owned(), &matching, signature);
@@ -202,8 +202,8 @@ impl Engine {
 
     /// Returns the classes to which a rule set may allow other ports if this part is added or removed. Each class has
     /// the indices of the part's rules that it matches: it matches a peer of the rule or, if the rule has no peers, a
-    /// named port. `any_peer_changes`: the ports that are allowed to any peer change, too, so all classes that may
-    /// have an entry are returned.
+    /// named port. If `any_peer_changes` is true, the rule set also allows other ports to every peer, so all classes
+    /// that may have an entry are returned.
     pub(super) fn classes_to_change(
         &self,
         rule_set: &RuleSet,
