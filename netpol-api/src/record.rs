@@ -201,7 +201,7 @@ pub struct FlowTotalsRecord {
     pub interval: Option<IntervalCounts>,
     /// Why the flow has ended; `None` if it has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<TerminationReason>,
+    pub ended: Option<FlowEndReason>,
 }
 
 /// Allowed packets of a flow.
@@ -230,10 +230,10 @@ pub struct IntervalCounts {
     pub counts: TrafficCounts,
 }
 
-/// Why a flow has ended.
+/// Why a flow has ended, like `flowEndReason` in IPFIX (RFC 5102, 5.11.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum TerminationReason {
+pub enum FlowEndReason {
     /// TCP: FIN from both sides, RST, or a new connection between the same ports.
     Closed,
     /// No packets for longer than the timeout.
@@ -246,7 +246,7 @@ pub enum TerminationReason {
     PodDeleted,
 }
 
-impl TerminationReason {
+impl FlowEndReason {
     /// Returns the name, as in JSON.
     pub const fn name(self) -> &'static str {
         match self {

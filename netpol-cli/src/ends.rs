@@ -105,8 +105,8 @@ impl MatrixEnd {
 }
 
 impl EndArgument {
-    /// Returns the namespace of the pods or the Service; `None` for addresses. `default`: the namespace if
-    /// none is written.
+    /// Returns the namespace of the pods or the Service; `None` for addresses. `default`: the namespace if none is
+    /// written.
     pub(crate) fn namespace<'e>(&'e self, default: &'e str) -> Option<&'e str> {
         match self {
             Self::Pod(namespace, _) | Self::Service(namespace, _) | Self::Workload(_, namespace, _) => {

@@ -19,9 +19,9 @@ use thiserror::Error;
 use netpol_node::TunnelEndpoints;
 
 pub use kernel::{
-    AttachMode, BothWays, Capacities, CounterReader, EndpointStatus, FlowTotals, FlowTotalsMode, FlowTotalsReader,
-    ForeignProgram, ForeignPrograms, Kernel, KernelError, KernelOptions, KernelVersion, Lock, MapName, Mounts, Order,
-    RingReader, Role, SHARED_TABLE_DIVISOR, Status, StatusError, TerminationReason, UninstallReport, read_status,
+    AttachMode, BothWays, Capacities, CounterReader, EndpointStatus, FlowEndReason, FlowTotals, FlowTotalsMode,
+    FlowTotalsReader, ForeignProgram, ForeignPrograms, Kernel, KernelError, KernelOptions, KernelVersion, Lock,
+    MapName, Mounts, Order, RingReader, Role, SHARED_TABLE_DIVISOR, Status, StatusError, UninstallReport, read_status,
     uninstall,
 };
 pub use memory::{Memory, PendingCall};

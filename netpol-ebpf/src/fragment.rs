@@ -92,7 +92,7 @@ const MALFORMED: u64 = 1 << 48;
 /// Returns the protocol, ports and flags of a fragment as a packed [`FragmentInfo`]. `info` is the packed
 /// [`FragmentInfo`] from the fragment's own headers. For a later fragment, the result has the protocol and ports of the
 /// first fragment of the datagram, or is [`FragmentInfo::of_orphan`] if the first fragment is not known. Returns
-/// [`MALFORMED`] if the first fragment of a datagram arrives a second time, with other fields.
+/// [`MALFORMED`] if the first fragment of a datagram arrives a second time, with other ports or another protocol.
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
     context: S,

@@ -302,15 +302,12 @@ where
 
 /// Sends an event within the limits.
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "endpoint IDs are below 32,768; the low half of `limited` is the number of suppressed packets"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of `limited`")]
 fn send<A: Parse, S: ReportFunctions>(context: S, details: EventDetails<'_>, packet: &EventPacket<A>) {
     let EventDetails { endpoint, ifindex, source_endpoint, group, direction, reason, kind } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);
     let budget = charged_budget(id, source_endpoint, direction, kind);
-    // The bit `REPORT`, and below it the number of suppressed packets.
+    // The bit `REPORT`, and in the low half the number of suppressed packets.
     let limited = context.limit_event(packet.hash(&context, &details), budget, kind);
     if limited < REPORT {
         return;

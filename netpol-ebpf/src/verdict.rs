@@ -130,8 +130,8 @@ pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: 
 pub(crate) struct FlowStart {
     /// Whether the packet can initiate a flow.
     pub(crate) initiates: bool,
-    /// Whether the packet starts a connection, by SYN or INIT. Such a packet is always evaluated, even if it matches a
-    /// known flow. So a connection that reuses the ports of an earlier connection gets a verdict of its own.
+    /// Whether the packet starts a connection, by SYN or INIT. Pre-DNAT, such a packet is evaluated even if it matches
+    /// a known flow. So a connection that reuses the ports of an earlier connection gets a verdict of its own.
     pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
     /// The offset of the IP header.

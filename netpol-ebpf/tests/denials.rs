@@ -215,10 +215,11 @@ fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets
 
 #[test]
 fn crafted_packets_cannot_take_the_slot_of_another_flow() {
-    // The attack: `crafted` differs from `destination` only in the highest bits of three words. If a word is multiplied
-    // by an odd number, a change of its highest bit changes only the highest bit of the product. If a hash combines
-    // such products, these changes cancel each other out, and both flows have the same hash, whatever the secret key
-    // (`event_key`) is.
+    // The attack on a hash such as `mix(low) ^ high`, where `low` and `high` are the two halves of an address:
+    // `crafted` differs from `destination` in bit 63 of `low`. A multiplication by an odd number leaves this change in
+    // bit 63, and the shift in `mix` copies it to bit 31. `crafted` also differs in bits 63 and 31 of `high`, so the
+    // changes cancel each other out. Both flows would have the same hash, even if each half were XORed with a secret
+    // key.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = memory_with_pods();
     for key in 0..200_u32 {

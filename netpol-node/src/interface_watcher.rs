@@ -64,7 +64,7 @@ impl InterfaceWatcher {
     }
 
     /// Requests a reading, because addresses in the network namespaces of these interfaces' peers have changed. The
-    /// reading may use cached data of other interfaces only.
+    /// reading does not use the cached addresses of these peers.
     pub fn request_for_changed_addresses(&mut self, changed: impl IntoIterator<Item = IfIndex>) {
         self.changed_peers.extend(changed);
         if !self.changed_peers.is_empty() {

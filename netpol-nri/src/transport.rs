@@ -87,6 +87,7 @@ impl Transport {
     pub(crate) async fn send(&mut self, connection: u32, message: &[u8]) -> Result<(), Error> {
         let mut frames = BytesMut::new();
         mux::write(connection, message, &mut frames);
+        // The write blocks if the runtime does not read.
         let write = timeout(STALL_TIMEOUT, self.socket.write_all(&frames)).await;
         write.map_err(|_| Error::Timeout { step: "read a message", limit: STALL_TIMEOUT })?.map_err(Error::Io)
     }

@@ -51,7 +51,7 @@ impl<K: Ord, V: Ord> Index<K, V> {
         self.entries.contains_key(key)
     }
 
-    /// Returns the keys that have values, but not their values.
+    /// Returns all keys. Each has at least one value.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.entries.keys()
     }

@@ -179,8 +179,8 @@ pub(crate) enum Benchmark {
     Starts,
     /// The agent's resident memory
     Memory,
-    /// Gbit/s, requests and connections per second between two pods, compared with packet filters; program time on
-    /// real traffic
+    /// Gbit/s, requests and connections per second between two pods, with netpol and with other packet filters; run
+    /// time of the eBPF programs for this traffic
     Net,
 }
 

@@ -62,7 +62,7 @@ struct Connection {
     _close: oneshot::Sender<()>,
 }
 
-/// Whether the agent is answering a request on a connection: preparing a response, or sending a stream.
+/// Tracks whether the agent is answering a request on a connection: preparing a response, or sending a stream.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AnswerTracker(Arc<AnswersInProgress>);
 

@@ -108,8 +108,7 @@ pub struct Requests {
     pub(super) warnings: Warnings,
     /// Adds the addresses of starting pods (pods with a delayed start) to the objects that the loop receives.
     pub(crate) starting: StartingPods,
-    /// The times from which the containers of pods can start. The start gate writes them, and the reconciler reads
-    /// them.
+    /// When the containers of pods can start. The start gate writes this state, and the reconciler reads it.
     pub(crate) container_starts: ContainerStarts,
     /// State and counters of the start gate, which delays the start of a pod until its policies are enforced.
     pub gate: GateStats,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use hyper::Uri;
 
 use super::memory::bytes;
-use crate::export::{Endpoint, FileTarget, LARGEST_FILES, Target};
+use crate::export::{Endpoint, FileTarget, MAX_FILES, Target};
 
 const FORMS: &str = "use file:PATH, file:PATH?max-size=64Mi&files=4, or otlp:http://HOST:4318";
 
@@ -45,8 +45,8 @@ fn parse_file(text: &str) -> Result<FileTarget, String> {
                 target.max_size = size.ok_or_else(|| format!("max-size={value}: use at least 1Mi"))?;
             }
             Some(("files", value)) => {
-                let files = value.parse().ok().filter(|files| (1..=LARGEST_FILES).contains(files));
-                target.files = files.ok_or_else(|| format!("files={value}: use a number from 1 to {LARGEST_FILES}"))?;
+                let files = value.parse().ok().filter(|files| (1..=MAX_FILES).contains(files));
+                target.files = files.ok_or_else(|| format!("files={value}: use a number from 1 to {MAX_FILES}"))?;
             }
             _ => return Err(format!("unknown parameter {parameter:?}; {FORMS}")),
         }

@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
-use netpol_api::{FlowTotalsRecord, IntervalCounts, Record, TerminationReason, TrafficCounts};
-use netpol_dataplane::{BothWays, Dataplane, FlowTotals, TerminationReason as Ending};
+use netpol_api::{FlowEndReason, FlowTotalsRecord, IntervalCounts, Record, TrafficCounts};
+use netpol_dataplane::{BothWays, Dataplane, FlowEndReason as Ending, FlowTotals};
 use netpol_policy::model::PodKey;
 
 use super::buffer::BufferedRecord;
@@ -48,12 +48,12 @@ const fn counts(traffic: &BothWays) -> TrafficCounts {
     }
 }
 
-const fn ending(ending: Ending) -> TerminationReason {
+const fn ending(ending: Ending) -> FlowEndReason {
     match ending {
-        Ending::Closed => TerminationReason::Closed,
-        Ending::Timeout => TerminationReason::Timeout,
-        Ending::Evicted => TerminationReason::Evicted,
-        Ending::Revoked => TerminationReason::Revoked,
-        Ending::PodDeleted => TerminationReason::PodDeleted,
+        Ending::Closed => FlowEndReason::Closed,
+        Ending::Timeout => FlowEndReason::Timeout,
+        Ending::Evicted => FlowEndReason::Evicted,
+        Ending::Revoked => FlowEndReason::Revoked,
+        Ending::PodDeleted => FlowEndReason::PodDeleted,
     }
 }

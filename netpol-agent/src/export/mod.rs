@@ -25,7 +25,7 @@ const MAX_QUEUED_RECORDS: usize = 4096;
 /// Maximum time that [`ExportThreads::finish`] waits.
 pub const FINISH_TIMEOUT: Duration = Duration::from_millis(600);
 /// The largest number of files of a [`FileTarget`].
-pub const LARGEST_FILES: u32 = 1000;
+pub const MAX_FILES: u32 = 1000;
 
 /// Where flow records are exported to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct FileTarget {
     pub path: PathBuf,
     /// Maximum size of each file in bytes.
     pub max_size: u64,
-    /// Maximum number of files, including the newest file. At most [`LARGEST_FILES`].
+    /// Maximum number of files, including the newest file. At most [`MAX_FILES`].
     pub files: u32,
 }
 

@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-use super::{FileTarget, LARGEST_FILES};
+use super::{FileTarget, MAX_FILES};
 
 /// Number of bytes at the end of an existing file that are searched for an incomplete last line. Every line has fewer
 /// bytes.
@@ -34,7 +34,7 @@ impl RotatedFile {
     pub(super) fn new(target: FileTarget) -> Self {
         let file = Self { target, open: None };
         // There may be gaps in the numbers.
-        for number in file.target.files.max(1)..=LARGEST_FILES {
+        for number in file.target.files.max(1)..=MAX_FILES {
             let _ = fs::remove_file(file.path(number));
         }
         file

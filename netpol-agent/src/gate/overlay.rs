@@ -44,8 +44,8 @@ pub(super) struct Overlay {
     running: BTreeMap<PodKey, PodStart>,
 }
 
-/// A recorded [`PodStart`]: the addresses that the runtime has reported for a starting pod. The source has sent this pod
-/// by now.
+/// A recorded [`PodStart`]: the addresses that the runtime has reported for a starting pod. The source has sent this
+/// pod by now.
 #[derive(Debug)]
 struct RecordedStart {
     uid: Option<Uid>,

@@ -53,7 +53,7 @@ impl GateStats {
     }
 
     /// Records that the list of plugins in this CNI configuration file contains `netpol-cni`.
-    pub fn installed(&self, file: String) {
+    pub fn record_installed(&self, file: String) {
         let mut state = self.lock();
         (state.configuration, state.error) = (Some(file), None);
     }

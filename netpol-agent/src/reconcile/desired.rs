@@ -59,7 +59,7 @@ impl<D: Dataplane> Reconciler<D> {
         if self.options.anti_spoofing {
             desired.flags |= endpoint_flags::ANTI_SPOOFING;
         }
-        // In this phase, the policies are not compiled yet. The flag sets the reason of drops: `tables-incomplete`.
+        // In phase `Shut`, the policies are not compiled yet. The flag sets the reason of drops: `tables-incomplete`.
         if phase == Phase::Shut {
             desired.flags |= endpoint_flags::INCOMPLETE;
             (desired.ingress, desired.egress) = (DROP_ALL, DROP_ALL);

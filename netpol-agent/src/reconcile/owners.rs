@@ -15,7 +15,7 @@ use netpol_dataplane::Dataplane;
 
 impl<D: Dataplane> Reconciler<D> {
     /// Makes the owners in the map entries equal to the expected owners.
-    pub(super) fn reconcile_owners(&mut self) {
+    pub(super) fn reconcile_address_owners(&mut self) {
         let wanted = self.wanted_owners();
         let outdated: Vec<IpAddr> =
             self.address_endpoints.keys().filter(|address| !wanted.contains_key(address)).copied().collect();

@@ -47,7 +47,7 @@ impl<D: Dataplane> Reconciler<D> {
         for ifindex in veths {
             self.reconcile_interface(ifindex);
         }
-        self.reconcile_owners();
+        self.reconcile_address_owners();
     }
 
     fn reconcile_interface(&mut self, ifindex: IfIndex) {
@@ -110,8 +110,8 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Writes an endpoint with a new version. If there is no room, an existing endpoint stays as it was.
     pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
-        // Packets before this write were evaluated with the earlier endpoint. So for their events, `was_evaluated_with_current_objects`
-        // must return false.
+        // Packets before this write were evaluated with the earlier endpoint. So for their events,
+        // `was_evaluated_with_current_objects` must return false.
         self.settled_since = None;
         // The ID of the existing endpoint, and whether the new endpoint keeps this ID. It does not if the existing
         // endpoint is that of another pod.
@@ -122,8 +122,9 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(id) = kept_id.or_else(|| self.ids.allocate()) else { return self.report_no_room(ifindex) };
         if kept_id.is_none() {
             self.dataplane.clear_counters(id);
-            // Until the new ID is in force, packets of the interface may carry the earlier ID or the new one. So
-            // for the interface's addresses, programs at other pods must not require an endpoint ID.
+            // A packet from a pod carries the pod's endpoint ID. The programs at other pods compare it with the ID in
+            // the map entry of the packet's source address. Until the new ID is in force, packets of this interface
+            // can carry the earlier ID or the new one. So its address entries must have no ID.
             self.clear_address_endpoints(ifindex);
         }
         let written = self.dataplane.next_endpoint_version().and_then(|version| {

@@ -5,8 +5,8 @@
 //!             Need                AttachEnded: ok
 //! Off ──────────────────► Attaching ──────────► On ─┐ Missing
 //!  ▲                      ▲       │ AttachEnded:    │
-//!  │ DetachEnded: ok Need │       ▼ error           │
-//!  │                      │      Failed             │
+//!  │ DetachEnded: ok      │       ▼ error           │
+//!  │                 Need │      Failed             │
 //!  │                      │       │ Retry           │
 //!  │          NeedNone    │       ▼                 │
 //! Detaching ◄─────────── Leftover ◄─────────────────┘
@@ -54,7 +54,8 @@ pub(super) enum ProgramEvent {
     Need(Role, Instant),
     /// The interface needs no programs.
     NeedNone,
-    /// Attaching ended, successfully or not. `packets`: number of packets that had passed the interface by then, if known.
+    /// Attaching ended, successfully or not. `packets`: number of packets that had passed the interface by then,
+    /// if known.
     AttachEnded { result: Result<(), AttachError>, packets: Option<u64> },
     /// Detaching ended, successfully or not.
     DetachEnded(Result<(), AttachError>),

@@ -105,7 +105,7 @@ impl<D: Dataplane> Reconciler<D> {
             settled_since: None,
         };
         reconciler.put_tunnels();
-        reconciler.reconcile_owners();
+        reconciler.reconcile_address_owners();
         reconciler.advance();
         Ok(reconciler)
     }

@@ -6,7 +6,7 @@ use netpol_agent::events::{FlowBuffer, Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_api::{FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason, RuleSetId, Traffic, event_flags, protocol};
-use netpol_dataplane::{BothWays, FlowTotals, Memory, TerminationReason};
+use netpol_dataplane::{BothWays, FlowEndReason, FlowTotals, Memory};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use netpol_policy::reference::RuleRef;
@@ -115,7 +115,7 @@ fn totals_have_the_names_of_both_ends_and_the_interval() {
         interval: Some((time(60), both_ways(2))),
         ending: None,
     };
-    let end = FlowTotals { interval: None, ending: Some(TerminationReason::Evicted), ..minute.clone() };
+    let end = FlowTotals { interval: None, ending: Some(FlowEndReason::Evicted), ..minute.clone() };
     for totals in [&minute, &end] {
         reporter.record_totals(totals, &reconciler);
     }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    FlowDirection, FlowRule, FlowTotalsRecord, MulticastRecord, RECORD_SCHEMA, RateLimitedRecord, RecordHeader,
-    TerminationReason, TrafficCounts,
+    FlowDirection, FlowEndReason, FlowRule, FlowTotalsRecord, MulticastRecord, RECORD_SCHEMA, RateLimitedRecord,
+    RecordHeader, TrafficCounts,
 };
 
 fn header() -> RecordHeader {
@@ -68,7 +68,7 @@ fn flow_totals_are_selected_like_allowed_flows() {
         last_seen: header().time,
         total: TrafficCounts { packets: 1, bytes: 60, reply_packets: 2, reply_bytes: 120 },
         interval: None,
-        ended: Some(TerminationReason::PodDeleted),
+        ended: Some(FlowEndReason::PodDeleted),
     }));
     let json = serde_json::to_value(&totals).expect("cannot serialize the record");
     assert_eq!(

@@ -97,9 +97,7 @@ impl Records {
         }
         if self.unknown > 0 {
             let (records, verb) = (counted(self.unknown, "record"), if self.unknown == 1 { "was" } else { "were" });
-            remarks.push(format!(
-                "{records} of an unknown type {verb} not used: set --flows to another file, or use a newer netpol"
-            ));
+            remarks.push(format!("{records} of an unknown type {verb} not used: use a newer netpol"));
         }
         remarks
     }

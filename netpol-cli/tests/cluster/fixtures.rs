@@ -1,10 +1,10 @@
 //! Responses of agents.
 
 use netpol_api::{
-    ConditionResult, Directions, Endpoint, Fix, FlowDirection, FlowEnd, FlowRecord, FlowRule, FlowSide,
+    ConditionResult, Directions, Endpoint, Fix, FlowDirection, FlowEnd, FlowEndReason, FlowRecord, FlowRule, FlowSide,
     FlowTotalsRecord, FlowVerdict, GateStatus, MapStatus, PolicyList, PolicyMode, PolicyStatus, RECORD_SCHEMA, Record,
-    RecordHeader, RuleStatus, ShadowDenial, ShadowPolicy, ShadowReport, Status, TerminationReason, TrafficCounts,
-    WaitOutcome, WaitResponse, Workload, WorkloadEnd,
+    RecordHeader, RuleStatus, ShadowDenial, ShadowPolicy, ShadowReport, Status, TrafficCounts, WaitOutcome,
+    WaitResponse, Workload, WorkloadEnd,
 };
 use serde_json::{Value, json};
 
@@ -123,7 +123,7 @@ pub(crate) fn allowed(time: &str, node: &str) -> FlowRecord {
 }
 
 /// The totals of the flow that [`allowed`] returns.
-pub(crate) fn totals(time: &str, ending: TerminationReason) -> FlowTotalsRecord {
+pub(crate) fn totals(time: &str, ending: FlowEndReason) -> FlowTotalsRecord {
     let flow = allowed(time, "n1");
     FlowTotalsRecord {
         header: flow.header,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use expect_test::expect;
 use netpol_api::{
-    FlowDirection, FlowEnd, FlowTotalsRecord, FlowVerdict, IntervalCounts, LostRecord, MulticastRecord,
-    RateLimitedRecord, Record, RevokedBy, TerminationReason, TrafficCounts,
+    FlowDirection, FlowEnd, FlowEndReason, FlowTotalsRecord, FlowVerdict, IntervalCounts, LostRecord, MulticastRecord,
+    RateLimitedRecord, Record, RevokedBy, TrafficCounts,
 };
 use serde_json::json;
 
@@ -133,12 +133,12 @@ fn records_that_summarize_flows_are_printed_as_lines() {
 fn totals_are_lines_with_packets_and_bytes_and_are_filtered() {
     let large = TrafficCounts { packets: 1, bytes: 1023, reply_packets: 2_000_000, reply_bytes: 5 << 30 };
     let interval = Some(IntervalCounts { since: "2026-11-29T12:02:00Z".into(), counts: large });
-    let mut to_service = totals("12:03:02", TerminationReason::Timeout);
+    let mut to_service = totals("12:03:02", FlowEndReason::Timeout);
     to_service.to.services = vec!["shop/db".into()];
     let records = [
-        totals("12:03:01", TerminationReason::Closed),
+        totals("12:03:01", FlowEndReason::Closed),
         to_service,
-        FlowTotalsRecord { interval, ended: None, ..totals("12:03:03", TerminationReason::Closed) },
+        FlowTotalsRecord { interval, ended: None, ..totals("12:03:03", FlowEndReason::Closed) },
     ]
     .map(|totals| Record::FlowTotals(Box::new(totals)));
     let cluster = Cluster::start(&[("n1", Behavior::Responds, Agent::default().flows(records))]);

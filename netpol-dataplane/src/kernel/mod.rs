@@ -42,7 +42,7 @@ use attach_thread::{Attacher, Job};
 pub use aya::util::KernelVersion;
 use flows::FlowTables;
 use flows::takeover::{self, TakeOver};
-pub use flows::{BothWays, FlowTotals, FlowTotalsMode, FlowTotalsReader, SHARED_TABLE_DIVISOR, TerminationReason};
+pub use flows::{BothWays, FlowEndReason, FlowTotals, FlowTotalsMode, FlowTotalsReader, SHARED_TABLE_DIVISOR};
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use load::Behavior;
 use maps::{Maps, Raw, check_delete, check_write, write_error};

@@ -75,9 +75,9 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program that gives the mark of this role its name. A mark is an empty directory in the pin path. It
-    /// records that an interface has this role. Its name is the program's [`Program::short_name`]. `None`: a pod's veth
-    /// has no mark.
+    /// Returns the program after which the mark of this role is named: the mark has its [`Program::short_name`]. A mark
+    /// is an empty directory in the pin path, which records that an interface has this role. `None`: a pod's veth has
+    /// no mark.
     pub(super) const fn mark_program(self) -> Option<Program> {
         match self {
             Self::Pod => None,

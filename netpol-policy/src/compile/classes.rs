@@ -82,7 +82,7 @@ impl Classes {
         retired
     }
 
-    /// Gives each of these classes a new signature, if all users of the class (addresses and prefixes) get this
+    /// Gives each class in `moving` its next signature, if all users of the class (addresses and prefixes) get this
     /// signature, and no class has it yet. The class keeps its ID. Returns the changed classes.
     ///
     /// `moving` has one item for each user that gets another signature: its class and its next signature. `None`

@@ -116,8 +116,8 @@ impl Engine {
                 DiffKey { rule_set: id, base, changed_rules: indices.clone(), remaining_rules: Vec::new(), named };
             let diff = cache.entry(diff_key);
             let diff = diff.or_insert_with(|| Rc::new(self.additions_to(base, &rules, signature))).clone();
-            // To a class without an entry, the rule set allows what it allows to every peer. If `for_any_peer` is the
-            // same change, the class still needs no entry.
+            // To a class without an entry, the rule set allows what it allows to every peer. If this
+            // changes alike for the class and for every peer, the class still needs no entry.
             if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
                 pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }

@@ -1,6 +1,6 @@
 //! Counts the map entries that are charged to each account of the memory limit ([`super::memory_limit::Account`]):
 //! `PORTS` entries, and `ALLOW` entries for classes of pods. They are counted during compilation, because their number
-//! cannot be computed before.
+//! cannot be computed in advance.
 
 use std::collections::BTreeMap;
 

@@ -34,9 +34,8 @@ pub(super) enum Target {
 }
 
 impl BackendSet {
-    /// Returns whether every rule set is treated as if it allowed at least some of the backends. This is so if a
-    /// backend is the local node, which every pod may reach. It is also so if backends are not known here: there are no
-    /// targets, or one is a frontend of another Service.
+    /// Returns whether every rule set is treated as if it allowed some of the backends: every pod may reach a backend
+    /// (the local node), or backends are not known here (no targets, or a frontend of another Service).
     pub(super) fn is_partly_allowed_by_all(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }

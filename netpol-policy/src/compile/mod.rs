@@ -189,8 +189,8 @@ impl Engine {
         next
     }
 
-    /// Returns whether so many IDs are used that a [`successor`](Engine::successor) is due. If a thousand IDs
-    /// of one kind are allocated each second, this takes 12 days.
+    /// Returns whether so many IDs are used that a [`successor`](Engine::successor) is due. If a thousand IDs of
+    /// one kind are allocated each second, this takes 12 days.
     pub fn needs_successor(&self) -> bool {
         let allocated = [
             self.classes.ids_allocated(),

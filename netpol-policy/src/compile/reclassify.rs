@@ -63,9 +63,9 @@ impl Moves {
 }
 
 impl Engine {
-    /// Finds the next class of each address and prefix in `touched` (those that may get another class). Renames a
-    /// class if all of its users (addresses and prefixes) get the same next signature, and `touched` permits this. Such
-    /// a class keeps its ID and gets this signature, and its users do not move.
+    /// Finds the next class of each address and prefix in `touched` (those that may get another class). If
+    /// [`Touched::may_rename_classes`] is set, first renames classes ([`super::classes::Classes::rename_all`]): such a
+    /// class keeps its ID and gets another signature, and its users (addresses and prefixes) do not move.
     pub(super) fn find_moves(&mut self, touched: &Touched) -> Moves {
         let prefix = |net: &IpNet| {
             let signature = Signature { selectors: self.blocks.signature(net), ..Signature::default() };

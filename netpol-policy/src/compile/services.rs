@@ -340,8 +340,7 @@ impl Engine {
         rule_sets
     }
 
-    /// Returns how much of the traffic to a destination is allowed by a rule set: `NONE`, `SOME` or `ALL` (in increasing
-    /// order).
+    /// Returns how much of the traffic to a destination a rule set allows. In increasing order: `NONE`, `SOME`, `ALL`.
     fn allowed_at(&self, rule_set: RuleSetId, destination: Destination) -> PortSetId {
         match destination {
             // Traffic to the local node is allowed and rechecked post-DNAT, like traffic to a frontend with `SOME`.

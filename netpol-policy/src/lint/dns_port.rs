@@ -35,7 +35,6 @@ pub(super) fn check(context: &Context<'_>, drafts: &mut BTreeMap<PolicyKey, Vec<
         // All pods of a group have the same labels, so the same policies (`list`) isolate them for egress.
         let groups = groups.iter().zip(context.egress.lists_of(namespace)).filter(|(group, _)| !group.host_network);
         for (group, list) in groups {
-            // `at_most` returns the policies in the state in which unknown addresses match the most ipBlocks.
             let policies = context.egress.at_most(*list);
             let rules = || policies.iter().flat_map(|policy| reference::rules(policy, Direction::Egress));
             let (Some(first), true) = (policies.first(), rules().any(has_pod_peer)) else { continue };

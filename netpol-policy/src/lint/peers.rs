@@ -162,8 +162,8 @@ fn fix_by_name(context: &Context<'_>, field: &str, selector: &Selector) -> Optio
     Some(DraftFix::of(description, vec![Operation::Replace(FieldPath::parse(field), labels)]))
 }
 
-/// Returns the finding for a selector of a peer if all pods with its labels are host-network pods, which a peer never
-/// matches.
+/// Returns the finding for a peer with labels that only host-network pods have, which a peer never matches. `groups`
+/// are these pods.
 fn host_network(place: PeerPlace<'_>, groups: &[&Group<'_>]) -> Draft {
     let pods = || groups.iter().flat_map(|group| &group.pods);
     let names: Vec<String> = pods().map(|pod| pod.key.to_string()).collect();

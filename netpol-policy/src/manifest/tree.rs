@@ -20,8 +20,7 @@ pub(super) struct Tree {
     pub(super) value: Value,
     /// Line numbers of its fields.
     pub(super) lines: Lines,
-    /// The range of lines in the file that contains the document, counted from 0. The caller of [`read`] sets this
-    /// field.
+    /// The lines of the file that are part of this document, counted from 0. The caller of [`read`] sets this field.
     pub(super) range: std::ops::Range<usize>,
     /// The paths of keys that a map contains twice, sorted.
     duplicates: Vec<FieldPath>,

@@ -377,8 +377,8 @@ impl PeerResolver<'_> {
         Some(backends.into_iter().map(|backend| (end(backend.address), backend.port)).collect())
     }
 
-    /// Returns the flow that the policies of the pod `own` must allow. `None` if `own` is not a pod, or an address is
-    /// unknown.
+    /// Returns the flow that the policies of the pod `own` must allow. `None` if `own` is not a pod, or if its labels
+    /// or an address are unknown.
     fn flow_to_check(
         &self,
         direction: Direction,

@@ -75,8 +75,8 @@ impl ClusterBuilder {
         self
     }
 
-    /// Adds a namespace with labels, for example `team=a,env=test`. If a pod's namespace is not added
-    /// by this method, the namespace has no labels.
+    /// Adds a namespace with labels, for example `team=a,env=test`. If a pod's namespace is not added by this method,
+    /// the namespace has no labels.
     #[must_use]
     pub fn namespace(mut self, name: &str, labels: &str) -> Self {
         self.namespaces.push((name.into(), labels.into()));

@@ -98,7 +98,7 @@ fn shadow_mode_reports_open_and_new_flows_that_it_would_deny() {
         assert_eq!(
             event.destination_port,
             22_u16.to_be_bytes(),
-            "the event has the destination port of the initiator's direction"
+            "the event of a reply has the destination port of the flow's first packet"
         );
         for (packet, direction, denied) in [
             (to.tcp(1001, 80, SYN, b""), Ingress, None),
@@ -173,9 +173,10 @@ fn shadow_mode_evaluates_flows_to_services_by_their_backends() {
         }
         let to = ip(a.pod, service);
         for (port, recheck) in [(1, RECHECK), (2, RECHECK), (3, 0)] {
-            let marked = POD | recheck;
-            assert_eq!(programs.send(&to.tcp(1000, port, SYN, b"")), (Reason::NotIsolated, marked), "port {port}");
-            assert_eq!(programs.send(&to.tcp(1000, port, ACK, b"")), (Reason::Flow, POD), "a known flow is not marked");
+            let first = programs.send(&to.tcp(1000, port, SYN, b""));
+            assert_eq!(first, (Reason::NotIsolated, POD | recheck), "port {port}");
+            let next = programs.send(&to.tcp(1000, port, ACK, b""));
+            assert_eq!(next, (Reason::Flow, POD), "port {port}: packets of a known flow have no recheck mark");
         }
         assert_eq!(summary(&mut programs), [(EventKind::Shadow, Reason::NoAllowedBackend, 3)]);
         // Post-DNAT, policies in shadow mode do not change the verdict either.

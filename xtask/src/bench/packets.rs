@@ -31,8 +31,8 @@ pub(super) const REPEAT: u32 = 200_000;
 /// Number of flows created per round, if each run needs a new flow.
 const NEW_FLOWS: u16 = 2_000;
 
-/// Targets in nanoseconds, for the median minus the median of the empty program. They are the same with one
-/// peer and with ten thousand peers.
+/// Targets in nanoseconds, for the median minus the median of the empty program. They are the same with one peer and
+/// with ten thousand peers.
 pub(super) const TARGET_ESTABLISHED: f64 = 45.0;
 pub(super) const TARGET_NEW: f64 = 330.0;
 const TARGET_DENIED: f64 = 100.0;
@@ -78,10 +78,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     eprintln!("measuring Services …");
     services::measure(&mut lines)?;
     report::print(args.output, lines.as_slice(), |lines| {
-        println!("{:<7}{:>7}  {:<22}{:>8}{:>8}{:>7}{:>8}", "family", "peers", "case", "ns", "±", "target", "empty");
+        println!("{:<7}{:>7}  {:<25}{:>8}{:>8}{:>7}{:>8}", "family", "peers", "case", "ns", "±", "target", "empty");
         for line in lines {
             println!(
-                "IPv{:<4}{:>7}  {:<22}{:>8.1}{:>8.1}{:>7.0}{:>8.1}{}",
+                "IPv{:<4}{:>7}  {:<25}{:>8.1}{:>8.1}{:>7.0}{:>8.1}{}",
                 line.family,
                 line.peers,
                 line.case,

@@ -85,7 +85,8 @@ impl Notice {
                 format!("{what} are enforced again; enforcement was suspended until {until}{because}")
             }
             NoticeReason::SuspensionNotStarted => format!(
-                "enforcement is not suspended yet, because {until} is more than 24 hours from now{because}; set an earlier time"
+                "enforcement is not suspended yet, because {until} is more than 24 hours from now{because}; set an \
+                 earlier time"
             ),
             NoticeReason::EnforcementSuspended | NoticeReason::InvalidPolicyField => {
                 format!("{what} are not enforced until {until}{because}")

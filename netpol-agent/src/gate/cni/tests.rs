@@ -121,8 +121,8 @@ fn the_plugin_is_installed_again_after_files_are_changed_added_or_removed() {
     node.assert_installs("05-first.conflist", false, true);
     fs::set_permissions(node.installed_executable(), fs::Permissions::from_mode(0o644)).unwrap();
     node.assert_installs("05-first.conflist", false, true);
-    // The first file still has the entry, although the new file is used now. The uninstallation removes the entry from
-    // both files, but keeps other changes.
+    // `10-bridge.conflist` still has the entry, although `05-first.conflist` is used now. The uninstallation removes
+    // the entry from both files, but keeps other changes.
     node.write("10-bridge.conflist", &node.read("10-bridge.conflist").replace("\"n\"", "\"renamed\""));
     assert_eq!(node.uninstall().remains, Vec::<String>::new());
     assert_eq!(node.read("05-first.conflist"), BRIDGE);

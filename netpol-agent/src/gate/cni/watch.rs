@@ -69,7 +69,7 @@ async fn wait(watch: &mut Option<Watch>) {
 /// Logs and records a result of [`watch`].
 pub fn report(result: &Result<Installed, InstallError>, stats: &GateStats) {
     match result {
-        Ok(installed) => stats.installed(installed.file.display().to_string()),
+        Ok(installed) => stats.record_installed(installed.file.display().to_string()),
         Err(error) => {
             stats.record_disconnected(error.to_string());
         }

@@ -27,7 +27,7 @@ use super::names::{Capacities, MapName};
 use super::pins::Pins;
 use super::{KernelError, WriteError};
 use table::Tables;
-pub use totals::{BothWays, FlowTotals, FlowTotalsMode, FlowTotalsReader, TerminationReason};
+pub use totals::{BothWays, FlowEndReason, FlowTotals, FlowTotalsMode, FlowTotalsReader};
 use totals::{Clocks, Tracker};
 
 /// Interval at which endpoints are checked.

@@ -371,7 +371,8 @@ fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
 }
 
 /// Returns a limit in jiffies: if [`idle`] returns at least this number, the flow has timed out for the programs, too.
-/// [`idle`] can exceed the idle time that the programs compute by up to 2 × [`SLACK`], so this is added to the timeout.
+/// The result of [`idle`] can be 2 × [`SLACK`] larger than the idle time that the programs compute: `idle` adds
+/// `SLACK`, and the two clocks can differ by `SLACK`. So this is added to the timeout.
 fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
     (flow_timeout::of(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }

@@ -197,7 +197,7 @@ impl Reachability<'_> {
         let directions = [netpol_common::Direction::Egress, netpol_common::Direction::Ingress];
         sides.into_iter().zip(directions).any(|((old, old_remote, new, new_remote), direction)| {
             let [before, now] = [old, new].map(|end| self.unknown_part(end, direction));
-            let is_same_remote = self.match_same_conditions(old_remote, new_remote);
+            let is_same_remote = self.have_same_address_classes(old_remote, new_remote);
             before != now || !is_same_remote && before.is_some_and(|part| !part.is_empty())
         })
     }

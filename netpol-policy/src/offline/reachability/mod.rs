@@ -187,8 +187,9 @@ impl<'c> Reachability<'c> {
         Some(possible.map(|rule| u64::from(*rule)).chain(unevaluated.iter().copied()).collect())
     }
 
-    /// Returns whether the addresses of two ends match the same conditions.
-    pub(super) fn match_same_conditions(&self, one: EndId, other: EndId) -> bool {
+    /// Returns whether the addresses of two ends have the same classes: they match the same peers of rules, and have
+    /// the same named ports.
+    pub(super) fn have_same_address_classes(&self, one: EndId, other: EndId) -> bool {
         self.values.ends.value(one.0).addresses == self.values.ends.value(other.0).addresses
     }
 

@@ -7,7 +7,7 @@ use netpol_common::{
 };
 
 use super::super::table::SLACK;
-use super::{BothWays, Clocks, FlowTotals, FlowTotalsMode, MINUTE, TerminationReason};
+use super::{BothWays, Clocks, FlowEndReason, FlowTotals, FlowTotalsMode, MINUTE};
 
 /// The key of a flow in the tables of either address family. An IPv4 address is in the first four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +58,7 @@ pub(super) struct KeptFlow {
     /// `reported_at` in jiffies. No process can set the jiffies, unlike the wall clock.
     pub(super) reported_jiffies: u32,
     /// Why the flow has ended; `None` if it has not.
-    pub(super) ending: Option<TerminationReason>,
+    pub(super) ending: Option<FlowEndReason>,
     /// Whether the record of the end was sent.
     pub(super) is_end_reported: bool,
 }
@@ -106,11 +106,11 @@ impl KeptFlow {
         // packets, such as the ACK of a FIN.
         let is_quiet = !changed || idle >= 2 * SLACK * reading.clocks.hz;
         let ending = if entry.state & flow_state::REVOKED != 0 {
-            Some(TerminationReason::Revoked)
+            Some(FlowEndReason::Revoked)
         } else if is_closed(id.key.protocol, entry.state) {
-            is_quiet.then_some(TerminationReason::Closed)
+            is_quiet.then_some(FlowEndReason::Closed)
         } else {
-            (idle >= id.timeout(entry.state, reading.clocks.hz)).then_some(TerminationReason::Timeout)
+            (idle >= id.timeout(entry.state, reading.clocks.hz)).then_some(FlowEndReason::Timeout)
         };
         self.ending = self.ending.or(ending);
     }
@@ -118,31 +118,30 @@ impl KeptFlow {
     /// Sets why the flow has ended. Called if no table has the flow in `reading`.
     pub(super) fn not_found(&mut self, id: &FlowId, interface_exists: bool, reading: Reading) {
         if self.ending.is_none() {
-            let other_ending =
-                if interface_exists { TerminationReason::Evicted } else { TerminationReason::PodDeleted };
+            let other_ending = if interface_exists { FlowEndReason::Evicted } else { FlowEndReason::PodDeleted };
             self.ending = Some(self.closed_or_timed_out(id, reading).unwrap_or(other_ending));
         }
     }
 
     /// Returns why the flow has ended. Called if another flow has this flow's key now. `None`: a record of the end was
     /// already sent.
-    pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<TerminationReason> {
+    pub(super) fn ending_of_replaced(&self, id: &FlowId, reading: Reading) -> Option<FlowEndReason> {
         if self.is_end_reported {
             return None;
         }
         // A handshake with the same ports starts a new connection, which ends the old one.
         let has_handshake = protocol::has_handshake(id.key.protocol);
-        let other_ending = if has_handshake { TerminationReason::Closed } else { TerminationReason::Evicted };
+        let other_ending = if has_handshake { FlowEndReason::Closed } else { FlowEndReason::Evicted };
         self.ending.or_else(|| self.closed_or_timed_out(id, reading)).or(Some(other_ending))
     }
 
     /// Returns why the flow has ended if its last values show that it was closed or has timed out.
-    fn closed_or_timed_out(&self, id: &FlowId, reading: Reading) -> Option<TerminationReason> {
+    fn closed_or_timed_out(&self, id: &FlowId, reading: Reading) -> Option<FlowEndReason> {
         let timed_out = reading.clocks.since(self.last_used) >= id.timeout(self.state, reading.clocks.hz);
         if is_closed(id.key.protocol, self.state) {
-            Some(TerminationReason::Closed)
+            Some(FlowEndReason::Closed)
         } else {
-            timed_out.then_some(TerminationReason::Timeout)
+            timed_out.then_some(FlowEndReason::Timeout)
         }
     }
 
@@ -167,7 +166,7 @@ impl KeptFlow {
         &self,
         id: &FlowId,
         mode: FlowTotalsMode,
-        ending: Option<TerminationReason>,
+        ending: Option<FlowEndReason>,
         reading: Reading,
     ) -> FlowTotals {
         let interval = (mode == FlowTotalsMode::Minute).then(|| (self.reported_at, self.total.since(&self.reported)));

@@ -51,7 +51,7 @@ const CHANNEL: usize = 4;
 
 /// Why a flow has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TerminationReason {
+pub enum FlowEndReason {
     /// TCP: both sides sent FIN, or one side sent RST, or a new connection uses the same ports.
     Closed,
     /// No packets for longer than the timeout.
@@ -100,7 +100,7 @@ pub struct FlowTotals {
     /// the first record: the start of the flow, and all packets.
     pub interval: Option<(SystemTime, BothWays)>,
     /// Why the flow has ended; `None` if it has not.
-    pub ending: Option<TerminationReason>,
+    pub ending: Option<FlowEndReason>,
 }
 
 /// Receives the records of flows.

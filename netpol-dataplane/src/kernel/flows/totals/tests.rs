@@ -82,7 +82,7 @@ fn tcp(port: u16) -> FlowKey<[u8; 4]> {
 
 /// Returns the source port of the first packet, the ending, and the packets in both directions. If the remote side
 /// initiated the flow, as in most tests, the source port is the remote port.
-fn summary(records: &[FlowTotals]) -> Vec<(u16, Option<TerminationReason>, u64, u64)> {
+fn summary(records: &[FlowTotals]) -> Vec<(u16, Option<FlowEndReason>, u64, u64)> {
     let port = |totals: &FlowTotals| u16::from_be_bytes(totals.first_packet.source_port);
     let mut summary: Vec<_> = records
         .iter()
@@ -102,16 +102,16 @@ fn each_flow_has_one_record_when_it_ends() {
     let (rest, udp_key) = ([(tcp(2), revoked), (tcp(3), open)], key(POD, protocol::UDP, 4));
     let all = |closed| [&[(tcp(1), closed), (udp_key, udp)][..], &rest].concat();
 
-    assert_eq!(summary(&test.read(1, &all(closed))), [(2, Some(TerminationReason::Revoked), 2, 4)]);
+    assert_eq!(summary(&test.read(1, &all(closed))), [(2, Some(FlowEndReason::Revoked), 2, 4)]);
     // After a RST, or after a FIN from each side, further packets may arrive. So the record follows when the next
     // reading finds no further packet.
     assert_eq!(summary(&test.read(2, &all(last_ack))), []);
-    assert_eq!(summary(&test.read(2, &all(last_ack))), [(1, Some(TerminationReason::Closed), 2, 2)]);
+    assert_eq!(summary(&test.read(2, &all(last_ack))), [(1, Some(FlowEndReason::Closed), 2, 2)]);
     assert_eq!(summary(&test.read(2, &all(last_ack))), []);
     let ended = summary(&test.read(200, &all(last_ack)));
-    assert_eq!(ended, [(4, Some(TerminationReason::Timeout), 4, 8)]);
+    assert_eq!(ended, [(4, Some(FlowEndReason::Timeout), 4, 8)]);
     // The open flow is no longer in the table, although it has not timed out: it was evicted.
-    assert_eq!(summary(&test.read(2, &[(udp_key, udp)])), [(3, Some(TerminationReason::Evicted), 3, 6)]);
+    assert_eq!(summary(&test.read(2, &[(udp_key, udp)])), [(3, Some(FlowEndReason::Evicted), 3, 6)]);
     assert_eq!(summary(&test.read(2, &[])), []);
     assert!(test.tracker.flows.is_empty() && test.tracker.by_interface.is_empty());
 }
@@ -123,7 +123,7 @@ fn the_flows_of_a_deleted_pod_have_ended() {
     test.read(2, &[(tcp(1), entry), (key(OTHER, protocol::TCP, 2), entry)]);
     test.endpoints.remove(&1);
     let ended = test.read(2, &[(key(OTHER, protocol::TCP, 2), entry)]);
-    assert_eq!(summary(&ended), [(1, Some(TerminationReason::PodDeleted), 1, 2)]);
+    assert_eq!(summary(&ended), [(1, Some(FlowEndReason::PodDeleted), 1, 2)]);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_flow_that_continues_after_its_end_has_another_record() {
     assert_eq!(test.read(2, &[(tcp(1), reset)]).len(), 1);
     let more = FlowEntry { sent: Traffic { packets: 5, bytes: 500 }, last_used: test.clocks.jiffies, ..reset };
     assert_eq!(test.read(2, &[(tcp(1), more)]).len(), 0);
-    assert_eq!(summary(&test.read(2, &[(tcp(1), more)])), [(1, Some(TerminationReason::Closed), 5, 2)]);
+    assert_eq!(summary(&test.read(2, &[(tcp(1), more)])), [(1, Some(FlowEndReason::Closed), 5, 2)]);
 }
 
 #[test]
@@ -144,9 +144,9 @@ fn a_new_flow_with_the_same_key_ends_the_earlier_one() {
     test.read(2, &[(tcp(1), first)]);
     let second = test.started(1);
     let ended = test.read(2, &[(tcp(1), second)]);
-    assert_eq!(summary(&ended), [(1, Some(TerminationReason::Closed), 10, 20)]);
+    assert_eq!(summary(&ended), [(1, Some(FlowEndReason::Closed), 10, 20)]);
     let ended = test.read(2, &[]);
-    assert_eq!(summary(&ended), [(1, Some(TerminationReason::Evicted), 1, 2)]);
+    assert_eq!(summary(&ended), [(1, Some(FlowEndReason::Evicted), 1, 2)]);
     assert!(ended[0].started > test.clocks.time - Duration::from_secs(5), "the record has the start of the first flow");
 }
 
@@ -185,7 +185,7 @@ fn flows_from_before_the_agent_are_not_recorded_again() {
         }
         // A flow that was open at the first reading has a record when it ends, with all packets.
         let ended = test.read(2, &[(tcp(1), closed)]);
-        assert_eq!(summary(&ended), [(2, Some(TerminationReason::Evicted), 100, 200)]);
+        assert_eq!(summary(&ended), [(2, Some(FlowEndReason::Evicted), 100, 200)]);
         let elapsed = ended[0].started.elapsed().expect("the flow starts in the future");
         assert!(elapsed >= Duration::from_secs(470), "{elapsed:?}");
         assert_eq!(
