@@ -154,6 +154,11 @@ fn policies_of_a_denied_new_pod_are_enforced_after_they_are_compiled() -> Result
          free/one -x locked/new 80/TCP
          locked/new -x free/one 80/TCP",
     )?;
+    // While a clsact qdisc is added to an interface, the kernel drops the packets that are sent through the interface,
+    // and no program processes them (`dev_deactivate` in `qdisc_graft`, net/sched/sch_api.c). So the connection above
+    // may have no deny event. It is tried again when the programs are attached.
+    lab.agent().wait_log(&[" enforced ", "pod=locked/new "])?;
+    lab.expect("free/one -x locked/new 80/TCP")?;
     let denied = lab.agent().wait_denied(|line| line.to() == "locked/new" && line.from() == "free/one")?;
     // `tables-incomplete` is the reason until the pod's policies are compiled, `no-rule` afterwards.
     ensure!(["no-rule", "tables-incomplete"].contains(&denied.reason()), "{denied:?}");
