@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("every example is listed, and links have a target", docs::links),
         ("every command is in CONTRIBUTING.md", docs::commands),
         ("every test named in docs/threat-model.md exists", docs::threat_model),
-        ("concepts have the names in CONTRIBUTING.md", words::replaced_words),
+        ("texts use the terms in CONTRIBUTING.md", words::replaced_words),
         ("commit subjects have at most 72 characters", words::subjects),
         ("formatted", || cargo("fmt --all --check --quiet", "run: cargo fmt --all")),
         ("clippy, and docs of public items", || {

@@ -35,7 +35,7 @@ pub(super) struct Group {
     /// The class of pods or addresses to which all members of the group belong. All members of a class have the same
     /// verdicts: if one of them can connect to or from an end at a port, all of them can.
     #[serde(skip)]
-    pub(super) end: EndId,
+    pub(super) class: EndId,
     /// The pod of `source` and the pod of `destination`. For an address, both are the pod that has this address.
     #[serde(skip)]
     pods: [Option<PodKey>; 2],
@@ -67,7 +67,7 @@ pub(super) fn group_ends(reachability: &mut Reachability<'_>, ends: &[End]) -> V
             members: vec![end.to_string()],
             source: end.clone(),
             destination: end.clone(),
-            end: reachability.end_at(0, *address),
+            class: reachability.end_at(0, *address),
             pods: [pod.clone(), pod],
         })
     });
@@ -89,7 +89,7 @@ fn group_pods(cluster: &OfflineCluster, pods: &[(&Pod, EndId)], by_workload: boo
     groups
 }
 
-fn new_group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Group> {
+fn new_group(cluster: &OfflineCluster, class: EndId, pods: &[&Pod]) -> Option<Group> {
     let first = pods.first()?;
     // The source is another pod than the destination if the group has several pods, or if its only pod stands for all
     // pods of a workload. So a connection within the group is evaluated between two pods, not as hairpin traffic.
@@ -104,7 +104,7 @@ fn new_group(cluster: &OfflineCluster, end: EndId, pods: &[&Pod]) -> Option<Grou
         members: pods.iter().map(|pod| pod.key.to_string()).collect(),
         source: End::Pod(source.clone()),
         destination: End::Pod(first.key.clone()),
-        end,
+        class,
         pods: [Some(source), Some(first.key.clone())],
     })
 }

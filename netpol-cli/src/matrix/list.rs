@@ -265,6 +265,6 @@ impl PortTexts {
 
 /// Returns the ports between two groups; `None` if they have no address family in common.
 fn ports_between(reachability: &mut Reachability<'_>, from: &Group, to: &Group) -> Option<PortIds> {
-    let found = reachability.between(from.end, to.end)?;
+    let found = reachability.between(from.class, to.class)?;
     Some(if from.is_same_pod(to) { PortIds::ALL } else { found })
 }

@@ -247,7 +247,7 @@ impl AtPort<'_, '_, '_, '_> {
         };
         let is_same = from.is_same_pod(to);
         let mut families = [None, None];
-        for (family, ids) in self.matrix.reachability.sides(from.end, to.end).into_iter().enumerate() {
+        for (family, ids) in self.matrix.reachability.sides(from.class, to.class).into_iter().enumerate() {
             let Some(ids) = ids else { continue };
             // A pod can always reach itself, at all ports.
             let [ingress, egress] = if is_same { [PortIds::ALL; 2] } else { ids }.map(|ids| self.verdict_at_port(ids));

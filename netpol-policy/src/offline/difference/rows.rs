@@ -20,7 +20,8 @@ pub struct Row {
     pub causes: Vec<ChangeCause>,
 }
 
-/// The sources of one destination, by the numbers of the change and of the causes (see [`PairChange`]).
+/// The sources of one destination. The key is the ID of the change and the ID of the list of causes, as in
+/// [`PairChange`].
 type Sources = BTreeMap<(u32, u32), Vec<usize>>;
 
 /// Groups the changes of pairs (of a source and a destination) into rows. The rows are sorted by their first
@@ -60,8 +61,9 @@ pub(super) fn grouped(
 }
 
 /// For a destination that is a single pod: adds this pod to the sources of the change that has the most sources.
-/// Without this, each pod of a namespace would have all other pods as sources, but not itself, and no two pods could
-/// share a row.
+/// A change often affects the connections between all pods of a namespace. Then each of these pods has all pods except
+/// itself as sources, so all these lists differ, and each pod would need its own row. With the pod itself, they are
+/// equal.
 fn add_itself(pod: usize, sources: &mut Sources) {
     if let Some(most) = sources.values_mut().filter(|from| from.len() > 1).max_by_key(|from| from.len()) {
         most.push(pod);
