@@ -34,7 +34,9 @@ const SHAPES: [Shape; 9] = [
     ("one port each", |count| policies(count, |i| Rule { peers: Peers::Any, ports: Ports::Of(vec![port(i)]) })),
     ("one selector and one port each", |count| policies(count, |i| rule(pods_of_app(&format!("app-{i}")), port(i)))),
     ("the same selector, one port each", |count| policies(count, |i| rule(pods_of_app("front"), port(i)))),
-    ("selectors that match one pod, one port each", |count| policies(count, |i| rule(pods_with_label(i), port(i)))),
+    ("a different selector each, all for the same pod; one port each", |count| {
+        policies(count, |i| rule(pods_with_label(i), port(i)))
+    }),
     ("one nested block each", |count| policies(count, |i| rule(block(nested_cidr(i), &[]), port(i)))),
     ("everything except one block each", |count| policies(count, |i| rule(block("0.0.0.0/0", &[&subnet(i)]), port(0)))),
     ("one named port each", |count| policies(count, |i| rule(pods_of_app("front"), named_port(i)))),
