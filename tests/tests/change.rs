@@ -315,8 +315,8 @@ fn s25_a_revoked_flow_does_not_block_a_direction_that_is_not_isolated() -> Resul
             "the direction that is not isolated is blocked after {:?}",
             start.elapsed()
         );
-        // 30 seconds after the last allowed packet of the flow, the server's next packet starts a new flow (item 25).
-        // The limit here is lower, because the last allowed packet was sent before `start`.
+        // 30 seconds after the last packet that was allowed before the revocation, the server's next packet starts a
+        // new flow (item 25). The limit here is lower, because that packet was sent before `start`.
         let still_revoked = start.elapsed() < Duration::from_secs(28);
         ensure!(!arrived || !still_revoked, "the revoked flow still passes packets after {:?}", start.elapsed());
         std::thread::sleep(Duration::from_secs(1));
