@@ -118,6 +118,13 @@ fn records_that_summarize_flows_are_printed_as_lines() {
             pod: "shop/a".into(),
             suppressed: 120,
         }),
+        Record::RateLimited(RateLimitedRecord {
+            header: header("12:00:02", "n1"),
+            verdict: FlowVerdict::Shadow,
+            direction: FlowDirection::Ingress,
+            pod: "shop/b".into(),
+            suppressed: 7,
+        }),
         Record::Lost(LostRecord { header: header("12:00:03", "n1"), records: 40 }),
     ];
     let cluster = Cluster::start(&[("n1", Behavior::Responds, Agent::default().flows(records))]);
@@ -125,6 +132,7 @@ fn records_that_summarize_flows_are_printed_as_lines() {
     expect![[r#"
         12:00:01.000 DENIED  shop/a, shop/b +1 (9 senders) → 224.0.0.251:5353/UDP  no-rule (egress), 12 packets to a group
         12:00:02.000 ...     shop/a: 120 denied packets without a record (egress), beyond the pod's rate limit
+        12:00:02.000 ...     shop/b: 7 would-be denials without a record (ingress), beyond the pod's rate limit
         12:00:03.000 ...     node n1: 40 records lost, this command reads too slowly
     "#]].assert_eq(&run.out);
 }

@@ -122,6 +122,7 @@ fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
     // The policy `shop/db`. On n2, it selects one pod. It has allowed 3 flows by its first rule, and denied 3 flows.
     let mut n2 = policies("n2", &["shop/db-1"], 3);
     n2.counted_since = "2026-11-29T11:30:00Z".into();
+    n2.other_flows = 5;
     n2.items[0].diagnostics = vec!["spec.egress[0]: unknown field".into()];
     let mut suspended = n2.items[0].clone();
     suspended.name = "suspended".into();
@@ -150,6 +151,7 @@ fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
         shop/suspended: spec.egress[0]: unknown field
 
         flows are counted since 2026-11-29T11:30:00Z or earlier
+        not in the table: 5 allowed flows of unknown rules, or of rules without a counter
     "#]]
     .assert_eq(&cluster.netpol(&["policies", "-A"]).out);
     expect![[r#"

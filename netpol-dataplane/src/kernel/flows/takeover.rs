@@ -5,7 +5,7 @@
 //! evaluated as the first packet of a flow in its own direction. The flows are written with version 0, which no
 //! endpoint has. So the next packet of each flow is evaluated in the initiator's direction, by the current policies.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -68,7 +68,7 @@ impl TakeOver {
         if list.is_empty() {
             return Ok(0);
         }
-        let connections = self.with_local_addresses(list)?;
+        let connections = self.with_local_addresses(list);
         Ok(self.write_flows(endpoints, &connections))
     }
 
@@ -80,7 +80,7 @@ impl TakeOver {
             connections
         } else {
             let all = self.conntrack.all()?;
-            self.with_local_addresses(all)?
+            self.with_local_addresses(all)
         };
         let count = self.write_flows(std::slice::from_ref(endpoint), &connections);
         self.connections = Some(connections);
@@ -92,11 +92,16 @@ impl TakeOver {
         self.connections = None;
     }
 
-    fn with_local_addresses(&mut self, list: Vec<Connection>) -> io::Result<Connections> {
+    /// Adds the addresses of the local node. If they cannot be read, connections from the node need a rule, as those
+    /// from other hosts do.
+    fn with_local_addresses(&mut self, list: Vec<Connection>) -> Connections {
         let read_at = Instant::now();
-        let by_interface = self.netlink.addresses(None).map_err(io::Error::other)?;
+        let by_interface = self.netlink.addresses(None).unwrap_or_else(|error| {
+            tracing::warn!(%error, "connections of this node that are older than a pod's enforcement may be denied");
+            BTreeMap::new()
+        });
         let local_addresses = by_interface.into_values().flatten().map(|address| address.addr()).collect();
-        Ok(Connections { read_at, list, local_addresses })
+        Connections { read_at, list, local_addresses }
     }
 
     fn write_flows(&self, endpoints: &[Endpoint], connections: &Connections) -> usize {
