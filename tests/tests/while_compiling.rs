@@ -1,7 +1,8 @@
-//! The agent stays responsive while it compiles a large set of policies: it denies all traffic of a new pod, responds
-//! to requests for health, metrics and status, and ends on SIGTERM.
+//! The agent stays responsive while it compiles a large set of policies: it denies all traffic of a new pod, takes over
+//! the connections of the pod, responds to requests for health, metrics and status, and ends on SIGTERM.
 
 use std::fmt::Write;
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -44,12 +45,18 @@ fn start_busy_lab() -> Result<Lab> {
     let lab = Lab::start(pods(), &[deny_all("locked")])?;
     lab.expect("free/one -> free/two 80/TCP\nfree/one -> shop/web 80/TCP")?;
     lab.cluster.apply("many", &many_policies())?;
+    wait_for_compilation(&lab)?;
+    Ok(lab)
+}
+
+/// Waits until the agent has begun to compile.
+fn wait_for_compilation(lab: &Lab) -> Result<()> {
     let start = Instant::now();
-    while compiling_seconds(&lab)? < 0.1 {
+    while compiling_seconds(lab).unwrap_or_default() < 0.1 {
         ensure!(start.elapsed() < READ_TIMEOUT, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
         std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(lab)
+    Ok(())
 }
 
 /// Returns the value of a field such as `known_ms=` in the log line that contains these words.
@@ -120,11 +127,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
 
     // The next agent has to compile all these policies when it starts.
     lab.agent().launch()?;
-    let start = Instant::now();
-    while compiling_seconds(&lab).unwrap_or_default() < 0.1 {
-        ensure!(start.elapsed() < READ_TIMEOUT, "the agent does not begin to compile:\n{}", lab.agent_ref().log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_compilation(&lab)?;
     ensure!(!lab.agent_ref().is_ready(), "the agent is ready before it has compiled the policies");
     ensure!(
         lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == ProbeResult::Dropped,
@@ -162,5 +165,37 @@ fn policies_of_a_denied_new_pod_are_enforced_after_they_are_compiled() -> Result
     let denied = lab.agent().wait_denied(|line| line.to() == "locked/new" && line.from() == "free/one")?;
     // `tables-incomplete` is the reason until the pod's policies are compiled, `no-rule` afterwards.
     ensure!(["no-rule", "tables-incomplete"].contains(&denied.reason()), "{denied:?}");
+    Ok(())
+}
+
+#[test]
+fn a_connection_from_a_new_address_of_the_node_is_taken_over_while_policies_are_compiled() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[deny_all("locked")])?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("locked/new"))?;
+    // This rule needs conntrack, so the kernel tracks the connections of the node.
+    lab.cluster.host("node-1").netns().nft(
+        "table inet npt_new { chain output { type filter hook output priority filter; ct state established,new accept; }; }",
+    )?;
+    lab.cluster.apply("many", &many_policies().split_inclusive("---\n").take(2_000).collect::<String>())?;
+    wait_for_compilation(&lab)?;
+    // Until the policies are compiled, the map `ADDRESSES` does not have this address.
+    let node = lab.cluster.host("node-1").netns();
+    node.ip("addr add 172.31.77.200/24 dev uplink")?;
+    let of_node = node.run(|| Ok(UdpSocket::bind("172.31.77.200:6000")?))?;
+    let pod = lab.cluster.host("locked/new");
+    let of_pod = pod.netns().run(|| Ok(UdpSocket::bind((pod.v4(), 5000))?))?;
+    for socket in [&of_node, &of_pod] {
+        socket.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
+    }
+    let arrives = |from: &UdpSocket, to: &UdpSocket| -> Result<bool> {
+        from.send_to(b"x", to.local_addr()?)?;
+        Ok(to.recv(&mut [0; 8]).is_ok())
+    };
+    ensure!(arrives(&of_node, &of_pod)?, "traffic of the pod is denied before the agent has its object");
+    lab.cluster.write_manifest("locked/new")?;
+    lab.agent().wait_log(&["pod=locked/new", "dropping all traffic of the pod until its policies are compiled"])?;
+    lab.agent().wait_log(&[" enforced ", "pod=locked/new "])?;
+    ensure!(arrives(&of_node, &of_pod)?, "datagrams from the node are denied");
+    ensure!(arrives(&of_pod, &of_node)?, "datagrams to the node are denied");
     Ok(())
 }
