@@ -122,7 +122,7 @@ fn not_isolated(context: &Context<'_>, namespace: &NamespaceName, groups: &[Grou
         RuleId::PODS_NOT_ISOLATED,
         "",
         format!("No policy isolates {subject} {}.", shortened_list(&names, "pods")),
-        format!("Every connection of {them} is allowed, unless a policy of the other end denies it."),
+        format!("Every connection of {them} is allowed, unless a policy of the other pod denies it."),
         default_deny_policy("add a policy for all pods, and policies for what to allow", namespace, "Ingress, Egress"),
     ))
 }
