@@ -31,10 +31,16 @@ type Shape = (&'static str, fn(usize) -> Vec<Policy>);
 
 const SHAPES: [Shape; 9] = [
     ("one block and one port each", |count| policies(count, |i| rule(block(subnet(i), &[]), port(i)))),
-    ("one port each", |count| policies(count, |i| Rule { peers: Peers::Any, ports: Ports::Of(vec![port(i)]) })),
-    ("one selector and one port each", |count| policies(count, |i| rule(pods_of_app(&format!("app-{i}")), port(i)))),
-    ("the same selector, one port each", |count| policies(count, |i| rule(pods_of_app("front"), port(i)))),
-    ("a different selector each, all for the same pod; one port each", |count| {
+    ("one port each, for all peers", |count| {
+        policies(count, |i| Rule { peers: Peers::Any, ports: Ports::Of(vec![port(i)]) })
+    }),
+    ("one port each, with a different selector each that matches no peer pod", |count| {
+        policies(count, |i| rule(pods_of_app(&format!("app-{i}")), port(i)))
+    }),
+    ("one port each, for the same peer pod, with the same selector", |count| {
+        policies(count, |i| rule(pods_of_app("front"), port(i)))
+    }),
+    ("one port each, for the same peer pod, with a different selector each", |count| {
         policies(count, |i| rule(pods_with_label(i), port(i)))
     }),
     ("one nested block each", |count| policies(count, |i| rule(block(nested_cidr(i), &[]), port(i)))),

@@ -90,7 +90,7 @@ const INTERFACES: PageTable = &[
     ),
     gauge(
         "netpol_endpoint_conflicts",
-        "Number of interfaces that claim an address or a pod that another interface has.",
+        "Number of interfaces with a conflict of addresses, such as an address of a pod to which another interface is bound.",
         |page, samples| samples.value(page.reconciler.conflicts()),
     ),
     gauge(

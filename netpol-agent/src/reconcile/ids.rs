@@ -1,6 +1,6 @@
 //! Allocates endpoint IDs (an endpoint is a pod interface under enforcement). IDs are indexes in BPF maps of limited
 //! size, such as the packet counters, so the lowest free ID is allocated. IDs start at 1, because the counters at index
-//! 0 are for interfaces without an endpoint.
+//! 0 are for interfaces that have no entry in `ENDPOINTS`.
 
 use std::collections::BTreeSet;
 

@@ -133,7 +133,12 @@ impl Writer<'_> {
             Direction::Egress => "Egress: ",
             Direction::Ingress => "Ingress: ",
         };
-        self.heading(indent, label, side.verdict, side.verdict.name(), "");
+        // Egress to a Service is allowed here if the verdict can only be computed for each backend.
+        let verdict = match side.reason {
+            Cause::Evaluated(Reason::Service) => "depends on the backend",
+            _ => side.verdict.name(),
+        };
+        self.heading(indent, label, side.verdict, verdict, "");
         for sentence in sentences(direction, ends, side) {
             self.paragraph(indent + 2, &sentence);
         }
