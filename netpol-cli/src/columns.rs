@@ -195,10 +195,16 @@ pub(crate) fn table_width() -> Option<usize> {
 
 /// Returns the first items of a list, and the number of the others: `a, b +3`.
 pub(crate) fn some_of(items: &[String], shown: usize) -> String {
+    some_of_all(items, items.len(), shown)
+}
+
+/// Same as [`some_of`], for a list of which `items` has only the first ones. `all`: the number of items in the whole list.
+pub(crate) fn some_of_all(items: &[String], all: usize, shown: usize) -> String {
     let mut text = items.iter().take(shown).cloned().collect::<Vec<_>>().join(", ");
-    if items.len() > shown {
+    let rest = all.saturating_sub(items.len().min(shown));
+    if rest > 0 {
         // Writing to a string does not fail.
-        let _ = write!(text, " +{}", items.len() - shown);
+        let _ = write!(text, " +{rest}");
     }
     text
 }

@@ -250,7 +250,7 @@ fn print_notes(out: &mut impl Write, reports: &[ShadowReport], style: Style) -> 
         let nodes = some_of(&later, NODES_SHOWN);
         paragraph(
             out,
-            format!("not complete: agents have started in this time, the last one at {since}: {nodes}"),
+            format!("not complete: the agents on these nodes started in this time (the last one at {since}): {nodes}"),
             style.text,
             0,
         )?;

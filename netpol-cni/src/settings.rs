@@ -156,7 +156,7 @@ mod tests {
         let default =
             r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock","whenAgentAway":"wait","timeoutSeconds":10}"#;
         assert_eq!(Settings::default().entry().unwrap(), default);
-        assert_eq!(Settings::parse(r#"{"type":"netpol-cni","of":"a later version"}"#), Ok(Settings::default()));
+        assert_eq!(Settings::parse(r#"{"type":"netpol-cni","unknownField":1}"#), Ok(Settings::default()));
     }
 
     #[test]

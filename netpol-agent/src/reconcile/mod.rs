@@ -172,8 +172,8 @@ pub struct Reconciler<D> {
     history: History,
     /// Suspensions of enforcement, as of the last time that the engine was available.
     suspensions: Vec<Suspension>,
-    /// Suspensions that are not in effect yet, because their end is more than 24 hours away; also as of the last time
-    /// that the engine was available.
+    /// Suspensions that have not started yet: a suspension starts at most 24 hours before its end. Also as of the last
+    /// time that the engine was available.
     pending_suspensions: Vec<Suspension>,
     /// When a suspension ends or takes effect next.
     next_suspension_change: Option<Timestamp>,

@@ -35,8 +35,8 @@ const NOT_PUBLIC: [&str; 17] = [
 
 /// Returns the parts of an end (source or destination) that is a range. Returns `set` if the end is not a range.
 /// `argument` and `set` are of this end, and `other` is the other end of the connection. The first address of a part
-/// represents all addresses of the part: no policy and no known address distinguishes them. The parts have only address
-/// families that the other end has.
+/// represents all of its addresses: each block of a policy contains all of them or none, and each known address (of a
+/// pod, a node or a Service) is a part of its own. The parts have only address families that the other end has.
 pub(super) fn split(cluster: &OfflineCluster, argument: &EndArgument, set: EndSet, other: &EndSet) -> EndSet {
     let addresses = match argument {
         EndArgument::Range(range) => AddressSet::of([*range]),

@@ -11,8 +11,8 @@ use netpol_policy::model::WorkloadKind;
 use netpol_policy::text::{Safe, wrap};
 
 use crate::color::ColorMode;
-use crate::columns::{Tone, some_of};
-use crate::table::{counted, counted_u64, shorten};
+use crate::columns::{Tone, some_of, some_of_all};
+use crate::table::{counted_u64, shorten};
 
 /// The maximum number of policies, changed objects or senders that a line names.
 const NAMES_SHOWN: usize = 2;
@@ -264,12 +264,7 @@ fn policies_text(flow: &FlowRecord) -> String {
 fn multicast_line(summary: &MulticastRecord) -> String {
     let (word, _) = verdict_word(summary.verdict);
     let (time, packets) = (time_of_day(&summary.header.time), counted_u64(summary.packets, "packet"));
-    let senders = some_of(&summary.senders, NAMES_SHOWN);
-    let senders = if summary.sender_count > summary.senders.len().min(NAMES_SHOWN) {
-        format!("{senders} ({})", counted(summary.sender_count, "sender"))
-    } else {
-        senders
-    };
+    let senders = some_of_all(&summary.senders, summary.sender_count, NAMES_SHOWN);
     let to = format!("{}/{}", end_text(&summary.to, summary.port), summary.protocol);
     format!("{time} {word} {senders} → {to}  {} ({}), {packets} to a group", summary.reason, summary.direction.name())
 }

@@ -1,9 +1,10 @@
-//! The verdicts between all groups at given ports.
+//! The verdicts between all groups at given ports. A group is an address, or pods with the same verdicts; see
+//! [`super::groups`].
 //!
 //! The verdict on a connection between pods is computed from the set of allowed ports, as in the matrix without `-p`.
 //! It is compared with the verdict of the compiled tables, but only once for all pods with the same rule sets and the
-//! same address classes (a class is an equivalence class of addresses). The set of ports is not used if one of the two
-//! groups is an address, or if the destination is a pod with an address that a Service, a hostPort or a node also has.
+//! same address classes (a class is an equivalence class of addresses). The set of ports is not used if the source or
+//! the destination is an address, or if the destination is a pod with an address that a Service, a hostPort or a node also has.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -155,8 +156,8 @@ struct GroupPods<'c> {
     may_change: [bool; 2],
 }
 
-/// Assigns numbers to rule sets and to address classes. Two pods get the same number if their values are equal in each
-/// table of the [`Evaluator`].
+/// Assigns numbers to rule sets and to address classes. The [`Evaluator`] has several compiled tables, each with IDs of
+/// its own. Two pods get the same number if their IDs are equal in each of these tables.
 #[derive(Default)]
 struct Numbers {
     rule_sets: HashMap<Vec<Option<u32>>, usize>,
@@ -262,8 +263,8 @@ impl AtPort<'_, '_, '_, '_> {
                 let is_unevaluated = group_pods.may_change[direction as usize] && !is_same;
                 let Some(remote) = remote.filter(|_| !is_unevaluated) else { continue };
                 let key = (direction, own.rule_sets[direction as usize], other.address_classes[family], verdict as u8);
-                // The verdict on traffic between a pod and the pod's own address does not depend on the rule set and
-                // the class. So this verdict is always compared.
+                // Traffic between a pod and the pod's own address is allowed, whatever the rule set and the class are.
+                // So the key does not determine this verdict, and it is always compared.
                 if own.pod.addresses.contains(remote) || self.checked.insert(key) {
                     let packet = self.packet(&own.pod.key, direction, *remote, is_same);
                     self.evaluator.check(&packet, verdict, (&from.source, &to.destination, self.port))?;

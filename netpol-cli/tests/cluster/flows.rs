@@ -130,11 +130,12 @@ fn records_that_summarize_flows_are_printed_as_lines() {
     let cluster = Cluster::start(&[("n1", Behavior::Responds, Agent::default().flows(records))]);
     let run = cluster.netpol(&["flows", "-A"]);
     expect![[r#"
-        12:00:01.000 DENIED  shop/a, shop/b +1 (9 senders) → 224.0.0.251:5353/UDP  no-rule (egress), 12 packets to a group
+        12:00:01.000 DENIED  shop/a, shop/b +7 → 224.0.0.251:5353/UDP  no-rule (egress), 12 packets to a group
         12:00:02.000 ...     shop/a: 120 denied packets without a record (egress), beyond the pod's rate limit
         12:00:02.000 ...     shop/b: 7 would-be denials without a record (ingress), beyond the pod's rate limit
         12:00:03.000 ...     node n1: 40 records lost, this command reads too slowly
-    "#]].assert_eq(&run.out);
+    "#]]
+    .assert_eq(&run.out);
 }
 
 #[test]

@@ -236,8 +236,8 @@ fn the_shadow_report_prints_denials_or_that_there_were_none() {
     expect![[r#"
         shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
           denied nothing in the last 1h
-        not complete: agents have started in this time, the last one at
-          2026-11-29T11:50:00Z: n2
+        not complete: the agents on these nodes started in this time (the last one at
+          2026-11-29T11:50:00Z): n2
     "#]]
     .assert_eq(&with_reports(shadow("n1", 0), restarted).netpol(&["shadow", "report", "-n", "shop"]).out);
     expect![[r#"

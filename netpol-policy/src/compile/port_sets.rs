@@ -18,8 +18,8 @@ pub(super) struct PortSets {
     /// incrementally.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     sets: BTreeMap<PortSetId, PortSet>,
-    /// Number of entries of the map `PORTS`, by the account (of the memory limit) to which they are charged. Entries of
-    /// a port set are charged to the account of its first user.
+    /// Number of entries of the map `PORTS`, by [`Account`] of the memory limit. The entries of a port set are charged
+    /// to the account of the rule set for which the port set was created.
     entry_counts: EntryCounts,
     counter: Counter,
     hasher: RandomState,
@@ -29,6 +29,7 @@ pub(super) struct PortSets {
 struct PortSet {
     ports: Ports,
     hash: u64,
+    /// Number of `ALLOW` entries and rule sets that use the port set.
     users: usize,
     /// The account to which the entries are charged.
     account: Account,

@@ -173,8 +173,9 @@ impl Node {
     }
 
     /// Returns the node's interfaces: a veth for each pod. The pod's end of the veth has the addresses of the pod,
-    /// except for those that another pod has taken over. The agent keeps a veth bound to the addresses that the veth
-    /// had first. So a pod that loses one of its addresses gets another veth, as if its sandbox were created again.
+    /// except for those that another pod has taken over. The agent binds a veth to a pod once, and stores the
+    /// addresses that the veth then has. So this function creates another veth for a pod that loses one of its
+    /// addresses, as if the sandbox of the pod were created again.
     fn interfaces(&mut self) -> InterfaceSnapshot {
         let cluster_state = self.reconciler.engine().cluster_state();
         let is_local = |pod: &&Pod| pod.is_selectable() && pod.node.as_deref() == Some(NODE);

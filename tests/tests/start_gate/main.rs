@@ -3,7 +3,7 @@
 //!
 //! sNN in the name of a test is an item of docs/semantics.md.
 
-mod far;
+mod other_node;
 mod status;
 mod unavailable;
 
@@ -93,14 +93,14 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
         delays[STARTS * 99 / 100]
     );
     let arrived = received(lab.cluster.host("shop/other"))? - before;
-    ensure!(arrived == 0, "{arrived} packets that no policy allows arrived\n{}", lab.agent_ref().log());
+    ensure!(arrived == 0, "{arrived} denied packets arrived\n{}", lab.agent_ref().log());
     let metrics = lab.metrics()?;
     let expected = format!("netpol_pod_starts_total{{via=\"nri\",outcome=\"enforced\"}} {STARTS}");
     ensure!(metrics.contains(&expected), "no {expected}:\n{metrics}");
     Ok(())
 }
 
-/// Shows that the test above can fail: without the gate, packets that policies do not allow arrive at `other`.
+/// Shows that the test above can fail: without the gate, denied packets arrive at `other`.
 #[test]
 fn s38_without_the_gate_denied_packets_of_a_new_pod_arrive() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -214,7 +214,7 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are
     }
     slots.netns(1).run(|| first_packets(server, other))?;
     let arrived = received(lab.cluster.host("shop/other"))? - before;
-    ensure!(arrived == 0, "{arrived} packets that no policy allows arrived");
+    ensure!(arrived == 0, "{arrived} denied packets arrived");
     Ok(())
 }
 
@@ -252,7 +252,7 @@ fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_the_plug
     ensure!(created == Start::Allowed, "{created:?}\n{}", lab.agent_ref().log());
     slots.netns(0).run(|| first_packets(server, other))?;
     let arrived = received(lab.cluster.host("shop/other"))? - before;
-    ensure!(arrived == 0, "{arrived} packets that no policy allows arrived\n{}", lab.agent_ref().log());
+    ensure!(arrived == 0, "{arrived} denied packets arrived\n{}", lab.agent_ref().log());
     let created = runtime.create_container(&pod, "app");
     ensure!(created == Start::Allowed, "a container that is created again: {created:?}");
     Ok(())

@@ -81,7 +81,8 @@ impl Printer {
             })
             .collect();
         println!(
-            "\n  In the tables, each row connects to each column: {}.\n  A letter was allowed, {} was dropped, {} is not as expected.",
+            "\n  Each cell shows the connections from the row to the column, one character for each port: {}.\n  \
+             The letter of the port: allowed, {}: dropped, {}: not as expected.",
             letters.join(", "),
             self.paint(Style::Dim, "·"),
             self.paint(Style::Bad, "!"),

@@ -192,13 +192,13 @@ fn a_recovered_resource_waits_for_a_failed_watch_that_may_have_missed_changes() 
     case.process(NODES, WatchEvent::Broken);
     case.process(NAMESPACES, WatchEvent::Lost);
     case.list(NAMESPACES, vec![namespace("y", 3)]);
-    assert_eq!(case.due(), [""; 0], "nodes may be out of sync, too");
+    assert_eq!(case.due(), [""; 0], "the failed watch of nodes may have missed changes, too");
     case.process(NODES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 3)]);
     assert_eq!(case.due(), ["!-Namespace x +Namespace y -Node a +Node b"]);
 
-    // A resource with a failed watch (`Broken`) stays in sync until the watch counts as `Lost`. If the watch resumes
-    // before that, its further events are ordinary changes, not differences after an outage.
+    // A failed watch (`Broken`) that resumes before it counts as `Lost` has missed nothing. So its further events are
+    // ordinary changes, not differences after an outage.
     case.process(NODES, WatchEvent::Broken);
     case.process(NODES, WatchEvent::Resumed);
     case.process(NODES, WatchEvent::Changed(node("c", 5), case.now));
