@@ -19,9 +19,9 @@ pub struct ExplainResponse {
     pub generation_received: u64,
     /// The explanation, evaluated from the objects, in the format of `netpol explain -o json`.
     pub explanation: serde_json::Value,
-    /// The verdicts of the tables. If the source is a pod of this node, it has one verdict for each address family. The
-    /// same applies to the destination. If the destination is a Service, a source on this node also has a verdict for
-    /// each backend, and each backend that is a pod of this node has a verdict.
+    /// The verdicts of the tables, for ends that are pods of this node. Egress: one verdict at the source for each
+    /// address family; if the destination is a Service, also one for each backend. Ingress: one verdict at the
+    /// destination for each address family; if it is a Service, one at each backend.
     pub tables: Vec<TableVerdict>,
     /// Whether a verdict of the tables differs from the verdict evaluated from the objects. If `generation` is lower
     /// than `generationReceived`, the likely cause is that changes are not enforced yet.

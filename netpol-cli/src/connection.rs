@@ -27,9 +27,9 @@ pub(crate) fn verdict(
 
 /// Returns the verdict of the policies at one end.
 fn side_verdict(cluster: &OfflineCluster, packet: &Packet, evaluation: &Evaluation) -> Verdict {
-    // `Some` only if `evaluation` denies the packet: the result if unknown addresses match as many ipBlocks as
-    // possible.
-    let at_most = cluster.evaluate_at_most(packet, evaluation);
-    let is_unknown = cluster.is_unknown(packet, evaluation, at_most.as_ref());
+    // The evaluation in which unknown addresses match as many ipBlocks as possible. `None` if `evaluation` already allows
+    // the packet.
+    let most_permissive = cluster.evaluate_most_permissive(packet, evaluation);
+    let is_unknown = cluster.is_unknown(packet, evaluation, most_permissive.as_ref());
     if is_unknown { Verdict::Unknown } else { Verdict::of(evaluation.reason.allows()) }
 }

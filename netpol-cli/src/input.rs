@@ -33,7 +33,7 @@ pub(crate) struct Input {
     /// Objects of a cluster that the user cannot list.
     pub(crate) missing: Vec<Missing>,
     /// Messages about those objects in `missing` that the result of the command depends on.
-    pub(crate) required: Vec<String>,
+    pub(crate) missing_needed: Vec<String>,
     /// Whether the objects are those of a cluster, which have no file and no line.
     pub(crate) is_of_cluster: bool,
     /// The labels and annotations that `kubectl apply` has set on objects of a cluster.
@@ -148,14 +148,14 @@ impl Input {
 
     /// Prints messages about the objects of the cluster that the user cannot list, and that the result depends on.
     pub(crate) fn report_missing(&self) {
-        for message in &self.required {
+        for message in &self.missing_needed {
             message!("netpol: {}", Safe(message));
         }
     }
 
     /// Returns whether a file, a document or an object could not be read.
     pub(crate) fn is_lossy(&self) -> bool {
-        !self.unreadable.is_empty() || self.parsed.invalid_documents > 0 || !self.required.is_empty()
+        !self.unreadable.is_empty() || self.parsed.invalid_documents > 0 || !self.missing_needed.is_empty()
     }
 
     /// Returns whether every object was read in full. If a template was skipped, returns false, because it may render

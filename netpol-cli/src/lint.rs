@@ -89,7 +89,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     }
     unevaluated::warn(&input.parsed.unevaluated);
     input.report_missing();
-    if !input.required.is_empty() {
+    if !input.missing_needed.is_empty() {
         message!("netpol: not all objects were read, so findings may be missing (exit code 3)");
     }
     let cluster = input.cluster(&options.input);

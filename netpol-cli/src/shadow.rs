@@ -226,8 +226,8 @@ fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
         (false, _) => "denials are unknown".to_owned(),
         (true, 0) => format!("would have denied nothing in the last {since}"),
         (true, other) => format!(
-            "denials are unknown: {} of its namespace {} not listed",
-            counted_u64(other, "flow"),
+            "denials are unknown: {} in its namespace {} counted, but not listed",
+            counted_u64(other, "more would-be denial"),
             if other == 1 { "is" } else { "are" }
         ),
     }
@@ -250,7 +250,9 @@ fn print_notes(out: &mut impl Write, reports: &[ShadowReport], style: Style) -> 
         let nodes = some_of(&later, NODES_SHOWN);
         paragraph(
             out,
-            format!("not complete: the agents on these nodes started in this time (the last one at {since}): {nodes}"),
+            format!(
+                "not complete: the agents on these nodes started after the beginning of the period (the last one at {since}): {nodes}"
+            ),
             style.text,
             0,
         )?;

@@ -18,9 +18,10 @@ use crate::args::PortArgument;
 pub(crate) struct Evaluator<'c> {
     cluster: &'c OfflineCluster,
     tables: Tables,
-    /// The tables of [`OfflineCluster::at_most`], the state in which unknown addresses match all `ipBlock`s that
-    /// contain a possible pod address. `None` if these tables would be the same as `tables`.
-    at_most: Option<Tables>,
+    /// The tables of [`OfflineCluster::most_permissive`]: a pod without an address in the manifests matches all
+    /// `ipBlock`s that contain a possible pod address. If only these tables allow a packet, the verdict is unknown.
+    /// `None` if these tables would be the same as `tables`.
+    most_permissive: Option<Tables>,
 }
 
 /// The compiled tables of one cluster state.
@@ -91,14 +92,18 @@ pub(crate) enum VerdictError {
 
 impl<'c> Evaluator<'c> {
     pub(crate) fn new(cluster: &'c OfflineCluster) -> Self {
-        Self { tables: Tables::new(cluster.state()), at_most: cluster.at_most().map(Tables::new), cluster }
+        Self {
+            tables: Tables::new(cluster.state()),
+            most_permissive: cluster.most_permissive().map(Tables::new),
+            cluster,
+        }
     }
 
     /// Creates an evaluator for connections between addresses that no Service and no node has. It compiles no Services,
     /// which is faster.
     pub(crate) fn without_services(cluster: &'c OfflineCluster) -> Self {
         let tables = Tables::without_services;
-        Self { tables: tables(cluster.state()), at_most: cluster.at_most().map(tables), cluster }
+        Self { tables: tables(cluster.state()), most_permissive: cluster.most_permissive().map(tables), cluster }
     }
 
     pub(crate) const fn cluster(&self) -> &'c OfflineCluster {
@@ -157,7 +162,7 @@ impl<'c> Evaluator<'c> {
 
     /// Returns the values in the compiled tables that decide the verdicts on a pod.
     pub(crate) fn deciding_values(&self, pod: &Pod) -> DecidingValues {
-        let all = || std::iter::once(&self.tables).chain(&self.at_most);
+        let all = || std::iter::once(&self.tables).chain(&self.most_permissive);
         DecidingValues {
             rule_sets: Direction::BOTH.map(|direction| all().map(|tables| tables.rule_set(pod, direction)).collect()),
             addresses: [true, false].map(|is_ipv4| {
@@ -176,7 +181,7 @@ impl<'c> Evaluator<'c> {
         (from, to, port): (&End, &End, PortArgument),
     ) -> Result<(), VerdictError> {
         let is_allowed = |tables: &Tables| tables.engine.evaluate(packet).is_some_and(|it| it.reason.allows());
-        let found = match &self.at_most {
+        let found = match &self.most_permissive {
             _ if is_allowed(&self.tables) => Verdict::Allow,
             Some(tables) if is_allowed(tables) => Verdict::Unknown,
             _ => Verdict::Deny,
@@ -191,11 +196,11 @@ impl<'c> Evaluator<'c> {
     /// Returns the verdict of one side.
     fn side_verdict(&self, packet: &Packet, evaluation: &Evaluation) -> Result<Verdict, Difference> {
         let is_allowed = self.tables.check(packet, evaluation)?;
-        let at_most = self.cluster.evaluate_at_most(packet, evaluation);
-        if let (Some(tables), Some(evaluation)) = (&self.at_most, &at_most) {
+        let most_permissive = self.cluster.evaluate_most_permissive(packet, evaluation);
+        if let (Some(tables), Some(evaluation)) = (&self.most_permissive, &most_permissive) {
             tables.check(packet, evaluation)?;
         }
-        let is_unknown = self.cluster.is_unknown(packet, evaluation, at_most.as_ref());
+        let is_unknown = self.cluster.is_unknown(packet, evaluation, most_permissive.as_ref());
         Ok(if is_unknown { Verdict::Unknown } else { Verdict::of(is_allowed) })
     }
 
@@ -215,7 +220,7 @@ struct Difference {
 
 /// The values in the compiled tables that decide the verdicts on a pod: its rule sets in the order of
 /// [`Direction::BOTH`], and the class (equivalence class of addresses) and the flags of its IPv4 address and of its
-/// IPv6 address. Each vector has a value from `Evaluator::tables`, and one from `Evaluator::at_most` if these tables
+/// IPv6 address. Each vector has a value from `Evaluator::tables`, and one from `Evaluator::most_permissive` if these tables
 /// exist.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct DecidingValues {

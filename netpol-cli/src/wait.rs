@@ -28,7 +28,7 @@ async fn wait(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     if options.agents.nodes.is_empty() && options.conditions.iter().any(needs_all_nodes) {
         let found = progress("the API server", fleet.find_nodes_without_agent()).await;
         if let Err(error) = found {
-            message!("nodes without an agent are unknown, cannot list nodes: {}", Safe(error));
+            message!("cannot check which nodes have no agent, because the nodes cannot be listed: {}", Safe(error));
         }
     }
     let waited = responses(options, &mut fleet).await;

@@ -85,8 +85,8 @@ const IPV6_POD: &str =
 
 #[test]
 fn the_source_of_a_row_is_all_only_if_the_row_includes_every_source() {
-    // The IPv6 pod has no address family in common with the other pods, so it is not a source for them. With this pod,
-    // no row of the cases below includes every source.
+    // The IPv6 pod is a source, but it has no address family in common with the other pods. So if the input has this
+    // pod, no row for another pod includes every source.
     let (ipv4_only, with_ipv6) = (FIVE_PODS.to_owned(), format!("{FIVE_PODS}{IPV6_POD}"));
     for (text, arguments, expected) in [
         (&ipv4_only, &["--from", "s/a", "--to", "s/d"][..], "| s/d | s/a | TCP 80 |\n"),

@@ -64,8 +64,9 @@ pub trait Tables<A> {
     /// Returns the entry of exactly this address. If there is none, returns the entry of the longest prefix that covers
     /// the address.
     fn address(&self, address: &A) -> Option<AddressEntry>;
-    /// Returns the entry of this address. If there is none, an implementation may return the entry of a prefix that
-    /// covers the address. The verdict is the same, because the flags and the endpoint of a prefix are 0.
+    /// Returns the entry of this address. If there is none, an implementation may return the entry that [`Self::prefix`]
+    /// would return. The verdict is the same: the flags and the endpoint of such an entry are 0, as if there were no
+    /// entry, and its class is looked up next in any case.
     #[inline(always)]
     fn exact_address(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
@@ -159,9 +160,9 @@ pub struct Evaluation {
     pub class: ClassId,
     /// The rule that allows the flow, if there is one.
     pub rule: RuleId,
-    /// Egress: the destination may be translated, so each packet of the flow must be rechecked post-DNAT.
-    ///
-    /// Ingress: the packet is a reply through a Service, so it starts no flow.
+    /// The meaning depends on the direction. Egress: the destination may be translated, so each packet of the flow must
+    /// be rechecked post-DNAT. Ingress: the packet is a reply through a Service, so it starts no flow; nothing is
+    /// rechecked.
     pub recheck: bool,
 }
 
@@ -222,6 +223,7 @@ pub fn evaluate_policy<A: Address, T: Tables<A>>(
     if tunnels != 0 && is_tunnel(tunnels, attempt, entry) {
         return Evaluation::without_rule(Reason::TunnelEndpoint, entry.class);
     }
+    // Only for ingress, see `Evaluation::recheck`.
     let recheck = tables.barrier(u8::from(is_reply_of_service(attempt, entry))) != 0;
     if !policy.isolated() {
         return Evaluation { recheck, ..Evaluation::without_rule(Reason::NotIsolated, ClassId::NONE) };

@@ -24,8 +24,9 @@ pub struct FlowEvent {
     /// that includes the policies in shadow mode.
     pub rule_set: RuleSetId,
     /// The number of similar packets that had no event, because of the limits, since the last event of such a packet.
-    /// Similar packets have the same kind of event and the same reason. Similar denied packets also belong to the same
-    /// flow. Other similar packets have the same addresses and the same destination port.
+    /// Packets are similar if they have the same kind of event, the same reason and, if they are denied, the same flow.
+    /// For allowed flows and for shadow mode, they have the same addresses and the same destination port; the source
+    /// port may differ.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,

@@ -142,13 +142,15 @@ impl Case {
     }
 
     /// Stores that the packet matches a revoked flow but comes from the side that did not initiate this flow.
-    /// `may_initiate`: whether the packet can initiate a new flow.
     #[inline(always)]
-    pub(crate) fn set_matches_revoked(&mut self, may_initiate: bool) {
+    pub(crate) fn set_matches_revoked(&mut self) {
         self.bits |= u64::from(role::MATCHES_REVOKED) << ROLE_SHIFT;
-        if !may_initiate {
-            self.bits &= !(u64::from(role::INITIATES) << ROLE_SHIFT);
-        }
+    }
+
+    /// Stores that the packet cannot initiate a flow.
+    #[inline(always)]
+    pub(crate) fn clear_initiates(&mut self) {
+        self.bits &= !(u64::from(role::INITIATES) << ROLE_SHIFT);
     }
 }
 

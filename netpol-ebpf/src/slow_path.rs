@@ -187,8 +187,10 @@ where
             } else {
                 // The packet is evaluated like a packet without a flow, by the policies for `direction`.
                 case.set_source_check(found >> STALE_SOURCE_CHECK_SHIFT);
-                let may_initiate = found & MAY_START_OPPOSITE_FLOW != 0;
-                case.set_matches_revoked(may_initiate);
+                case.set_matches_revoked();
+                if found & MAY_START_OPPOSITE_FLOW == 0 {
+                    case.clear_initiates();
+                }
             }
         } else if found & KNOWN != 0 {
             case.decide(Reason::Flow);

@@ -95,8 +95,8 @@ fn measure_services(pods: usize, services: usize) {
     measure_delete_and_apply(&mut engine, &label("a policy"), &sample(|object| matches!(object, Object::Policy(_))));
 }
 
-/// Returns the Service `big` and its `EndpointSlice`. The backends are the first `count` pods of `objects`:
-/// in a cluster of any size, the pods with the same numbers have the same addresses.
+/// Returns the Service `big` and its `EndpointSlice`. They are taken from a small cluster. The address of a pod depends
+/// only on the pod's number, so the backends are the first `count` pods of `objects`.
 fn large_service(objects: &[Object], count: usize) -> [Object; 2] {
     let small_cluster = cluster_with_services(count, 1);
     let rename = |object: &Object| match object.clone() {

@@ -162,7 +162,7 @@ impl Lab {
     ///
     /// # Errors
     /// Returns an error if the connections do not match in time.
-    pub fn expect_without_reference(&self, table: &str) -> Result<()> {
+    pub fn expect_without_reference_evaluator(&self, table: &str) -> Result<()> {
         self.wait_for_rows(&parse(table))
     }
 

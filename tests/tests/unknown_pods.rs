@@ -118,7 +118,7 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
 fn s27_the_option_unknown_pods_deny_drops_the_traffic_of_unknown_pods() -> Result<()> {
     let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], deny_unknown_pods())?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late"))?;
-    lab.expect_without_reference(
+    lab.expect_without_reference_evaluator(
         "shop/client -x shop/late   80/TCP
          shop/client -x shop/late   53/UDP
          shop/late   -x shop/client 80/TCP
@@ -185,13 +185,14 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
 
     lab.cluster.remove_manifest("shop/server")?;
     lab.agent().wait_log(&["the pod is gone", "shop/server"])?;
-    lab.expect_without_reference(expected).context("without its manifest")?;
+    lab.expect_without_reference_evaluator(expected).context("without its manifest")?;
     lab.set_policies(&[])?;
     lab.cluster.label_namespace("blog", "changed=yes")?;
-    lab.expect_without_reference(expected)
+    lab.expect_without_reference_evaluator(expected)
         .context("after its policy was deleted: the last policies must stay enforced")?;
     lab.agent().restart()?;
-    lab.expect_without_reference(expected).context("with a new agent, which never received the pod's object")?;
+    lab.expect_without_reference_evaluator(expected)
+        .context("with a new agent, which never received the pod's object")?;
     let counts = denied.finish()?;
     ensure!(counts.sent > 100 && counts.answered == 0, "denied packets passed: {counts:?}");
 

@@ -1,5 +1,6 @@
-//! The agent stays responsive while it compiles a large set of policies: it denies all traffic of a new pod, takes over
-//! the connections of the pod, responds to requests for health, metrics and status, and ends on SIGTERM.
+//! The agent stays responsive while it compiles a large set of policies: it denies all traffic of a new pod, records the
+//! connections that a pod already has (item 34 of docs/semantics.md), responds to requests for health, metrics and
+//! status, and ends on SIGTERM.
 
 use std::fmt::Write;
 use std::net::UdpSocket;

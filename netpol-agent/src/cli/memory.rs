@@ -14,8 +14,8 @@ pub(super) struct PolicyMemory(pub(super) u64);
 
 impl PolicyMemory {
     /// Returns the capacity of the BPF map `ALLOW`: as many entries of [`ALLOW_ENTRY`] bytes as fit into the memory.
-    /// This map is a hash map: it reserves 16 of these bytes for each entry in advance. The other maps of policies are
-    /// tries, which only use memory for existing entries. So their capacities do not depend on `self`.
+    /// The map is a hash map, so 16 bytes for each entry of its capacity are reserved in advance. The other maps of
+    /// policies are tries, which only use memory for existing entries. So their capacities do not depend on `self`.
     pub(super) fn allow_entries(self) -> u32 {
         u32::try_from(self.0 / ALLOW_ENTRY).unwrap_or(u32::MAX).min(1 << 26)
     }

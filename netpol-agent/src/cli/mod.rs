@@ -300,7 +300,7 @@ struct Sizes {
     /// Fragmented IPv4 datagrams that are tracked at one time; half as many for IPv6
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
-    /// Denied flows with a separate limit of deny events; rounded up to four times a power of two
+    /// Denied flows for which the rate of deny events is limited for each flow; rounded up to four times a power of two
     #[arg(long, default_value_t = Capacities::default().denials * EVENT_LIMIT_WAYS)]
     max_denials: u32,
     /// Size of the ring buffer for deny events, in bytes; rounded up to a power of two

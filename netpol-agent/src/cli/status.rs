@@ -100,13 +100,14 @@ fn partial_policies(partial: &[PartialPolicy]) -> String {
     if partial.is_empty() {
         return String::new();
     }
-    let mut rows =
-        vec![["PARTIAL POLICY", "OMITTED IPBLOCKS", "OMITTED PORTS", "OF TOTAL", "MISSING ENTRIES"].map(str::to_owned)];
+    let mut rows = vec![
+        ["PARTIAL POLICY", "IPBLOCKS+PORTS", "OMITTED IPBLOCKS", "OMITTED PORTS", "MISSING ENTRIES"].map(str::to_owned),
+    ];
     rows.extend(partial.iter().map(|policy| {
-        let counts = [policy.omitted_blocks, policy.omitted_ports, policy.policy_items, policy.missing_entries]
+        let counts = [policy.policy_items, policy.omitted_blocks, policy.omitted_ports, policy.missing_entries]
             .map(|count| count.to_string());
-        let [blocks, ports, total, entries] = counts;
-        [policy.policy.clone(), blocks, ports, total, entries]
+        let [total, blocks, ports, entries] = counts;
+        [policy.policy.clone(), total, blocks, ports, entries]
     }));
     format!("\n{}Omitted parts allow nothing; raise --max-policy-memory\n", aligned(&rows, 1..5))
 }
@@ -241,8 +242,8 @@ mod tests {
         };
         assert_eq!(
             partial_policies(&[partial]),
-            "\nPARTIAL POLICY  OMITTED IPBLOCKS  OMITTED PORTS  OF TOTAL  MISSING ENTRIES\n\
-             shop/list                  12000              0     70000                0\n\
+            "\nPARTIAL POLICY  IPBLOCKS+PORTS  OMITTED IPBLOCKS  OMITTED PORTS  MISSING ENTRIES\n\
+             shop/list                70000             12000              0                0\n\
              Omitted parts allow nothing; raise --max-policy-memory\n"
         );
     }

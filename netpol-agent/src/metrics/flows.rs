@@ -77,7 +77,7 @@ pub(super) const FLOW_EVENTS: PageTable = &[
     ),
     counter(
         "netpol_other_rule_flows_total",
-        "Number of allowed flows of unknown rules, and of rules without a counter of their own.",
+        "Number of allowed flows of which the rule is not known, or has no counter of its own.",
         |page, samples| samples.value(page.reporter.hits().other_flows()),
     ),
     counter(

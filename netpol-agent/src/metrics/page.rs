@@ -193,8 +193,8 @@ const CHANGES: PageTable = &[
 const STARTS: PageTable = &[
     histogram(
         "netpol_unprotected_seconds",
-        "Time until a pod's policies were enforced: since the appearance of its interface, or, with the start gate, since its \
-         containers could start.",
+        "Time from the appearance of a pod's interface until the pod's policies were enforced. With the start gate, the time starts \
+         when the pod's containers could start.",
         |page, samples| {
             for start in UnprotectedStart::ALL {
                 let times = page.reconciler.unprotected().since(start);

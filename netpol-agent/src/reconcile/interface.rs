@@ -91,7 +91,8 @@ pub struct PodEndpoint {
     /// Map entry in the kernel.
     pub endpoint: Endpoint,
     pub(super) phase: Phase,
-    /// Whether packets of the pod get the source endpoint ID from attached programs (of this agent or an earlier one).
+    /// Whether attached programs (of this agent or an earlier one) write the endpoint ID into the packets of the pod, as
+    /// the source endpoint ID (see `owners`).
     pub(super) marks_packets: bool,
 }
 

@@ -14,7 +14,7 @@ use netpol_dataplane::{Dataplane, EarlierConnections, InterfaceOutcome, Role};
 
 impl<D: Dataplane> Reconciler<D> {
     /// Handles finished operations of the data plane.
-    pub fn jobs_finished(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
+    pub fn operations_finished(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
         for outcome in outcomes {
             match outcome {
                 InterfaceOutcome::Attached { ifindex, result, packets } => {

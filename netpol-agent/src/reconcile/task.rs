@@ -107,7 +107,7 @@ pub async fn run(
             execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut waiting_requests);
         // Flow events need the engine. If they have waited too long, they are read before the engine starts its next
         // job.
-        let starved = reconciler.is_due() && ring_open && ring_served.elapsed() >= RING_INTERVAL;
+        let starved = reconciler.can_start_job() && ring_open && ring_served.elapsed() >= RING_INTERVAL;
         if !starved {
             reconciler.advance();
         }
@@ -166,7 +166,7 @@ pub async fn run(
             outcome = inputs.outcomes.next() => {
                 let mut outcomes = vec![outcome?];
                 outcomes.extend(std::iter::from_fn(|| inputs.outcomes.try_next()));
-                reconciler.jobs_finished(outcomes);
+                reconciler.operations_finished(outcomes);
             }
             interfaces = inputs.interface_watcher.next_snapshot() => {
                 match interfaces? {

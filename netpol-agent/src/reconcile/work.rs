@@ -296,7 +296,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns whether the next compile job can start.
-    pub fn is_due(&self) -> bool {
+    pub fn can_start_job(&self) -> bool {
         self.has_engine() && self.work.writes.is_empty() && !self.work.backlog.is_empty()
     }
 

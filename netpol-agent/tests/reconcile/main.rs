@@ -311,7 +311,7 @@ fn policies_are_written_while_programs_are_being_attached() {
     replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "policies must be written before the programs run");
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "the attach must be requested once");
-    reconciler.jobs_finished([attach_outcome(Ok(()))]);
+    reconciler.operations_finished([attach_outcome(Ok(()))]);
     assert_eq!(reconciler.pods_waiting(), 0);
     assert_eq!(reconciler.unprotected().since(UnprotectedStart::Interface).count, 1);
 }
@@ -332,7 +332,7 @@ fn attach_error() -> AttachError {
 /// their result.
 fn start_with_slow_dataplane(unknown_pods: UnknownPods) -> Reconciler<Memory> {
     let mut reconciler = start(Memory::slow(), unknown_pods, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.jobs_finished([attach_outcome(Ok(()))]);
+    reconciler.operations_finished([attach_outcome(Ok(()))]);
     reconciler.dataplane_mut().pending.clear();
     reconciler
 }
@@ -342,7 +342,7 @@ fn an_attach_in_progress_is_reported_even_for_an_unknown_pod() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Deny, &[], &[(3, "10.0.0.9")]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
     assert_eq!((reconciler.is_attaching(), reconciler.pods_waiting()), (true, 0));
-    reconciler.jobs_finished([attach_outcome(Ok(()))]);
+    reconciler.operations_finished([attach_outcome(Ok(()))]);
     assert!(!reconciler.is_attaching());
 }
 
@@ -358,10 +358,10 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
             [PendingCall::Attach(IfIndex(3))],
             "there must be one operation at a time"
         );
-        reconciler.jobs_finished([attach_outcome(result)]);
+        reconciler.operations_finished([attach_outcome(result)]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))]);
         assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
-        reconciler.jobs_finished([detach_outcome(Ok(()))]);
+        reconciler.operations_finished([detach_outcome(Ok(()))]);
         assert!(endpoints(&reconciler).is_empty() && reconciler.pod_endpoints().next().is_none());
     }
 }
@@ -385,16 +385,16 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
         replace_objects(&mut reconciler, &[OTHER_POD, DENY_ALL]);
         reconciler.interfaces_read(interfaces(&[(3, "10.0.0.4")]));
         assert!(reconciler.enforced().next().is_none() && reconciler.pods_waiting() == 1);
-        reconciler.jobs_finished([detach_outcome(Ok(()))]);
+        reconciler.operations_finished([detach_outcome(Ok(()))]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
-        reconciler.jobs_finished([attach_outcome(Ok(()))]);
+        reconciler.operations_finished([attach_outcome(Ok(()))]);
         assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated() && reconciler.pods_waiting() == 0);
 
         // The new interface belongs to an unknown pod. No state of the earlier pod is left.
         let mut reconciler = start_with_slow_dataplane(unknown_pods);
         reconciler.interfaces_read(interfaces(&[]));
         reconciler.interfaces_read(interfaces(&[(3, "10.0.0.9")]));
-        reconciler.jobs_finished([detach_outcome(Ok(()))]);
+        reconciler.operations_finished([detach_outcome(Ok(()))]);
         let endpoint = endpoints(&reconciler).get(&IfIndex(3));
         assert!(endpoint.is_none_or(|endpoint| endpoint.address_v4 != [10, 0, 0, 2]));
         assert_eq!(endpoint.is_some(), unknown_pods == UnknownPods::Deny);
@@ -404,19 +404,19 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
 #[test]
 fn a_failed_operation_is_retried_only_after_interfaces_are_read_again() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.jobs_finished([attach_outcome(Err(attach_error()))]);
+    reconciler.operations_finished([attach_outcome(Err(attach_error()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
     reconciler.interfaces_read(interfaces(&[(3, "10.0.0.2")]));
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
-    reconciler.jobs_finished([attach_outcome(Ok(()))]);
+    reconciler.operations_finished([attach_outcome(Ok(()))]);
 
     reconciler.dataplane_mut().pending.clear();
     reconciler.interfaces_read(interfaces(&[]));
-    reconciler.jobs_finished([detach_outcome(Err(attach_error()))]);
+    reconciler.operations_finished([detach_outcome(Err(attach_error()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))]);
     assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
     reconciler.interfaces_read(interfaces(&[]));
-    reconciler.jobs_finished([detach_outcome(Ok(()))]);
+    reconciler.operations_finished([detach_outcome(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
 }
 
@@ -429,9 +429,9 @@ fn verifications_requested_during_a_verification_cause_one_more_verification() {
         reconciler.verify();
     }
     assert_eq!(reconciler.dataplane().pending, std::slice::from_ref(&verify));
-    reconciler.jobs_finished([InterfaceOutcome::Missing(Vec::new())]);
+    reconciler.operations_finished([InterfaceOutcome::Missing(Vec::new())]);
     assert_eq!(reconciler.dataplane().pending, [verify.clone(), verify.clone()]);
-    reconciler.jobs_finished([InterfaceOutcome::Missing(vec![IfIndex(3)])]);
+    reconciler.operations_finished([InterfaceOutcome::Missing(vec![IfIndex(3)])]);
     assert_eq!(reconciler.dataplane().pending, [verify.clone(), verify, PendingCall::Attach(IfIndex(3))]);
     assert_eq!(reconciler.pods_waiting(), 1);
 }
@@ -441,10 +441,10 @@ fn an_isolated_pod_without_a_free_id_has_programs_but_no_endpoint() {
     let mut without_ids = Memory::slow();
     without_ids.no_free_ids = true;
     let mut reconciler = start(without_ids, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
-    reconciler.jobs_finished([attach_outcome(Ok(()))]);
+    reconciler.operations_finished([attach_outcome(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
     reconciler.interfaces_read(interfaces(&[]));
-    reconciler.jobs_finished([detach_outcome(Ok(()))]);
+    reconciler.operations_finished([detach_outcome(Ok(()))]);
     reconciler.interfaces_read(interfaces(&[]));
     let operations = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
     assert_eq!(reconciler.dataplane().pending, operations, "each operation must be requested once");

@@ -241,9 +241,9 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_in_the_report_even_without_
     let suppressed = |_, direction, kind| u64::from((direction, kind) == (Direction::Egress, EventKind::Shadow)) * 40;
     let now = Instant::now();
     reporter.summarize(&reconciler, now + Duration::from_secs(9), suppressed);
-    assert_eq!(reporter.shadow().other(since), 0);
+    assert_eq!(reporter.shadow().uncounted(since), 0);
     reporter.summarize(&reconciler, now + Duration::from_secs(10), suppressed);
-    assert_eq!((reporter.shadow().other(since), reporter.shadow().other_of("shop", since)), (40, 40));
+    assert_eq!((reporter.shadow().uncounted(since), reporter.shadow().uncounted_at("shop", since)), (40, 40));
 }
 
 #[test]

@@ -80,10 +80,11 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     old.report();
     new.report();
     if options.cluster {
-        // Objects that the user cannot list are missing in both versions. `required` has the messages about them.
+        // Objects that the user cannot list are missing in both versions. `missing_needed` has the messages about those that
+        // the result depends on.
         // `old.report()` has printed these messages. They are copied only now, so that `new.report()` does not print
         // them again.
-        new.required.clone_from(&old.required);
+        new.missing_needed.clone_from(&old.missing_needed);
     }
     let clusters = [&old, &new].map(|input| input.cluster(&options.common));
     if clusters.iter().all(|cluster| cluster.state().pods.is_empty()) {
@@ -95,7 +96,7 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     let flows = options.flows.as_ref().map(|path| flows::compare(path, &clusters[0], &clusters[1])).transpose()?;
     print(options, out, (&difference, &names, flows.as_ref()), (&old, &new))?;
     let has_changed_flows = flows.as_ref().is_some_and(|flows| !flows.cut.is_empty() || !flows.allowed.is_empty());
-    Ok(match difference.is_definite() || has_changed_flows {
+    Ok(match difference.has_known_change() || has_changed_flows {
         _ if !old.is_complete() || !new.is_complete() => Exit::InvalidInput,
         true if options.exit_code => Exit::Negative,
         _ if difference.has_unknown() => Exit::Unknown,

@@ -86,11 +86,7 @@ pub(super) fn print(out: &mut impl Write, tables: &Tables) -> Result<()> {
         }
         if node.differs {
             let why = if node.generation < node.generation_received {
-                format!(
-                    "generation {} is being enforced; {} was received",
-                    node.generation + 1,
-                    node.generation_received
-                )
+                format!("generation {} was received, and is not enforced yet", node.generation_received)
             } else {
                 "this is a bug, please report it".to_owned()
             };

@@ -40,7 +40,7 @@ pub(super) fn lint(input: &Input, cluster: &OfflineCluster, mut selection: Selec
     for (rule, kinds) in NEEDED_KINDS {
         let missing = kinds.iter().find(|kind| input.missing.iter().any(|missing| missing.kind == **kind));
         if let Some(kind) = missing.filter(|_| selection.contains(rule)) {
-            not_checked.push(NotChecked { rule, reason: format!("you cannot list the {kind} of all namespaces") });
+            not_checked.push(NotChecked { rule, reason: format!("you cannot list all {kind}") });
             selection.skip.insert(rule);
         }
     }

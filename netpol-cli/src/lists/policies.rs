@@ -223,7 +223,7 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Resu
     let other: u64 = lists.iter().map(|list| list.other_flows).sum();
     if other > 0 {
         let flows = counted_u64(other, "allowed flow");
-        writeln!(out, "not in the table: {flows} of unknown rules, or of rules without a counter")?;
+        writeln!(out, "not in the table: {flows} of which the rule is not known, or has no counter")?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ pub(crate) enum View {
     Pods,
     /// Also all other pods, nodes and Services, because the command shows addresses, which can belong to them.
     Addresses,
-    /// All objects except the policies of other namespaces, because peers can be in any namespace.
+    /// All objects, because peers can be in any namespace. Only policies of other namespaces are not needed.
     Peers,
     /// All objects.
     Everything,
@@ -89,7 +89,7 @@ fn read_cluster(
 pub(crate) async fn read_all_kinds(kube: &Kube, namespaces: BTreeSet<String>, view: View) -> Result<Input> {
     let needed = Needed { namespaces, workloads: WorkloadKind::ALL.into() };
     let mut input = progress("the objects of the cluster", read(kube, &needed, RESPONSE_TIME)).await?;
-    input.required = required(&input, view);
+    input.missing_needed = required(&input, view);
     Ok(input)
 }
 

@@ -82,7 +82,7 @@ impl Records {
         let missing = self.rate_limited.saturating_add(self.lost);
         if missing > 0 {
             remarks.push(format!(
-                "Not complete: {} of flows are missing ({} over the agents' rate limits, {} lost), and may need more rules",
+                "Not complete: {} of flows are missing ({} over the agents' rate limits, {} lost); the missing flows may need more rules",
                 counted(usize::try_from(missing).unwrap_or(usize::MAX), "record"),
                 self.rate_limited,
                 self.lost

@@ -152,7 +152,7 @@ fn explain_live_compares_the_verdict_with_the_tables_of_the_nodes() {
             port: 5_432,
             backend: false,
             verdict,
-            reason: "no-rule".into(),
+            reason: if verdict == FlowVerdict::Allowed { "rule" } else { "no-rule" }.into(),
             expected: FlowVerdict::Allowed,
         }],
         differs: verdict != FlowVerdict::Allowed,
@@ -163,12 +163,12 @@ fn explain_live_compares_the_verdict_with_the_tables_of_the_nodes() {
     let explain =
         ["explain", "-n", "shop", "--from", "pod/db-0", "--to", "pod/web-7d9c-x2x4", "--port", "80", "--live"];
     for (generation, verdict, code, expected) in [
-        (13, FlowVerdict::Allowed, 0, "n1, ingress of shop/db-0, 10.0.0.1 port 5432: allowed (no-rule), generation 13"),
+        (13, FlowVerdict::Allowed, 0, "n1, ingress of shop/db-0, 10.0.0.1 port 5432: allowed (rule), generation 13"),
         (
             12,
             FlowVerdict::Denied,
             1,
-            "the verdict of the tables of n1 (generation 12) differs from that of the objects: generation 13 is being enforced; 13 was received",
+            "the verdict of the tables of n1 (generation 12) differs from that of the objects: generation 13 was received, and is not enforced yet",
         ),
         (
             13,

@@ -47,7 +47,7 @@ pub(super) enum Job {
         /// The kind of programs.
         role: Role,
         /// The endpoint of a pod's interface, if the pod may have connections to take over.
-        with_connections: Option<Endpoint>,
+        to_take_over: Option<Endpoint>,
     },
     /// Detaches the programs.
     Detach(IfIndex),
@@ -84,20 +84,18 @@ impl Attacher {
 
     fn run_job(&mut self, job: Job) -> InterfaceOutcome {
         match job {
-            Job::Attach { ifindex, name, role, with_connections } => {
+            Job::Attach { ifindex, name, role, to_take_over } => {
                 // An interface that is older than the agent has connections, which must not be evaluated as new ones.
                 // A new interface has few, and reading the kernel's whole conntrack table first would delay its
                 // enforcement.
                 if let Some(endpoint) =
-                    with_connections.filter(|endpoint| self.existed_at_start.contains(&endpoint.ifindex))
+                    to_take_over.filter(|endpoint| self.existed_at_start.contains(&endpoint.ifindex))
                 {
                     self.take_over(&endpoint);
                 }
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
-                if let (Ok(()), Some(endpoint), Some(later)) =
-                    (&result, &with_connections, &self.take_over_after_attach)
-                {
+                if let (Ok(()), Some(endpoint), Some(later)) = (&result, &to_take_over, &self.take_over_after_attach) {
                     // If the thread that takes over connections has died, the endpoint's connections are evaluated as
                     // new flows, in the direction of their next packet.
                     let _ = later.send(*endpoint);
@@ -124,7 +122,7 @@ impl Attacher {
             Ok(flows) => {
                 tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack");
             }
-            // The thread that repeats this after attaching logs the error.
+            // After the programs are attached, another thread repeats this, and logs the error.
             Err(error) => tracing::debug!(interface = %endpoint.ifindex, %error, "cannot read nf_conntrack"),
         }
     }

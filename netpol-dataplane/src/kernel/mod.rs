@@ -406,8 +406,8 @@ impl Dataplane for Kernel {
         connections: EarlierConnections,
     ) -> Option<Result<(), AttachError>> {
         let takes_over = role == Role::Pod && connections == EarlierConnections::Possible;
-        let with_connections = if takes_over { self.maps.endpoint(ifindex) } else { None };
-        self.attacher.send(Job::Attach { ifindex, name: name.to_owned(), role, with_connections });
+        let to_take_over = if takes_over { self.maps.endpoint(ifindex) } else { None };
+        self.attacher.send(Job::Attach { ifindex, name: name.to_owned(), role, to_take_over });
         None
     }
 

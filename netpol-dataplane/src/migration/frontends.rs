@@ -1,7 +1,7 @@
 //! Plans the migration of Service ports (frontends).
 //!
-//! If both snapshots (the content of the old and of the new tables) have a frontend, the frontend first moves to the
-//! transitional class for its pair of (old class, new class), as an address does.
+//! If both snapshots (the content of the old and of the new tables) have a frontend, it moves in the same way as an
+//! address: first to the transitional class for its pair of (old class, new class), see [`super`].
 //!
 //! If only one snapshot has a frontend, a lookup in the other snapshot finds a different entry: the entry of the
 //! address, or the entry of a `NodePort` (a frontend at every node). So until all endpoints use the new policy, such a
@@ -48,8 +48,8 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     let removed = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
     let put_all = new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
     if old.any.is_empty() {
-        // `any` has the egress rule sets with which programs look up Services. If the old snapshot has no such rule
-        // set, for example at the first start, everything can be written at once.
+        // `any` has the egress rule sets that need a lookup of Services. If the old snapshot has no such rule set, for
+        // example at the first start, everything can be written at once.
         steps.before = put_all.chain(removed.copied().map(Change::DeleteFrontend)).collect();
         return steps;
     }

@@ -34,9 +34,10 @@ pub(super) enum Target {
 }
 
 impl BackendSet {
-    /// Returns whether every rule set is treated as if it allowed some of the backends: every pod may reach a backend
-    /// (the local node), or backends are not known here (no targets, or a frontend of another Service).
-    pub(super) fn is_partly_allowed_by_all(&self) -> bool {
+    /// Returns whether every rule set has an `ALLOW` entry for the backend set, which allows some of the backends. This
+    /// is so if the local node is a backend, because every pod may reach it. It is also so if not all backends are known
+    /// here: there are no targets, or a target is a frontend of another Service.
+    pub(super) fn has_entry_in_every_rule_set(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }
 
@@ -60,8 +61,8 @@ pub(super) struct BackendSets {
     by_port: Index<(u8, u16), ClassId>,
     /// Backend sets by the address of a backend that is a pod of this node.
     by_hairpin: Index<IpAddr, ClassId>,
-    /// The backend sets for which every rule set has an entry, see [`BackendSet::is_partly_allowed_by_all`].
-    partly_allowed_by_all: BTreeSet<ClassId>,
+    /// The backend sets for which every rule set has an entry, see [`BackendSet::has_entry_in_every_rule_set`].
+    with_entry_in_every_rule_set: BTreeSet<ClassId>,
     /// Rule sets that have an `ALLOW` entry, by backend set.
     allowed_by: Index<ClassId, RuleSetId>,
     /// The same entries: backend sets by rule set.
@@ -81,8 +82,8 @@ impl BackendSets {
         for address in &backend_set.hairpin {
             self.by_hairpin.insert(*address, id);
         }
-        if backend_set.is_partly_allowed_by_all() {
-            self.partly_allowed_by_all.insert(id);
+        if backend_set.has_entry_in_every_rule_set() {
+            self.with_entry_in_every_rule_set.insert(id);
         }
         (id, true)
     }
@@ -96,7 +97,7 @@ impl BackendSets {
     pub(super) fn retire(&mut self) -> Vec<(RuleSetId, ClassId)> {
         let mut retired = Vec::new();
         for (id, backend_set) in self.sets.retire() {
-            self.partly_allowed_by_all.remove(&id);
+            self.with_entry_in_every_rule_set.remove(&id);
             for (class, port) in backend_set.peers() {
                 self.by_backend.remove(&class, &id);
                 self.by_port.remove(&(backend_set.protocol, port), &id);
@@ -150,8 +151,8 @@ impl BackendSets {
         self.by_hairpin.get(&address).iter().copied()
     }
 
-    /// Returns the backend sets for which every rule set has an entry, see [`BackendSet::is_partly_allowed_by_all`].
-    pub(super) fn partly_allowed_by_all(&self) -> impl Iterator<Item = ClassId> {
-        self.partly_allowed_by_all.iter().copied()
+    /// Returns the backend sets for which every rule set has an entry, see [`BackendSet::has_entry_in_every_rule_set`].
+    pub(super) fn with_entry_in_every_rule_set(&self) -> impl Iterator<Item = ClassId> {
+        self.with_entry_in_every_rule_set.iter().copied()
     }
 }

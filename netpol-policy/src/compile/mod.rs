@@ -206,9 +206,9 @@ impl Engine {
     /// Returns `None` if more than one event changes existing state, if an event changes both the labels and the modes
     /// of a namespace, or if an event is a reset. In these cases, a [`successor`](Engine::successor) is needed.
     ///
-    /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: their deletion
-    /// cannot cause a mixed state. Backends of a Service are the exception: their deletion counts as a change of
-    /// existing state. A new Service comes after its pods and slices, so that its backends are complete.
+    /// Policies come before new pods, so that no new pod is unprotected. Deletions of pods come last. They do not
+    /// count as changes of existing state, because they cannot cause a mixed state, except if the pod is a backend of a
+    /// Service. A new Service comes after its pods and slices, so that its backends are complete.
     pub fn in_safe_order(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let cluster_state = &self.cluster_state;
         let has_service =

@@ -125,7 +125,7 @@ impl Engine {
         let mut entries = Vec::new();
         for class in &frontends.new {
             let Some(backend_set) = self.backend_sets.get(*class) else { continue };
-            let rule_sets: BTreeSet<_> = if backend_set.is_partly_allowed_by_all() {
+            let rule_sets: BTreeSet<_> = if backend_set.has_entry_in_every_rule_set() {
                 self.rule_sets.evaluating_services().collect()
             } else {
                 let (peers, ports): (Vec<_>, Vec<_>) = backend_set.peers().unzip();
@@ -142,7 +142,7 @@ impl Engine {
             let peers = self.classes_with_entries(rule_set);
             let mut classes = self.backend_sets.with_backend_at(rule_set.any.prefixes());
             classes.extend(peers.into_iter().flat_map(|peer| self.backend_sets.with_backend_of(peer)));
-            classes.extend(self.backend_sets.partly_allowed_by_all());
+            classes.extend(self.backend_sets.with_entry_in_every_rule_set());
             entries.extend(classes.into_iter().map(|class| (*id, class)));
         }
         for (pod, rule_sets) in next {
@@ -177,8 +177,9 @@ impl Engine {
         self.update_backend_set_entries(changes, next, classes.into_iter().map(|class| (rule_set, class)));
     }
 
-    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set. Uses only
-    /// the rule sets in written endpoints, so the caller must write the endpoints first.
+    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set. To
+    /// find out which entries are still needed, this considers only endpoints that are written. So the caller must write
+    /// the endpoints first.
     pub(super) fn disallow_previous(&mut self, changes: &mut Changes, previous_egress: BTreeSet<RuleSetId>) {
         for rule_set in previous_egress {
             let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();

@@ -20,7 +20,7 @@ pub(super) struct Context<'a> {
     /// The state in which unknown addresses match the fewest blocks.
     pub(super) state: &'a ClusterState,
     /// The state in which unknown addresses match the most blocks.
-    pub(super) at_most: &'a ClusterState,
+    pub(super) most_permissive: &'a ClusterState,
     pub(super) cluster: &'a OfflineCluster,
     /// Parts of the manifests that the cluster state does not have, such as the text of policies.
     pub(super) details: &'a Details,
@@ -80,11 +80,11 @@ impl<'a> Context<'a> {
             PolicyView { policy, selected: selected.filter(is_selected).collect() }
         };
         let policies: Vec<PolicyView<'_>> = policies.into_values().map(view).collect();
-        let at_most = cluster.at_most().unwrap_or(state);
-        let egress = EgressIsolation::new(state, at_most, &groups, &policies);
+        let most_permissive = cluster.most_permissive().unwrap_or(state);
+        let egress = EgressIsolation::new(state, most_permissive, &groups, &policies);
         Self {
             state,
-            at_most,
+            most_permissive,
             egress,
             cluster,
             details: &parsed.details,

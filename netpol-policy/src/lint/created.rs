@@ -23,7 +23,7 @@ pub(super) fn reason(
         None => *name == policy.key.namespace,
     };
     // Labels in custom resources. A controller may create pods with these labels.
-    let mut templates = context.details.templates.iter();
+    let mut templates = context.details.custom_resource_labels.iter();
     let found = templates.find(|template| pods.matches(&template.labels) && is_selected_namespace(&template.namespace));
     if let Some(template) = found {
         return Some(format!("a controller may create the selected pods for objects of kind {}", template.kind));

@@ -66,12 +66,12 @@ pub(super) fn denied<'a>(context: &Context<'a>, targets: &BTreeSet<Target>) -> D
     // All pods of a group have the same labels, so the same policies (`list`) isolate them for egress.
     let groups = context.groups.iter().flat_map(|(name, groups)| groups.iter().zip(context.egress.lists_of(name)));
     for (group, list) in groups.filter(|(group, _)| !group.host_network) {
-        // `at_most`: as if unknown addresses matched as many ipBlocks as possible.
-        let policies = context.egress.at_most(*list);
+        // `most_permissive`: as if unknown addresses matched as many ipBlocks as possible.
+        let policies = context.egress.most_permissive(*list);
         let Some(key) = policies.first().map(|policy| &policy.key) else { continue };
-        let denied_by_policies = denied_by_list
-            .entry(*list)
-            .or_insert_with(|| targets.iter().filter(|target| !allowed(context.at_most, policies, target)).collect());
+        let denied_by_policies = denied_by_list.entry(*list).or_insert_with(|| {
+            targets.iter().filter(|target| !allowed(context.most_permissive, policies, target)).collect()
+        });
         for pod in &group.pods {
             // Targets of the pod's address families, except for the pod itself.
             let of_pod = denied_by_policies.iter().filter(|(backend, _)| {

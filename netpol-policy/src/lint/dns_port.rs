@@ -35,7 +35,7 @@ pub(super) fn check(context: &Context<'_>, drafts: &mut BTreeMap<PolicyKey, Vec<
         // All pods of a group have the same labels, so the same policies (`list`) isolate them for egress.
         let groups = groups.iter().zip(context.egress.lists_of(namespace)).filter(|(group, _)| !group.host_network);
         for (group, list) in groups {
-            let policies = context.egress.at_most(*list);
+            let policies = context.egress.most_permissive(*list);
             let rules = || policies.iter().flat_map(|policy| reference::rules(policy, Direction::Egress));
             let (Some(first), true) = (policies.first(), rules().any(has_pod_peer)) else { continue };
             if !rules().any(|rule| may_include_dns(&rule.ports)) {

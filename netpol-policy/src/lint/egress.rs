@@ -25,7 +25,7 @@ pub(super) struct EgressIsolation<'a> {
     /// The policies of each list, in the state in which unknown addresses match the fewest blocks.
     lists: Vec<Vec<&'a Policy>>,
     /// The policies of each list, in the state in which unknown addresses match the most blocks.
-    at_most: Vec<Vec<&'a Policy>>,
+    most_permissive: Vec<Vec<&'a Policy>>,
     /// The list of each group, by namespace.
     lists_of_groups: BTreeMap<&'a NamespaceName, Vec<ListId>>,
     /// The backends of each frontend, each with its pod if the backend is a pod.
@@ -43,7 +43,7 @@ pub(super) struct EgressIsolation<'a> {
 impl<'a> EgressIsolation<'a> {
     pub(super) fn new(
         state: &'a ClusterState,
-        at_most: &'a ClusterState,
+        most_permissive: &'a ClusterState,
         groups: &BTreeMap<&'a NamespaceName, Vec<Group<'a>>>,
         policies: &[PolicyView<'a>],
     ) -> Self {
@@ -55,7 +55,7 @@ impl<'a> EgressIsolation<'a> {
             view.selected.iter().for_each(|group| of_namespace[*group].push(&view.policy.key));
         }
         let mut ids: HashMap<Vec<&PolicyKey>, ListId> = HashMap::new();
-        let (mut lists, mut lists_at_most) = (Vec::new(), Vec::new());
+        let (mut lists, mut lists_most_permissive) = (Vec::new(), Vec::new());
         let policies_of = |state: &'a ClusterState, keys: &[&PolicyKey]| -> Vec<&'a Policy> {
             keys.iter().filter_map(|key| state.policies.get(*key)).collect()
         };
@@ -63,7 +63,7 @@ impl<'a> EgressIsolation<'a> {
             let next = ListId(ids.len());
             *ids.entry(keys).or_insert_with_key(|keys| {
                 lists.push(policies_of(state, keys));
-                lists_at_most.push(policies_of(at_most, keys));
+                lists_most_permissive.push(policies_of(most_permissive, keys));
                 next
             })
         };
@@ -82,7 +82,7 @@ impl<'a> EgressIsolation<'a> {
         Self {
             state,
             lists,
-            at_most: lists_at_most,
+            most_permissive: lists_most_permissive,
             lists_of_groups,
             backends,
             forwarded,
@@ -104,8 +104,8 @@ impl<'a> EgressIsolation<'a> {
     }
 
     /// Returns the policies of a list, in the state in which unknown addresses match the most blocks.
-    pub(super) fn at_most(&self, list: ListId) -> &[&'a Policy] {
-        &self.at_most[list.0]
+    pub(super) fn most_permissive(&self, list: ListId) -> &[&'a Policy] {
+        &self.most_permissive[list.0]
     }
 
     /// Returns whether a Service forwards connections to this address and port.

@@ -27,7 +27,7 @@ pub struct Details {
     /// Service accounts with `automountServiceAccountToken: false`.
     pub without_token: BTreeSet<(NamespaceName, Arc<str>)>,
     /// Labels in custom resources.
-    pub templates: Vec<CustomResourceLabels>,
+    pub custom_resource_labels: Vec<CustomResourceLabels>,
 }
 
 /// Labels in a custom resource. A controller may create pods with these labels.
@@ -165,12 +165,12 @@ impl PodDetails {
 
 impl Details {
     pub(super) fn extend(&mut self, other: Self) {
-        let Self { policies, ignores, pods, without_token, templates } = other;
+        let Self { policies, ignores, pods, without_token, custom_resource_labels } = other;
         self.policies.extend(policies);
         self.ignores.extend(ignores);
         self.pods.extend(pods);
         self.without_token.extend(without_token);
-        self.templates.extend(templates);
+        self.custom_resource_labels.extend(custom_resource_labels);
     }
 }
 

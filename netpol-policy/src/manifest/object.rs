@@ -247,7 +247,7 @@ impl ObjectReader {
         let (file, line) = (self.diagnostics.file().clone(), location.tree.lines.of(&location.root));
         let Some(unevaluated) = UnevaluatedKind::of(&api_version, &kind) else {
             self.record_account_details(&kind, value);
-            self.record_template_details(&api_version, &kind, value);
+            self.record_custom_resource_labels(&api_version, &kind, value);
             return self.parsed.ignored.push(Ignored { file, line, api_version, kind });
         };
         let scope = PolicyScope::of(unevaluated, value);

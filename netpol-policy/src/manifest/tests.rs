@@ -400,7 +400,7 @@ fn a_policy_that_is_too_large_or_has_too_many_errors_isolates_every_pod() {
 }
 
 #[test]
-fn a_chain_of_anchors_is_not_nested_deeper_than_other_values() {
+fn the_limit_of_nesting_also_applies_to_chains_of_anchors() {
     // Each anchor contains the previous one 50 levels deep.
     let nested = |inner: &str| format!("{}{inner}{}", "[".repeat(50), "]".repeat(50));
     let document = |anchors: usize| {

@@ -157,7 +157,7 @@ pub(super) fn assign_to_services(state: &mut ClusterState) {
 }
 
 /// Changes the policies in `state`: an `ipBlock` matches placeholders only if it contains all possible pod addresses.
-/// If there are blocks that contain only some of these addresses, returns a second state, `at_most`. In this state,
+/// If there are blocks that contain only some of these addresses, returns a second state, `most_permissive`. In this state,
 /// these blocks match placeholders, too. If the two states have different verdicts for a connection, its verdict is
 /// unknown.
 pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Option<ClusterState> {
@@ -167,7 +167,7 @@ pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Op
         rules.any(|rule| matches!(&rule.peers, Peers::Of(peers) if peers.iter().any(is_undecided)))
     };
     let policies: Vec<Policy> = state.policies.values().cloned().collect();
-    let mut at_most = policies.iter().any(has_undecided).then(|| state.clone());
+    let mut most_permissive = policies.iter().any(has_undecided).then(|| state.clone());
     for policy in policies {
         let resolved = |includes_some: bool| {
             let mut resolved = policy.clone();
@@ -181,11 +181,11 @@ pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Op
             }
         };
         apply_if_changed(state, resolved(false));
-        if let Some(at_most) = &mut at_most {
-            apply_if_changed(at_most, resolved(true));
+        if let Some(most_permissive) = &mut most_permissive {
+            apply_if_changed(most_permissive, resolved(true));
         }
     }
-    at_most
+    most_permissive
 }
 
 /// Changes a rule so that each of its blocks matches placeholders only if the block contains all possible pod

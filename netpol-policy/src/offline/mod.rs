@@ -9,7 +9,7 @@
 //! Service has.
 //!
 //! The first state, `state`, allows a connection only if every possible value of the unknown addresses allows it. The
-//! second state, `at_most`, allows it if at least one possible value does. A verdict that differs between the two
+//! second state, `most_permissive`, allows it if at least one possible value does. A verdict that differs between the two
 //! states depends on an unknown address.
 
 mod address_set;
@@ -50,8 +50,8 @@ const POLICIES_SHOWN: usize = 3;
 pub struct OfflineCluster {
     /// See [`OfflineCluster::state`].
     state: ClusterState,
-    /// See [`OfflineCluster::at_most`].
-    at_most: Option<ClusterState>,
+    /// See [`OfflineCluster::most_permissive`].
+    most_permissive: Option<ClusterState>,
     workloads: Workloads,
     /// The policies of kinds that netpol does not evaluate.
     unevaluated: Vec<Unevaluated>,
@@ -74,8 +74,8 @@ impl OfflineCluster {
         for slice in derived::endpoint_slices(&objects) {
             state.apply(Event::Apply(Object::Slice(slice)));
         }
-        let at_most = has_unknown_addresses.then(|| addresses::resolve_blocks(&mut state, &ranges)).flatten();
-        Self { state, at_most, workloads, unevaluated: parsed.unevaluated.clone(), ranges }
+        let most_permissive = has_unknown_addresses.then(|| addresses::resolve_blocks(&mut state, &ranges)).flatten();
+        Self { state, most_permissive, workloads, unevaluated: parsed.unevaluated.clone(), ranges }
     }
 
     /// Sets the time, which decides which suspensions of enforcement are in effect. Without a time, no suspension is in
@@ -83,8 +83,8 @@ impl OfflineCluster {
     #[must_use]
     pub fn at(mut self, time: Timestamp) -> Self {
         self.state.apply(Event::Clock(time));
-        if let Some(at_most) = &mut self.at_most {
-            at_most.apply(Event::Clock(time));
+        if let Some(most_permissive) = &mut self.most_permissive {
+            most_permissive.apply(Event::Clock(time));
         }
         self
     }
@@ -96,8 +96,8 @@ impl OfflineCluster {
 
     /// Returns the state in which unknown addresses match all blocks that contain a possible pod address; `None` if it
     /// is the same as [`OfflineCluster::state`].
-    pub const fn at_most(&self) -> Option<&ClusterState> {
-        self.at_most.as_ref()
+    pub const fn most_permissive(&self) -> Option<&ClusterState> {
+        self.most_permissive.as_ref()
     }
 
     /// Returns the workloads and their pods.
@@ -122,8 +122,8 @@ impl OfflineCluster {
         second.addresses = addresses::of_second_pod(&pod.addresses);
         let key = second.key.clone();
         let event = Event::Apply(Object::Pod(second));
-        if let Some(at_most) = &mut self.at_most {
-            at_most.apply(event.clone());
+        if let Some(most_permissive) = &mut self.most_permissive {
+            most_permissive.apply(event.clone());
         }
         self.state.apply(event);
         key
@@ -168,26 +168,27 @@ impl OfflineCluster {
             return [PortSet::default(), PortSet::all()];
         }
         let allowed = ports::allowed(&self.state, pod, direction, remote);
-        let at_most = self.at_most.as_ref();
-        let possible = at_most.map_or_else(|| allowed.clone(), |state| ports::allowed(state, pod, direction, remote));
+        let most_permissive = self.most_permissive.as_ref();
+        let possible =
+            most_permissive.map_or_else(|| allowed.clone(), |state| ports::allowed(state, pod, direction, remote));
         [allowed, possible]
     }
 
-    /// Evaluates a packet in [`OfflineCluster::at_most`], if [`OfflineCluster::state`] denies it. `evaluation`: the
-    /// result in `state`. If `at_most` allows the packet, the verdict depends on an unknown address.
-    pub fn evaluate_at_most(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
+    /// Evaluates a packet in [`OfflineCluster::most_permissive`], if [`OfflineCluster::state`] denies it. `evaluation`: the
+    /// result in `state`. If `most_permissive` allows the packet, the verdict depends on an unknown address.
+    pub fn evaluate_most_permissive(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
         self.evaluate_at_most_in(packet, evaluation, Mode::Enforce)
     }
 
     fn evaluate_at_most_in(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Option<Evaluation> {
-        let at_most = self.at_most.as_ref().filter(|_| !evaluation.reason.allows());
-        at_most.map(|at_most| reference::evaluate_in(at_most, packet, mode))
+        let most_permissive = self.most_permissive.as_ref().filter(|_| !evaluation.reason.allows());
+        most_permissive.map(|most_permissive| reference::evaluate_in(most_permissive, packet, mode))
     }
 
-    /// Returns whether the verdict on a packet is unknown. `at_most`: the result of
-    /// [`OfflineCluster::evaluate_at_most`].
-    pub fn is_unknown(&self, packet: &Packet, evaluation: &Evaluation, at_most: Option<&Evaluation>) -> bool {
-        at_most.is_some_and(|at_most| at_most.reason.allows())
+    /// Returns whether the verdict on a packet is unknown. `most_permissive`: the result of
+    /// [`OfflineCluster::evaluate_most_permissive`].
+    pub fn is_unknown(&self, packet: &Packet, evaluation: &Evaluation, most_permissive: Option<&Evaluation>) -> bool {
+        most_permissive.is_some_and(|most_permissive| most_permissive.reason.allows())
             || !self.unevaluated_for_packet(packet, evaluation).is_empty()
     }
 
@@ -196,8 +197,8 @@ impl OfflineCluster {
     /// same mode.
     pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Vec<String> {
         let mut causes = Vec::new();
-        let at_most = self.evaluate_at_most_in(packet, evaluation, mode);
-        if !self.is_unknown(packet, evaluation, at_most.as_ref()) {
+        let most_permissive = self.evaluate_at_most_in(packet, evaluation, mode);
+        if !self.is_unknown(packet, evaluation, most_permissive.as_ref()) {
             return causes;
         }
         let policies = self.unevaluated_for_packet(packet, evaluation);
@@ -210,7 +211,7 @@ impl OfflineCluster {
             let it = if policies.len() == 1 { "it" } else { "them" };
             causes.push(format!("{} may change this, and netpol does not evaluate {it}.", joined_with_and(&names)));
         }
-        if at_most.is_some_and(|at_most| at_most.reason.allows()) {
+        if most_permissive.is_some_and(|most_permissive| most_permissive.reason.allows()) {
             causes.push(self.undecided_block(packet, mode).unwrap_or_else(|| {
                 "The addresses of the backends are unknown, and an ipBlock may contain them; set --pod-cidr.".to_owned()
             }));
@@ -218,9 +219,10 @@ impl OfflineCluster {
         causes
     }
 
-    /// If `peer` is a block of placeholders, returns the `ipBlock` of the input for which [`OfflineCluster::new`] added
-    /// this block: the first of `peers` that contains all possible pod addresses. Otherwise returns `None`. `peers`:
-    /// all peers of the rule that has `peer`.
+    /// If an `ipBlock` of a rule contains all possible pod addresses, [`OfflineCluster::new`] adds a block of placeholders
+    /// to the peers of this rule. If `peer` is such an added block, returns the `ipBlock` for which it was added: the
+    /// first of `peers` that contains all possible pod addresses. Otherwise returns `None`. `peers`: all peers of the
+    /// rule that has `peer`.
     pub(crate) fn block_in_input<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
         let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
         let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;

@@ -91,10 +91,10 @@ proptest! {
         let cluster = OfflineCluster::new(&parsed(objects(unknown.clone())), &[range]);
         let placeholder = cluster.state().pods[&unknown.key].addresses[0];
         prop_assert!(is_placeholder(placeholder));
-        // `cluster.state()` allows a packet only if it is allowed at every possible address. `at_most` allows a packet
+        // `cluster.state()` allows a packet only if it is allowed at every possible address. `most_permissive` allows a packet
         // if it is allowed at one possible address or more.
-        let at_most = cluster.at_most().unwrap_or(cluster.state());
-        let tables = [cluster.state(), at_most].map(|state| (state, engine(state)));
+        let most_permissive = cluster.most_permissive().unwrap_or(cluster.state());
+        let tables = [cluster.state(), most_permissive].map(|state| (state, engine(state)));
         let possible = POSSIBLE_ADDRESSES.iter().map(|text| text.parse::<IpAddr>().expect("an address"));
         // For each possible address, the cluster in which the pod has this address.
         let states: Vec<(IpAddr, ClusterState)> = possible
@@ -105,22 +105,22 @@ proptest! {
         let pod = &cluster.state().pods[&known.key];
         let port_sets = Direction::BOTH.map(|direction| (direction, cluster.ports(pod, direction, placeholder)));
         for packet in packets(&known.key, placeholder) {
-            let [(in_state, compiled_state), (in_at_most, compiled_at_most)] = tables.each_ref().map(|(state, engine)| {
+            let [(in_state, compiled_state), (in_most_permissive, compiled_most_permissive)] = tables.each_ref().map(|(state, engine)| {
                 let reference = evaluate(state, &packet).reason;
                 (reference, engine.evaluate(&packet).map(|evaluation| evaluation.reason))
             });
-            prop_assert_eq!((Some(in_state), Some(in_at_most)), (compiled_state, compiled_at_most), "{:?}", packet);
-            prop_assert!(in_at_most.allows() || !in_state.allows());
+            prop_assert_eq!((Some(in_state), Some(in_most_permissive)), (compiled_state, compiled_most_permissive), "{:?}", packet);
+            prop_assert!(in_most_permissive.allows() || !in_state.allows());
             let sets = port_sets.iter().find(|(direction, _)| *direction == packet.direction).map(|(_, sets)| sets);
             if let Some(protocol) = Protocol::from_number(packet.protocol) {
                 let has = |set: &PortSet| set.contains(protocol, packet.port);
                 let has_port = sets.map(|[allowed, possible]| (has(allowed), has(possible)));
-                prop_assert_eq!(has_port, Some((in_state.allows(), in_at_most.allows())));
+                prop_assert_eq!(has_port, Some((in_state.allows(), in_most_permissive.allows())));
             }
             for (address, state) in &states {
                 let allowed = evaluate(state, &Packet { remote: *address, ..packet.clone() }).reason.allows();
                 prop_assert!(allowed || !in_state.allows(), "the verdict is allow, but deny at {address}: {packet:?}");
-                prop_assert!(!allowed || in_at_most.allows(), "the verdict is deny, but allow at {address}: {packet:?}");
+                prop_assert!(!allowed || in_most_permissive.allows(), "the verdict is deny, but allow at {address}: {packet:?}");
             }
         }
     }

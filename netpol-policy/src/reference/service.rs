@@ -22,8 +22,9 @@ pub struct Candidate {
 
 impl Candidate {
     /// Returns whether a rule allows the backend, or the backend is at an address of the local node; false if the
-    /// final backend is unknown. Hairpin traffic does not count: all pods with the same rules share this result, and
-    /// hairpin traffic is allowed only for the pod that is the backend itself.
+    /// final backend is unknown. Hairpin traffic does not count as allowed: in the compiled tables, all pods with
+    /// the same rules share one entry for the Service, but hairpin traffic is allowed only for the pod that is the
+    /// backend itself.
     fn is_allowed(&self) -> bool {
         !self.is_frontend && (self.reason == Reason::LocalNode || self.rule.is_some())
     }

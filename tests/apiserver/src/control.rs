@@ -80,11 +80,11 @@ impl ApiServer {
         self.disconnect();
     }
 
-    /// Keeps all objects, but assigns new versions to them, counting from `first_version`. In a real cluster, this
+    /// Keeps all objects, but assigns new versions to them. Counts from `start`, so the first new version is `start + 1`. In a real cluster, this
     /// happens when its storage is replaced. Closes all connections.
-    pub fn renumber(&self, first_version: u64) {
+    pub fn renumber(&self, start: u64) {
         self.shared.change(|state| {
-            state.store.renumber(first_version);
+            state.store.renumber(start);
             state.sent.clear();
         });
         self.disconnect();

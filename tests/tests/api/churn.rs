@@ -57,7 +57,7 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
     // `->` means that the connection is allowed, `-x` that it is dropped.
     let from_remote =
         |arrow: &str| format!("{REMOTE_POD} {arrow} shop/server 80/TCP\nshop/client -> shop/server 80/TCP");
-    lab.expect_without_reference(&from_remote("->"))?;
+    lab.expect_without_reference_evaluator(&from_remote("->"))?;
 
     // Of each five pods, one is deleted, one takes over the address of the deleted pod, and two change their labels.
     // Some watches break at the same time.
@@ -78,7 +78,7 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
         std::thread::sleep(Duration::from_millis(2));
     }
     apply_remote_pod(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "idle"}))?;
-    lab.expect_without_reference(&from_remote("-x"))?;
+    lab.expect_without_reference_evaluator(&from_remote("-x"))?;
     wait_until("the agent has all pods and policies", Duration::from_mins(1), || is_in_sync(&lab))?;
     let socket = lab.agent().socket().display().to_string();
     let output = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;

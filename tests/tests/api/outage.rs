@@ -81,7 +81,7 @@ fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Re
             lab.api_server().compact();
         }
         std::thread::sleep(Duration::from_secs(3));
-        lab.expect_without_reference(BEFORE).context("during the outage")?;
+        lab.expect_without_reference_evaluator(BEFORE).context("during the outage")?;
         lab.api_server().set_network(Network::Up);
         lab.expect(AFTER).with_context(|| format!("after the outage; history compacted: {compacted}"))?;
         load.finish().with_context(|| {
@@ -99,7 +99,7 @@ fn changes_are_applied_after_the_network_dropped_everything_for_a_while() -> Res
     lab.api_server().set_network(Network::BlackHole);
     change_objects(&mut lab, SIDES[0])?;
     std::thread::sleep(Duration::from_secs(3));
-    lab.expect_without_reference(BEFORE).context("while the network drops everything")?;
+    lab.expect_without_reference_evaluator(BEFORE).context("while the network drops everything")?;
     lab.api_server().set_network(Network::Up);
     lab.expect(AFTER)?;
     load.finish()
@@ -118,7 +118,7 @@ fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_n
         lab.api_server().set_rules(granted.clone().without(forbidden, None));
         lab.api_server().set_network(Network::Up);
         std::thread::sleep(Duration::from_secs(8));
-        lab.expect_without_reference(BEFORE).with_context(|| format!("while {forbidden:?} are forbidden"))?;
+        lab.expect_without_reference_evaluator(BEFORE).with_context(|| format!("while {forbidden:?} are forbidden"))?;
         lab.api_server().set_rules(granted.clone());
         let granted_at = Instant::now();
         lab.expect(AFTER)?;
@@ -156,7 +156,7 @@ fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() ->
             lab.api_server().set_network(Network::Refuse);
         }
         std::thread::sleep(OUTAGE.saturating_sub(outage_start.elapsed()));
-        lab.expect_without_reference(before).context("during the outage")?;
+        lab.expect_without_reference_evaluator(before).context("during the outage")?;
         lab.api_server().set_network(Network::Up);
         let recovery_start = Instant::now();
         lab.expect(after).with_context(|| format!("log of the agent:\n{}", lab.agent().log()))?;
@@ -201,7 +201,7 @@ fn an_unreachable_server_is_detected_before_silent_watches_time_out() -> Result<
         |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("stream closed"));
     wait_until("the agent logs that watches failed", Duration::from_secs(45), || Ok(detected(&lab.agent().log())))?;
     ensure!(vanished.elapsed() > Duration::from_secs(5), "the agent detected another failure:\n{}", lab.agent().log());
-    lab.expect_without_reference(BEFORE).context("while the server is unreachable")?;
+    lab.expect_without_reference_evaluator(BEFORE).context("while the server is unreachable")?;
     lab.cluster.host("node-1").netns().nft("delete table inet vanished")?;
     lab.expect(AFTER)?;
     load.finish()
@@ -219,7 +219,7 @@ fn a_server_restored_from_a_backup_is_followed_without_a_mixture_of_old_and_new(
     lab.api_server().set_network(Network::Up);
     lab.expect(AFTER)?;
     lab.api_server().restore(backup);
-    lab.expect_without_reference(BEFORE)?;
+    lab.expect_without_reference_evaluator(BEFORE)?;
     load.finish()
 }
 
@@ -229,13 +229,13 @@ fn enforcement_continues_when_the_agent_restarts_during_an_outage() -> Result<()
     let load = start_background_flows(&lab)?;
     lab.api_server().set_network(Network::Refuse);
     lab.agent().crash()?;
-    lab.expect_without_reference(BEFORE).context("without an agent")?;
+    lab.expect_without_reference_evaluator(BEFORE).context("without an agent")?;
     lab.agent().launch()?;
     change_all_objects(&mut lab)?;
     lab.agent().wait_log(&["is the API server up"])?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(!lab.agent().is_ready(), "the agent is ready before it has read any object");
-    lab.expect_without_reference(BEFORE).context("with an agent that has read no object yet")?;
+    lab.expect_without_reference_evaluator(BEFORE).context("with an agent that has read no object yet")?;
     lab.api_server().set_network(Network::Up);
     lab.agent().wait_ready()?;
     lab.expect(AFTER)?;

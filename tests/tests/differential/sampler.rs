@@ -90,7 +90,7 @@ impl Dataplane for SampledKernel {
 
     /// Does nothing. `BPF_PROG_TEST_RUN` cannot set the source endpoint ID of a packet. So if the entry of a local
     /// pod's address had an endpoint ID, each packet from this pod would count as spoofed. `packets/identity.rs` tests
-    /// endpoint IDs: its programs read the source endpoint ID of a packet from `skb->mark`.
+    /// endpoint IDs with test programs, which read the source endpoint ID from `skb->mark` instead of `skb->tc_index`.
     fn set_address_endpoint(&mut self, _address: IpAddr, _id: u32) -> Result<(), WriteError> {
         Ok(())
     }

@@ -15,7 +15,7 @@ fn s15_a_pod_and_its_own_node_always_reach_each_other_and_other_nodes_need_a_rul
         for node in ["node-1", "node-2"] {
             lab.cluster.serve_at(node, &[(Tcp, 80), (Udp, 53)])?;
         }
-        lab.expect_without_reference(
+        lab.expect_without_reference_evaluator(
             "node-1      -> shop/server 80/TCP
              node-1      -> shop/server 53/UDP
              shop/client -> node-1      80/TCP
@@ -72,7 +72,7 @@ fn s15_masqueraded_traffic_from_outside_is_not_node_traffic() -> Result<()> {
             if std::path::Path::new("/proc/sys/net/bridge").exists() {
                 node.sysctl(&[("bridge/bridge-nf-call-iptables", bridge_nf)])?;
             }
-            lab.expect_without_reference(
+            lab.expect_without_reference_evaluator(
                 "outside -x shop/server 80/TCP
                  outside -x shop/server 53/UDP
                  node-2  -x shop/server 80/TCP
@@ -92,7 +92,7 @@ fn s15_masqueraded_traffic_from_outside_is_not_node_traffic() -> Result<()> {
                 "{podSelector: {}, policyTypes: [Ingress],
                   ingress: [{from: [{ipBlock: {cidr: 10.244.1.1/32}}, {ipBlock: {cidr: 'fd77:0:0:1::1/128'}}]}]}",
             )])?;
-            lab.expect_without_reference("outside -> shop/server 80/TCP\nnode-1 -> shop/server 80/TCP")
+            lab.expect_without_reference_evaluator("outside -> shop/server 80/TCP\nnode-1 -> shop/server 80/TCP")
                 .with_context(|| format!("{topology:?}, bridge-nf {bridge_nf}"))?;
         }
     }

@@ -10,7 +10,7 @@ use netpol_tests::program::Programs;
 use super::kernel_and_memory::{ACK, FAMILIES, FORWARDED, KernelAndMemory, RULES, SYN, SYN_ACK, ip, wire};
 
 const POD: u32 = 1;
-/// The pod's rule set, without ports that are allowed to every address.
+/// A direction with the rule set of the pod. No port is allowed for every address.
 const RULES_ONLY: DirectionPolicy = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
 /// Cluster IPs of both families.
 const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];

@@ -16,8 +16,9 @@ pub(super) fn check_all(shop: &Shop) -> Result<()> {
         for from in ["outside", "shop/stranger", "shop/free", "shop/visitor"] {
             shop.expect_backends(from, &to_isolated_pods, &[]).with_context(|| format!("{from} through {node}"))?;
         }
-        // Now processes of the node connect. If the pod is on this node, they are allowed. If the pod is on the other
-        // node, that node forwards the packets, and they are evaluated like all packets that it forwards.
+        // Now a process of `node` connects to a NodePort of `node`. If the pod is on `node`, the connection is allowed:
+        // it is traffic between a pod and its node. If the pod is on the other node, the connection needs a rule, and
+        // there is none.
         for (service, pod, pods_node) in
             [(service_number::GUARDED, "shop/guarded", "node-1"), (service_number::VAULT, "shop/vault", "node-2")]
         {

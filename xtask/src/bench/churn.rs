@@ -84,7 +84,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
 
 fn print_report(report: &Report) {
     let Report { pods, policies, machine, .. } = report;
-    println!("{pods} pods, {policies} policies; {} CPUs, load {:.1} before", machine.cpus, machine.load);
+    println!(
+        "{pods} pods, {policies} policies; {} CPUs, load {:.1} before the measurement",
+        machine.cpus, machine.load
+    );
     println!(
         "{:<8}{:>7}{:>7}{:>7}{:>8}  {:>8}{:>8}{:>8}{:>8} ms until enforced",
         "attach", "target", "actual", "pods", "missed", "median", "p95", "p99", "max"

@@ -90,7 +90,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
 
 fn print_report(report: &Report) {
     let Report { pods, policies, machine, agent, all, .. } = report;
-    println!("{pods} pods, {policies} policies; {} CPUs, load {:.1} before", machine.cpus, machine.load);
+    println!(
+        "{pods} pods, {policies} policies; {} CPUs, load {:.1} before the measurement",
+        machine.cpus, machine.load
+    );
     Row::print_header();
     report.rows.iter().for_each(Row::print);
     all.print();

@@ -128,7 +128,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
 
 fn print_report(report: &Report) {
     let Report { pods, policies, machine, .. } = report;
-    println!("{pods} pods, {policies} policies; {} CPUs, load {:.1} before", machine.cpus, machine.load);
+    println!(
+        "{pods} pods, {policies} policies; {} CPUs, load {:.1} before the measurement",
+        machine.cpus, machine.load
+    );
     println!(
         "{:<26}{:>8}{:>11}{:>9}  {:>9}{:>9}{:>9}{:>9} ms delay",
         "", "starts", "forbidden", "failed", "median", "p95", "p99", "max"

@@ -70,7 +70,7 @@ fn rows(text: &str) -> impl Iterator<Item = Row<'_>> {
 }
 
 /// Returns the labels of a row: `map` for `samples.each("map", …)`, and `namespace` for a tuple `("namespace", …)`.
-/// Searches the row, the functions of the same file that the row names, and the functions that these functions name.
+/// Searches the row, the functions of the same file that the row uses, and the functions that these functions use.
 /// Also returns the first strings of other tuples, although these strings are not labels.
 fn labels(text: &str, name: &str) -> BTreeSet<String> {
     let Some((_, rest)) = text.split_once(&format!("\"{name}\"")) else { return BTreeSet::new() };

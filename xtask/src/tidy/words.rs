@@ -16,7 +16,7 @@ const REPLACED: [(&str, &str); 21] = [
     ("nobody", "no pod, no process"),
     ("somebody", "another process, another component"),
     ("whom", "a noun"),
-    ("whose", "with, of, or a sentence of its own"),
+    ("whose", "\"with\", \"of\", or a separate sentence"),
     ("tells", "reports, logs, returns"),
     ("hears", "receives"),
     ("behind it", "its backends"),

@@ -44,7 +44,7 @@ struct PolicyContext<'a> {
     /// Policies that exceed the memory limit, by `namespace/name`. Parts of these policies are not enforced.
     partial: BTreeMap<String, PartialPolicy>,
     suspensions: Vec<Suspension>,
-    /// Policies in shadow mode that are not evaluated for all of their pods, with the reason.
+    /// Policies in shadow mode that are not evaluated for some or all of their pods, with the reason.
     unevaluated: BTreeMap<PolicyKey, &'static str>,
 }
 

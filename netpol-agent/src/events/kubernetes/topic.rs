@@ -76,7 +76,7 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         }
         Reason::NeighborLimit => (
             "NeighborDiscoveryRateLimited",
-            "ARP or neighbor discovery longer or more frequent than the protocols need",
+            "packets of ARP or neighbor discovery that are longer or more frequent than the protocols need",
         ),
         Reason::FlowTableFull => (FULL, "a rule allows it, but the node's flow table is full"),
         Reason::TablesIncomplete => {
@@ -131,8 +131,8 @@ pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     let denied = if topic.shadow { "would be denied" } else { "denied" };
     escape_and_shorten(format!(
-        "{direction} {denied} for more than {reported} peers and ports: {}; this Event counts all others, and the agent's deny events \
-         list each of them",
+        "{direction} {denied} for more than {reported} peers and ports: {}; this Event counts all others, and the agent's log has a line for \
+         each of them",
         cause(topic.reason)
     ))
 }

@@ -273,14 +273,13 @@ mod tests {
             let is_node = |address: IpAddr| address == IpAddr::from([192, 0, 2, 1]);
             sides(&connection, is_node).map(fields_of)
         };
-        // Through a Service: packets of the client have the Service's address, packets of the server have the client's
-        // address.
+        // Through a Service: the client sends to the Service's address, the server sends to the client's address.
         let [client, server] =
             fields_of_sides(tuple("10.0.0.5", "10.96.0.1", [4000, 443]), tuple("10.0.0.9", "10.0.0.5", [6443, 4000]));
         assert_eq!(client, ("10.0.0.5".into(), "10.96.0.1".into(), 443, 0));
         assert_eq!(server, ("10.0.0.9".into(), "10.0.0.5".into(), 4000, 0));
-        // From outside, masqueraded: the server's packets have the node's address and port, but the node did not
-        // initiate the connection.
+        // From outside, masqueraded: the server sends to the node's address and port, but the node did not initiate the
+        // connection.
         let [_, server] = fields_of_sides(
             tuple("203.0.113.7", "192.0.2.1", [5000, 30_080]),
             tuple("10.0.0.9", "192.0.2.1", [80, 61_000]),

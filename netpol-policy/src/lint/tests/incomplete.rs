@@ -87,7 +87,7 @@ fn a_label_with_the_domain_of_a_controller_may_be_set_later() {
 }
 
 #[test]
-fn the_finding_for_a_policy_without_pods_names_pods_with_the_labels_elsewhere() {
+fn if_a_policy_selects_no_pods_the_finding_lists_pods_of_other_namespaces_with_the_labels() {
     let host = "{apiVersion: v1, kind: Pod, metadata: {name: node-0, namespace: shop, labels: {app: node}}, spec: {hostNetwork: true}}\n---\n";
     let (found, _) = lint(host, &policy("matchLabels: {app: node}", "ingress: []"));
     let expected = "NP010 spec.podSelector: podSelector app=node selects host-network pods only: shop/node-0. No policy applies to \

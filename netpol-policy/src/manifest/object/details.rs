@@ -46,7 +46,7 @@ impl ObjectReader {
 
     /// Records the labels in the spec of a custom resource. The controller of the custom resource may create pods with
     /// these labels.
-    pub(super) fn record_template_details(&mut self, api_version: &str, kind: &str, value: &Value) {
+    pub(super) fn record_custom_resource_labels(&mut self, api_version: &str, kind: &str, value: &Value) {
         if self.is_offline && is_custom(api_version) {
             let namespace = value["metadata"]["namespace"].as_str().filter(|name| !name.is_empty());
             let namespace: NamespaceName = namespace.unwrap_or("default").into();
@@ -57,7 +57,7 @@ impl ObjectReader {
                 kind: kind.into(),
                 labels,
             });
-            self.parsed.details.templates.extend(templates);
+            self.parsed.details.custom_resource_labels.extend(templates);
         }
     }
 }

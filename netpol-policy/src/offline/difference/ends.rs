@@ -132,8 +132,8 @@ fn old_and_new_pods<'p>(
     let others = |pods: &'p [PodKey], cluster: usize| {
         let only_here: Vec<&PodKey> = pods.iter().filter(|pod| !in_both.contains(pod)).collect();
         let all = pods.iter().collect();
-        // If no pod is only in this cluster, the pods that are only in the other cluster are paired with all pods of
-        // this cluster.
+        // If all pods of this cluster are also in the other cluster, the pods that only the other cluster has are paired
+        // with these pods.
         one_pod_per_end(reachability, cluster, if only_here.is_empty() { all } else { only_here })
     };
     let has_others = old.len() > in_both.len() || new.len() > in_both.len();

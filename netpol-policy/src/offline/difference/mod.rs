@@ -77,8 +77,8 @@ struct Comparison<'c, 'e> {
     ends: &'e [DifferenceEnd],
     /// A cache of the policies that isolate an end, in one cluster and one direction.
     isolating: HashMap<causes::IsolatingKey, Vec<crate::model::PolicyKey>>,
-    /// A cache of the results of [`Comparison::change`], by the old ports, the new ports, and whether unknown ports may
-    /// have another verdict than before.
+    /// A cache of the results of [`Comparison::change`], by the old ports, the new ports, and whether the actual
+    /// verdict at ports with an unknown verdict may have changed.
     changes_by_ports: HashMap<(PortIds, PortIds, bool), Option<u32>>,
     /// Each distinct change, with a number.
     changes: Interner<PortChange>,
@@ -154,7 +154,7 @@ impl<'c, 'e> Comparison<'c, 'e> {
         number
     }
 
-    /// Returns whether ports that were unknown, and still are, may have another verdict than before.
+    /// Returns whether the actual verdict may have changed at ports of which the verdict is unknown in both clusters.
     fn unknown_differs(&self, from: &DifferenceEnd, to: &DifferenceEnd) -> bool {
         let ids = |cluster: usize| from.ids[cluster].zip(to.ids[cluster]);
         let (Some(old), Some(new)) = (ids(OLD), ids(NEW)) else { return true };
@@ -164,9 +164,10 @@ impl<'c, 'e> Comparison<'c, 'e> {
 
 impl Difference {
     /// Returns whether a connection that was denied is allowed now, or the reverse.
-    pub fn is_definite(&self) -> bool {
+    pub fn has_known_change(&self) -> bool {
         let known = |verdicts: &[Verdict; 2]| !verdicts.contains(&Verdict::Unknown);
-        self.rows.iter().any(Row::is_definite) || self.services.iter().any(|service| service.sources.keys().any(known))
+        self.rows.iter().any(Row::has_known_change)
+            || self.services.iter().any(|service| service.sources.keys().any(known))
     }
 
     /// Returns whether a verdict that was or is unknown may have changed.
@@ -179,7 +180,7 @@ impl Difference {
 
 impl Row {
     /// Returns whether a port that was denied is allowed now, or the reverse.
-    fn is_definite(&self) -> bool {
+    fn has_known_change(&self) -> bool {
         !self.change.allowed.is_empty() || !self.change.denied.is_empty()
     }
 }
@@ -188,7 +189,7 @@ impl Row {
 type Pair = (EndId, EndId);
 
 impl Reachability<'_> {
-    /// Returns whether the unknown ports of the old pair and the new pair may have different verdicts. This is so if
+    /// Returns whether the old pair and the new pair may have different actual verdicts at ports with unknown verdicts. This is so if
     /// the two pairs have different policies that netpol does not evaluate, or different rules that depend on unknown
     /// addresses. It is also so if these policies and rules are the same, but the remote addresses differ.
     fn unknown_differs(&self, old: Pair, new: Pair) -> bool {

@@ -109,7 +109,7 @@ impl Comparison<'_, '_> {
         let mut sources: BTreeMap<[Verdict; 2], Vec<usize>> = BTreeMap::new();
         let ends = self.ends;
         for (index, source) in ends.iter().enumerate().filter(|(_, end)| !end.is_outside()) {
-            // Only one of the clusters has this source.
+            // Skips sources that only one of the clusters has.
             if source.ids.contains(&None) {
                 continue;
             }

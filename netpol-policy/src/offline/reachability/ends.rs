@@ -23,7 +23,7 @@ pub(super) struct Side {
     /// The numbers of the rules in [`OfflineCluster::state`], sorted. These rules allow connections. `None`: no policy
     /// isolates the pod.
     pub(super) rules: Option<Vec<u32>>,
-    /// The numbers of the rules in [`OfflineCluster::at_most`], sorted. These rules allow connections, or may allow
+    /// The numbers of the rules in [`OfflineCluster::most_permissive`], sorted. These rules allow connections, or may allow
     /// them, depending on unknown addresses. `None`: no policy isolates the pod.
     pub(super) possible_rules: Option<Vec<u32>>,
     /// The hashes of the policies that netpol does not evaluate and that may change the verdict, sorted.
@@ -71,19 +71,19 @@ pub(super) struct Values {
 pub(super) struct CompiledCluster<'c> {
     pub(super) cluster: &'c OfflineCluster,
     pub(super) policies: BTreeMap<PolicyKey, CompiledPolicy>,
-    /// The policies in [`OfflineCluster::at_most`], if the cluster has this state.
-    at_most: Option<BTreeMap<PolicyKey, CompiledPolicy>>,
+    /// The policies in [`OfflineCluster::most_permissive`], if the cluster has this state.
+    most_permissive: Option<BTreeMap<PolicyKey, CompiledPolicy>>,
 }
 
 impl<'c> CompiledCluster<'c> {
     pub(super) fn new(cluster: &'c OfflineCluster, values: &mut Values) -> Self {
         let policies = compile(cluster.state(), &mut values.conditions);
-        let at_most = cluster.at_most().map(|state| compile(state, &mut values.conditions));
-        for rules in policies.values().chain(at_most.iter().flat_map(BTreeMap::values)) {
+        let most_permissive = cluster.most_permissive().map(|state| compile(state, &mut values.conditions));
+        for rules in policies.values().chain(most_permissive.iter().flat_map(BTreeMap::values)) {
             let egress = rules[Direction::Egress as usize].iter().flatten();
             values.port_names.extend(egress.flat_map(|rule| rule.port_names.iter().cloned()));
         }
-        Self { cluster, policies, at_most }
+        Self { cluster, policies, most_permissive }
     }
 
     /// Returns the pods that policies can select, with the numbers of their ends.
@@ -127,7 +127,7 @@ impl<'c> CompiledCluster<'c> {
             (!isolating.is_empty()).then_some(numbers)
         };
         let rules = rules_in(&self.policies);
-        let possible_rules = self.at_most.as_ref().map_or_else(|| rules.clone(), rules_in);
+        let possible_rules = self.most_permissive.as_ref().map_or_else(|| rules.clone(), rules_in);
         let unevaluated = self.cluster.unevaluated_for_pod(pod, direction).into_iter();
         let mut unevaluated: Vec<u64> = unevaluated.map(|index| self.cluster.unevaluated()[index].content).collect();
         unevaluated.sort_unstable();

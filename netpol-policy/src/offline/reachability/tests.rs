@@ -170,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn equal_ids_of_two_ends_in_two_clusters_mean_equal_ports_between_them(
+    fn a_source_and_a_destination_with_the_same_ids_in_two_clusters_have_the_same_ports(
         policies in vec(policy(), 1..5),
         added in vec(policy(), 0..2),
         pods in vec(pod(), 2..6),

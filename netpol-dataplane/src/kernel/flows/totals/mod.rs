@@ -251,8 +251,8 @@ impl Tracker {
         }
     }
 
-    /// Reserves room for one more flow of this interface. There is room if the number of the interface's kept flows is
-    /// less than the number of flows that all interfaces together could still add. So the flows of one pod take at most
+    /// Reserves room for one more flow of this interface. There is room if the interface has fewer kept flows than there
+    /// are free places (`MAX_KEPT` minus all kept flows). So the flows of one pod take at most
     /// half of the room, those of the next pod half of the rest, and so on. Returns whether there was room.
     fn reserve_room(&mut self, interface: IfIndex) -> bool {
         let count = self.by_interface.entry(interface).or_default();

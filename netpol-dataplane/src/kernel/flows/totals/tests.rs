@@ -147,7 +147,10 @@ fn a_new_flow_with_the_same_key_ends_the_earlier_one() {
     assert_eq!(summary(&ended), [(1, Some(FlowEndReason::Closed), 10, 20)]);
     let ended = test.read(2, &[]);
     assert_eq!(summary(&ended), [(1, Some(FlowEndReason::Evicted), 1, 2)]);
-    assert!(ended[0].started > test.clocks.time - Duration::from_secs(5), "the record has the start of the first flow");
+    assert!(
+        ended[0].started > test.clocks.time - Duration::from_secs(5),
+        "the record must have the start of the second flow"
+    );
 }
 
 #[test]
