@@ -227,7 +227,9 @@ fn wait_reports_nodes_without_an_agent() {
     let run = cluster.netpol(&["wait", "--for", "policy/shop/db"]);
     assert_eq!(run.code, 0, "{}", run.err);
     assert!(
-        run.err.starts_with("nodes without an agent are unknown, cannot list nodes: nodes is forbidden"),
+        run.err.starts_with(
+            "cannot check which nodes have no agent, because the nodes cannot be listed: nodes is forbidden"
+        ),
         "{}",
         run.err
     );

@@ -56,15 +56,15 @@ fn policies_are_recorded_from_the_flows_of_all_agents_and_the_pods_of_the_cluste
             .expect("a pod");
     }
     let run = cluster.netpol(&["record", "-n", "shop"]);
-    let remark = "Not complete: 12 records of flows are missing (5 over the agents' rate limits, 7 lost), and may need more rules";
+    let remark = "Not complete: 12 records of flows are missing (5 over the agents' rate limits, 7 lost); the missing flows may need more rules";
     assert_eq!((run.code, run.err), (0, format!("netpol: {remark}\n")));
     expect![[r##"
         # Recorded by netpol: 5 flows, from 2026-11-29T12:00:00Z to 2026-11-29T12:00:01Z
         # Nodes: n1, n2
         # Connections that were not observed in this time are denied
         # No flow was observed, so all traffic is denied: Pod shop/idle
-        # Not complete: 12 records of flows are missing (5 over the agents' rate limits, 7 lost), and may need more
-        #   rules
+        # Not complete: 12 records of flows are missing (5 over the agents' rate limits, 7 lost); the missing flows may
+        #   need more rules
         ---
         # Namespace shop: denies everything that no other policy allows
         apiVersion: networking.k8s.io/v1

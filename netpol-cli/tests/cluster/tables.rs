@@ -151,7 +151,7 @@ fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
         shop/suspended: spec.egress[0]: unknown field
 
         flows are counted since 2026-11-29T11:30:00Z or earlier
-        not in the table: 5 allowed flows of unknown rules, or of rules without a counter
+        not in the table: 5 allowed flows of which the rule is not known, or has no counter
     "#]]
     .assert_eq(&cluster.netpol(&["policies", "-A"]).out);
     expect![[r#"
@@ -185,7 +185,7 @@ fn denials_are_unknown_if_a_policy_is_not_evaluated_or_flows_are_not_listed() {
         shop/db-next (1 pod, in shadow mode since 2026-11-29T11:15:00Z): denials are
           unknown
         shop/web-next (1 pod, in shadow mode since 2026-11-29T11:15:00Z): denials are
-          unknown: 9 flows of its namespace are not listed
+          unknown: 9 more would-be denials in its namespace are counted, but not listed
     "#]]
     .assert_eq(&cluster.netpol(&["shadow", "report", "-A"]).out);
     let output = cluster.netpol(&["shadow", "report", "-A", "-o", "json"]).out;
@@ -236,8 +236,8 @@ fn the_shadow_report_prints_denials_or_that_there_were_none() {
     expect![[r#"
         shop/db-next (2 pods, in shadow mode since 2026-11-29T11:15:00Z): would have
           denied nothing in the last 1h
-        not complete: the agents on these nodes started in this time (the last one at
-          2026-11-29T11:50:00Z): n2
+        not complete: the agents on these nodes started after the beginning of the
+          period (the last one at 2026-11-29T11:50:00Z): n2
     "#]]
     .assert_eq(&with_reports(shadow("n1", 0), restarted).netpol(&["shadow", "report", "-n", "shop"]).out);
     expect![[r#"

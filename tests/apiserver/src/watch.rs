@@ -181,7 +181,10 @@ impl Watch {
         if initial {
             self.send_initial_events(writer).await?;
         }
-        let (bookmark_every, mut bookmarked) = (self.shared.lock().bookmark_every, self.version);
+        let bookmark_every = self.shared.lock().bookmark_every;
+        // The version of the last bookmark; at first, the version from which the client watches. `None`: the client has no
+        // version yet, because no bookmark marked the end of the initial events.
+        let mut bookmarked = (!initial || self.marks_initial_end).then_some(self.version);
         let mut next_bookmark = Instant::now() + bookmark_every;
         loop {
             // Marks earlier changes as seen. A change during `send` ends the `select!` below at once.
@@ -200,8 +203,8 @@ impl Watch {
                 }
                 () = sleep_until(next_bookmark) => {
                     next_bookmark = Instant::now() + bookmark_every;
-                    if self.bookmarks && self.version != bookmarked {
-                        bookmarked = self.version;
+                    if self.bookmarks && bookmarked != Some(self.version) {
+                        bookmarked = Some(self.version);
                         writer.write(self.bookmark(false), None).await?;
                     }
                 }
