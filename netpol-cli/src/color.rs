@@ -43,7 +43,7 @@ impl ColorMode {
         let color = match verdict {
             Verdict::Allow => GREEN,
             Verdict::Unknown => YELLOW,
-            Verdict::Some | Verdict::Deny => RED,
+            Verdict::Partial | Verdict::Deny => RED,
         };
         self.paint(color, text)
     }

@@ -140,7 +140,7 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
         _ if !input.is_complete() => Exit::InvalidInput,
         Verdict::Allow => live_exit,
         Verdict::Unknown => Exit::Unknown,
-        Verdict::Some | Verdict::Deny => Exit::Negative,
+        Verdict::Partial | Verdict::Deny => Exit::Negative,
     })
 }
 

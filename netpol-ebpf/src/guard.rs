@@ -153,7 +153,8 @@ mod arp {
 }
 
 /// Checks an ARP packet from a pod. The packet is at the offset `start`. Its sender addresses must be the pod's own MAC
-/// and IPv4 address. A probe, which checks whether an address is free, has the sender IPv4 address 0.0.0.0.
+/// and IPv4 address. A probe, which checks whether an address is free, has the sender IPv4 address 0.0.0.0. Returns
+/// [`Reason::NeighborDiscovery`] if the packet is allowed, else the reason for the denial.
 #[inline(always)]
 pub(crate) fn check_arp<S: Context>(context: &S, start: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
@@ -211,7 +212,8 @@ mod icmpv6 {
 /// unspecified. Advertised targets must be the pod's addresses. Options with a link-layer address must have the pod's
 /// MAC address, if it is known. The destination of listener discovery must be a multicast address; all other
 /// destinations must be on the link. The message must not be longer than the protocols need. Other types of messages
-/// are denied, such as router advertisements, redirects and queries.
+/// are denied, such as router advertisements, redirects and queries. Returns [`Reason::NeighborDiscovery`] if the
+/// message is allowed, else the reason for the denial.
 #[inline(always)]
 pub(crate) fn check_discovery<S: Context>(context: &S, ip_offset: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
@@ -350,7 +352,8 @@ fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> 
 
 /// Returns the verdict on a message that passed the other checks. The message is allowed if it is not too long
 /// (`fits`), and if the endpoint's token bucket, which limits the rate of messages, has a token. Takes this token.
-/// Several CPUs may take the same token at the same time, so the limit is not exact.
+/// Several CPUs may take the same token at the same time, so the limit is not exact. [`Reason::NeighborDiscovery`] means
+/// allowed.
 #[inline(always)]
 fn charge<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
     let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take_token(context, slot));

@@ -34,13 +34,13 @@ const SHAPES: [Shape; 9] = [
     ("one port each, for all peers", |count| {
         policies(count, |i| Rule { peers: Peers::Any, ports: Ports::Of(vec![port(i)]) })
     }),
-    ("one port each, with a different selector each that matches no peer pod", |count| {
+    ("one port each, for a peer selector that matches no pod (another selector in each policy)", |count| {
         policies(count, |i| rule(pods_of_app(&format!("app-{i}")), port(i)))
     }),
-    ("one port each, for the same peer pod, with the same selector", |count| {
+    ("one port each, for the same peer pod (the same selector in each policy)", |count| {
         policies(count, |i| rule(pods_of_app("front"), port(i)))
     }),
-    ("one port each, for the same peer pod, with a different selector each", |count| {
+    ("one port each, for the same peer pod (another selector in each policy)", |count| {
         policies(count, |i| rule(pods_with_label(i), port(i)))
     }),
     ("one nested block each", |count| policies(count, |i| rule(block(nested_cidr(i), &[]), port(i)))),

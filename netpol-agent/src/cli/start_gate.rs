@@ -40,7 +40,7 @@ pub(super) fn start(args: &RunArgs, requests: &Requests) {
             }
             Err(error) => {
                 tracing::error!(%error, "CNI plugin not installed: the agent's own path is unknown");
-                stats.record_disconnected(format!("the agent's own path is unknown: {error}"));
+                stats.record_error(format!("the agent's own path is unknown: {error}"));
             }
         },
         StartGate::Auto | StartGate::Off => {}

@@ -45,7 +45,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
             Err(error) => netpol_policy::text::error_chain(&error),
         };
         gate.disconnected();
-        if stats.record_disconnected(error.clone()) {
+        if stats.record_error(error.clone()) {
             tracing::warn!(
                 socket = %socket.display(), %error, retry_ms = wait.as_millis(),
                 "not connected to the container runtime; pods start without waiting until their policies are enforced"

@@ -66,7 +66,7 @@ impl GateStats {
 
     /// Records why no runtime is connected, or why the CNI plugin is not installed. Returns whether this error is new:
     /// it differs from the last error, or the gate has worked since the last error.
-    pub fn record_disconnected(&self, error: String) -> bool {
+    pub fn record_error(&self, error: String) -> bool {
         let mut state = self.lock();
         let is_new = state.error.as_ref() != Some(&error);
         (state.runtime, state.configuration, state.error) = (None, None, Some(error));
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn the_same_error_is_new_again_after_a_connection() {
         let stats = GateStats::default();
-        let closed = || stats.record_disconnected("the runtime closed the connection".into());
+        let closed = || stats.record_error("the runtime closed the connection".into());
         assert!(closed() && !closed());
         stats.record_connected("containerd 2.2".into());
         assert!(closed());

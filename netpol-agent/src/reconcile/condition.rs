@@ -318,7 +318,7 @@ impl<D: Dataplane> Reconciler<D> {
         let desired =
             if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
         let written = &pod_endpoint.endpoint;
-        // While an entry is missing that policies in shadow mode need, `desired_endpoint` omits these policies.
+        // While a map entry for policies in shadow mode is missing, `desired_endpoint` omits these policies.
         let is_written = |policy: EndpointPolicy| {
             let shadow = [policy.shadow_ingress, policy.shadow_egress];
             [policy.ingress, policy.egress] == [written.ingress, written.egress]

@@ -172,7 +172,7 @@ pub struct Reconciler<D> {
     history: History,
     /// Suspensions of enforcement, as of the last time that the engine was available.
     suspensions: Vec<Suspension>,
-    /// Suspensions that have not started yet: a suspension starts at most 24 hours before its end. Also as of the last
+    /// Suspensions that end more than 24 hours from now. Each of them starts 24 hours before its end. Also as of the last
     /// time that the engine was available.
     pending_suspensions: Vec<Suspension>,
     /// When a suspension ends or takes effect next.

@@ -32,7 +32,7 @@ impl Shortage {
             if changed <= MAX_LOGGED {
                 let Omitted { blocks, ports, policy_items, entries } = omitted;
                 tracing::error!(%policy, blocks, ports, policy_items, entries,
-                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are omitted and allow nothing; policy_items: all ipBlocks and ports of the policy");
+                    "policies exceed --max-policy-memory, so the policy is only partly enforced; blocks, ports, entries: numbers of its ipBlocks, ports and map entries that are omitted and allow nothing; policy_items: number of all ipBlocks and ports of the policy");
             }
         }
         if changed > MAX_LOGGED {

@@ -42,7 +42,7 @@ impl<D: Dataplane> Reconciler<D> {
             let Suspension { namespace, cluster, until, .. } = suspension;
             tracing::warn!(
                 %namespace, cluster, %until,
-                "enforcement is not suspended yet: a suspension lasts at most 24 hours, and its end is later than that; set an earlier time, or remove the \
+                "enforcement is not suspended yet: a suspension starts at most 24 hours before its end; set an earlier end, or remove the \
                  annotation"
             );
         }

@@ -50,14 +50,14 @@ impl JsonService {
 }
 
 /// Returns the changes of verdicts on connections to a Service's port: the kind of change, the new verdict, and the
-/// sources. `Verdict::Some` means that only some backends are allowed.
+/// sources. `Verdict::Partial` means that only some backends are allowed.
 pub(super) fn kinds(change: &ServiceChange) -> impl Iterator<Item = (&'static str, Verdict, &[usize])> {
     change.sources.iter().map(|([before, now], sources)| {
         let kind = match (before, now) {
             (_, Verdict::Unknown) => "unknown",
             (_, Verdict::Allow) => "now allowed",
-            (Verdict::Allow, Verdict::Some) => "now denied for some backends",
-            (_, Verdict::Some) => "now allowed for some backends",
+            (Verdict::Allow, Verdict::Partial) => "now denied for some backends",
+            (_, Verdict::Partial) => "now allowed for some backends",
             (_, Verdict::Deny) => "now denied",
         };
         (kind, *now, &sources[..])
@@ -96,13 +96,13 @@ mod tests {
 
     #[test]
     fn the_kind_of_a_change_depends_on_both_verdicts() {
-        use Verdict::{Allow, Deny, Some, Unknown};
+        use Verdict::{Allow, Deny, Partial, Unknown};
         for (verdicts, expected) in [
             ([Deny, Allow], "now allowed"),
-            ([Some, Allow], "now allowed"),
-            ([Deny, Some], "now allowed for some backends"),
-            ([Allow, Some], "now denied for some backends"),
-            ([Some, Deny], "now denied"),
+            ([Partial, Allow], "now allowed"),
+            ([Deny, Partial], "now allowed for some backends"),
+            ([Allow, Partial], "now denied for some backends"),
+            ([Partial, Deny], "now denied"),
             ([Allow, Unknown], "unknown"),
         ] {
             let change = ServiceChange {

@@ -67,8 +67,8 @@ struct Class {
     is_outside: bool,
     /// Whether the node stands for several pods. If not, a connection from the node to itself is hairpin traffic.
     has_second_pod: bool,
-    /// For each direction of [`Direction::BOTH`], the ports that the policies of this node allow with all nodes of the
-    /// graph.
+    /// For each direction of [`Direction::BOTH`], the ports at which the policies of this node allow connections with
+    /// every node of the graph.
     common: [PortSet; 2],
 }
 
@@ -167,7 +167,7 @@ fn ranges(addresses: &AddressSet) -> Vec<String> {
     addresses.ranges().map(|(first, last)| AddressSet::between(first, last).to_string()).collect()
 }
 
-/// Returns the ports that the policies of `end` allow with each of `ends`.
+/// Returns the ports at which the policies of `end` allow connections with every one of `ends`.
 fn common_ports(reachability: &mut Reachability<'_>, end: EndId, ends: &[EndId], direction: Direction) -> PortSet {
     let mut common = PortSet::all();
     for other in ends {
@@ -207,7 +207,7 @@ fn pairs(reachability: &mut Reachability<'_>, classes: &[Class]) -> Pairs {
     pairs
 }
 
-/// Returns the first badges of a node, with the ports that its policies allow with all nodes.
+/// Returns the first badges of a node, with the ports at which its policies allow connections with every node.
 fn badges(class: &Class) -> Vec<String> {
     if class.is_outside {
         return Vec::new();

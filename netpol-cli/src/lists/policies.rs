@@ -223,7 +223,7 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Resu
     let other: u64 = lists.iter().map(|list| list.other_flows).sum();
     if other > 0 {
         let flows = counted_u64(other, "allowed flow");
-        writeln!(out, "not in the table: {flows} of which the rule is not known, or has no counter")?;
+        writeln!(out, "not in the table: {flows} by unknown rules or rules without a counter")?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Tests `netpol suspend` and `netpol resume`. These commands suspend and resume the enforcement of policies by
-//! changing annotations of a Namespace, with the user's rights.
+//! changing annotations of a Namespace, with the user's rights. A suspension of the whole cluster is an annotation of
+//! the Namespace in which the agents run, here `kube-system`.
 
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,7 @@ fn the_owner_of_a_namespace_can_suspend_it_and_the_end_depends_on_the_clock_of_t
 }
 
 #[test]
-fn a_suspension_of_the_cluster_is_refused_in_a_namespace_without_agents() {
+fn suspensions_of_the_cluster_are_refused_if_the_given_agent_namespace_has_no_agents() {
     let cluster = cluster(Options::default());
     let suspend = ["suspend", "--cluster", "--for", "1h", "--reason", "x", "--agent-namespace"];
     let run = cluster.netpol(&[&suspend[..], &["ops"]].concat());
@@ -120,7 +121,8 @@ fn resume_reports_other_suspensions_that_still_apply() {
         let reason = format!("reason of {}", scope[scope.len() - 1]);
         let run = cluster.netpol(&[&["suspend", "--for", "1h", "--reason", &reason], scope].concat());
         assert_eq!(run.code, 0, "{}", run.err);
-        // The suspensions of the cluster and of kube-system share one annotation for the reason.
+        // The suspensions of the cluster and of kube-system are both annotations of kube-system, with one annotation for
+        // the reason.
         let replaces = run.out.contains("replaces the reason of another suspension: reason of kube-system\n");
         assert_eq!(replaces, scope == ["--cluster"], "{}", run.out);
     }

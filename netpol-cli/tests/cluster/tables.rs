@@ -151,7 +151,7 @@ fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
         shop/suspended: spec.egress[0]: unknown field
 
         flows are counted since 2026-11-29T11:30:00Z or earlier
-        not in the table: 5 allowed flows of which the rule is not known, or has no counter
+        not in the table: 5 allowed flows by unknown rules or rules without a counter
     "#]]
     .assert_eq(&cluster.netpol(&["policies", "-A"]).out);
     expect![[r#"

@@ -42,7 +42,7 @@ pub(super) fn load(
     behavior: Behavior,
 ) -> Result<(Ebpf, Pins, Capacities), KernelError> {
     pins.make_dirs()?;
-    resize::discard(&pins)?;
+    resize::remove_unfinished(&pins)?;
     let (changed, current) = compare_capacities(&pins, wanted);
     if !changed.is_empty() {
         match load_resized(object, &pins, &changed, wanted, behavior) {
@@ -50,7 +50,7 @@ pub(super) fn load(
             Err(error) => {
                 let maps = resize::joined_names(&changed);
                 tracing::error!(%error, maps, "cannot resize maps in use; all maps keep their old sizes");
-                resize::discard(&pins)?;
+                resize::remove_unfinished(&pins)?;
             }
         }
     }
@@ -69,7 +69,7 @@ fn load_resized(
     wanted: &Capacities,
     behavior: Behavior,
 ) -> Result<Loaded, KernelError> {
-    make_dir(&old.resize())?;
+    make_dir(&old.resize_dir())?;
     let new = Pins { resized: changed.iter().copied().collect(), ..old.clone() };
     let ebpf = load_programs(object, &new, wanted, behavior)?;
     resize::copy(old, &new, wanted)?;

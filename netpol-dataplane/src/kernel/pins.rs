@@ -104,12 +104,12 @@ impl Pins {
     }
 
     pub(super) fn map(&self, map: MapName) -> PathBuf {
-        let directory = if self.resized.contains(&map) { self.resize() } else { self.root.clone() };
+        let directory = if self.resized.contains(&map) { self.resize_dir() } else { self.root.clone() };
         directory.join(map.name())
     }
 
     /// Returns the directory for maps of new sizes.
-    pub(super) fn resize(&self) -> PathBuf {
+    pub(super) fn resize_dir(&self) -> PathBuf {
         self.root.join("resize")
     }
 

@@ -26,8 +26,8 @@ use super::{KernelError, WriteError};
 const BPF_NOEXIST: u64 = 1;
 
 /// Removes the directory `resize/`, with the pins of new maps that an interrupted resize left there.
-pub(super) fn discard(pins: &Pins) -> Result<(), KernelError> {
-    let directory = pins.resize();
+pub(super) fn remove_unfinished(pins: &Pins) -> Result<(), KernelError> {
+    let directory = pins.resize_dir();
     for name in names(&directory) {
         unpin(&directory.join(name))?;
     }
@@ -98,7 +98,7 @@ pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
         fs::rename(&from, &to).map_err(|error| pin_error("replace the map", &to, &error))?;
         pins.resized.remove(&map);
     }
-    discard(pins)?;
+    remove_unfinished(pins)?;
     tracing::info!(maps = joined_names(&maps), "maps were resized");
     Ok(())
 }

@@ -43,7 +43,7 @@ pub fn uninstall(pin_path: &Path) -> Result<UninstallReport, KernelError> {
     for root in versions(pin_path) {
         let pins = Pins::at(root.clone());
         own.maps.extend(map_ids(&root));
-        own.maps.extend(map_ids(&pins.resize()));
+        own.maps.extend(map_ids(&pins.resize_dir()));
         own.programs.extend(program_ids(&pins));
         for ifindex in pins.interfaces() {
             match detach(&pins, ifindex) {

@@ -95,8 +95,9 @@ impl Engine {
                 self.parts.invalidate(key, direction);
             }
             let Some(policy) = self.cluster_state.policies.get(key) else { continue };
-            let selects =
-                |pod: &&PodKey| self.cluster_state.pods.get(*pod).is_some_and(|pod| policy.pods.isolates(&pod.labels));
+            let selects = |pod: &&PodKey| {
+                self.cluster_state.pods.get(*pod).is_some_and(|pod| policy.pods.matches_or_is_invalid(&pod.labels))
+            };
             pods.extend(self.endpoints.of_namespace(&key.namespace).filter(selects).cloned());
         }
         (!policies.is_empty() || !namespaces.is_empty()).then_some(pods)

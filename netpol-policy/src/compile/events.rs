@@ -99,7 +99,7 @@ impl Engine {
                 policies_of(&self.cluster_state, name).filter(|policy| now.of(policy) != before.of(policy)).collect();
             let selects = |pod: &&PodKey| {
                 let pod = self.cluster_state.pods.get(*pod);
-                pod.is_some_and(|pod| changed.iter().any(|policy| policy.pods.isolates(&pod.labels)))
+                pod.is_some_and(|pod| changed.iter().any(|policy| policy.pods.matches_or_is_invalid(&pod.labels)))
             };
             pods.extend(self.endpoints.of_namespace(name).filter(selects).cloned());
             self.memory_limit.record_modes(name, &self.cluster_state);
@@ -125,7 +125,7 @@ impl Engine {
         }
         let selects = |policy: Option<&Policy>, pod: &PodKey| {
             let pod = self.cluster_state.pods.get(pod);
-            policy.is_some_and(|policy| pod.is_some_and(|pod| policy.pods.isolates(&pod.labels)))
+            policy.is_some_and(|policy| pod.is_some_and(|pod| policy.pods.matches_or_is_invalid(&pod.labels)))
         };
         let pods = self.endpoints.of_namespace(&key.namespace);
         let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();

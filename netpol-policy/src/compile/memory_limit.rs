@@ -319,7 +319,7 @@ impl MemoryLimit {
         let mut selecting = Vec::new();
         for policy in policies {
             let selected: Vec<usize> =
-                (0..pods.len()).filter(|index| policy.pods.isolates(&pods[*index].labels)).collect();
+                (0..pods.len()).filter(|index| policy.pods.matches_or_is_invalid(&pods[*index].labels)).collect();
             let Some(sizes) = self.sizes.get(&policy.key).filter(|_| !selected.is_empty()) else { continue };
             let policy_hash = hash(&policy.key);
             for direction in Direction::BOTH.into_iter().filter(|direction| policy.isolates_in(*direction)) {

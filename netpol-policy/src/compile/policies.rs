@@ -51,7 +51,7 @@ impl Engine {
     fn listed<'a>(&'a self, policy: &'a Policy) -> ListedPolicy<'a> {
         let selects = |pod: &&PodKey| {
             let pod = self.cluster_state.pods.get(*pod);
-            pod.is_some_and(|pod| policy.pods.isolates(&pod.labels))
+            pod.is_some_and(|pod| policy.pods.matches_or_is_invalid(&pod.labels))
         };
         let modes = self.cluster_state.effective_modes(&policy.key.namespace);
         ListedPolicy {

@@ -31,7 +31,7 @@ fn isolating<'a>(
 
 /// Returns whether this policy isolates the pod in a direction, in any mode. Both must be in the same namespace.
 pub(super) fn isolates(policy: &Policy, pod: &Pod, direction: Direction) -> bool {
-    policy.pods.isolates(&pod.labels) && policy.isolates_in(direction)
+    policy.pods.matches_or_is_invalid(&pod.labels) && policy.isolates_in(direction)
 }
 
 impl Engine {

@@ -397,7 +397,7 @@ impl RuleSets {
     }
 
     /// Returns whether entries of a rule set, or its ports for any peer, were refused because there was no room.
-    pub(super) fn has_refused(&self, id: RuleSetId) -> bool {
+    pub(super) fn has_refused_entries(&self, id: RuleSetId) -> bool {
         self.by_id.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
     }
 
@@ -416,7 +416,7 @@ impl RuleSets {
 
     /// Returns whether a rule set lacks blocks, ports or entries because of the memory limit.
     pub(super) fn is_incomplete(&self, id: RuleSetId) -> bool {
-        self.by_id.get(&id).is_some_and(|rule_set| rule_set.incomplete_parts > 0) || self.has_refused(id)
+        self.by_id.get(&id).is_some_and(|rule_set| rule_set.incomplete_parts > 0) || self.has_refused_entries(id)
     }
 
     /// Returns all IDs in use.

@@ -185,8 +185,8 @@ impl Engine {
     /// Writes the next classes of addresses and frontends, and then the endpoints, so that the new state is in force.
     fn enforce(&mut self, Prepared { mut changes, moves, frontends, rules }: Prepared) -> Enforced {
         // Frontends are deleted after the addresses are written. If a destination has no frontend, but its address
-        // entry has the flag of nodes, the lookup uses a NodePort. An event can delete a frontend and also remove this
-        // flag of its address. If the frontend were deleted first, the lookup would briefly use the NodePort.
+        // entry is flagged as an address of a node, the lookup treats the destination as a NodePort. An event can delete
+        // a frontend and also remove this flag from its address. If the frontend were deleted first, the lookup would briefly treat it as a NodePort.
         self.write_all(&mut changes, frontends.put().chain(moves.changes()).chain(frontends.deleted()));
         let mut previous_egress = BTreeSet::new();
         for (pod, rule_sets) in rules.endpoints {
@@ -260,9 +260,9 @@ impl Engine {
             // The pod was deleted, or policies do not apply to it any more. If its interface still exists, the agent
             // keeps an orphaned endpoint with this rule set. So the rule set must not change in place.
             if rule_sets.is_none()
-                && let Some(any) = self.rule_sets.freeze(rule_set)
+                && let Some(ports_for_any_peer) = self.rule_sets.freeze(rule_set)
             {
-                self.port_sets.freeze(any);
+                self.port_sets.freeze(ports_for_any_peer);
             }
             self.rule_sets.release(rule_set);
         }

@@ -79,7 +79,7 @@ impl Engine {
                 };
                 let may_change = rule_set
                     .is_some_and(|rule_set| rule_set.may_change(pods.len()) && allows_everything_as_before(rule_set))
-                    && !self.rule_sets.has_refused(id);
+                    && !self.rule_sets.has_refused_entries(id);
                 // A change in place writes its entries before the prefixes of new blocks are written. This is too early
                 // if a new block has exceptions, see `Touched::new_exceptions`.
                 let is_too_early = new.is_some() && touched.new_exceptions;

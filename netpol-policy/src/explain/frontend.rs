@@ -66,7 +66,7 @@ pub(super) fn explain_frontend(
     let verdict = match (source_verdict, Verdict::of_several(backends.iter().map(|backend| backend.verdict))) {
         (Verdict::Deny, _) => Verdict::Deny,
         // Without backends, the packet is evaluated again post-DNAT. So the verdict is never `Verdict::Allow`.
-        (_, None) => source_verdict.max(Verdict::Some),
+        (_, None) => source_verdict.max(Verdict::Partial),
         (_, Some(Verdict::Allow)) => source_verdict,
         (_, Some(of_backends)) => of_backends,
     };

@@ -294,7 +294,7 @@ fn explain_in(
     let mut families: Vec<FamilyPath> =
         connections.iter().map(|connection| explain_family(context, connection, protocol, port)).collect();
     // If the verdict of a family is neither `Allow` nor `Deny`, no family is reported as the only allowed one.
-    let is_uncertain = families.iter().any(|each| matches!(each.verdict, Verdict::Some | Verdict::Unknown));
+    let is_uncertain = families.iter().any(|each| matches!(each.verdict, Verdict::Partial | Verdict::Unknown));
     let allowed_family = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
     let allowed_family = allowed_family.filter(|_| !is_uncertain);
     // The index of the worst verdict; the first one if several are equally bad.

@@ -133,7 +133,8 @@ impl Writer<'_> {
             Direction::Egress => "Egress: ",
             Direction::Ingress => "Ingress: ",
         };
-        // Egress to a Service is allowed here if the verdict can only be computed for each backend.
+        // With the reason `Service`, the verdict of this side is `Allow`, but the backends decide the verdict of the
+        // connection.
         let verdict = match side.reason {
             Cause::Evaluated(Reason::Service) => "depends on the backend",
             _ => side.verdict.name(),
@@ -168,7 +169,7 @@ impl Writer<'_> {
                 }
                 None => format!("Policies in shadow mode would allow it: {policies}"),
             },
-            (Verdict::Some | Verdict::Unknown, _) => {
+            (Verdict::Partial | Verdict::Unknown, _) => {
                 format!("The verdict with policies in shadow mode is unknown: {policies}")
             }
         };

@@ -11,7 +11,8 @@ pub enum Verdict {
     /// Allowed.
     Allow,
     /// Of several connections, some are allowed and some are denied. Also used for a Service without backends.
-    Some,
+    #[serde(rename = "some")]
+    Partial,
     /// The verdict depends on a policy that is not evaluated, on an unknown address, or on objects that the user cannot
     /// list.
     Unknown,
@@ -31,14 +32,14 @@ impl Verdict {
     }
 
     /// Returns one verdict for several connections, such as those to the backends of a Service. If all connections have
-    /// the same verdict, returns this verdict. Otherwise returns [`Verdict::Some`] if some are allowed and some are
+    /// the same verdict, returns this verdict. Otherwise returns [`Verdict::Partial`] if some are allowed and some are
     /// denied, else [`Verdict::Unknown`]. `None` without connections.
     pub fn of_several(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
         let verdicts: BTreeSet<Self> = verdicts.into_iter().collect();
         let has = |verdict| verdicts.contains(&verdict);
         Some(match verdicts.first()? {
             first if verdicts.len() == 1 => *first,
-            _ if has(Self::Some) || has(Self::Allow) && has(Self::Deny) => Self::Some,
+            _ if has(Self::Partial) || has(Self::Allow) && has(Self::Deny) => Self::Partial,
             _ => Self::Unknown,
         })
     }
@@ -47,7 +48,7 @@ impl Verdict {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Allow => "allow",
-            Self::Some => "some",
+            Self::Partial => "some",
             Self::Unknown => "unknown",
             Self::Deny => "deny",
         }

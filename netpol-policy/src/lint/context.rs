@@ -75,8 +75,9 @@ impl<'a> Context<'a> {
         let view = |policy: &'a Policy| {
             let groups = groups.get(&policy.key.namespace).map(Vec::as_slice).unwrap_or_default();
             let selected = candidates(&by_label, &policy.key.namespace, groups, &policy.pods);
-            let is_selected =
-                |index: &usize| !groups[*index].host_network && policy.pods.isolates(groups[*index].labels);
+            let is_selected = |index: &usize| {
+                !groups[*index].host_network && policy.pods.matches_or_is_invalid(groups[*index].labels)
+            };
             PolicyView { policy, selected: selected.filter(is_selected).collect() }
         };
         let policies: Vec<PolicyView<'_>> = policies.into_values().map(view).collect();

@@ -52,9 +52,9 @@ impl Selector {
         !self.invalid && self.requirements.iter().all(|requirement| requirement.holds(labels))
     }
 
-    /// Returns whether a policy with this selector isolates a pod with these labels. An invalid selector isolates every
-    /// pod of the namespace: if it isolated none, an error in a policy would leave the intended pods without isolation.
-    pub fn isolates(&self, labels: &Labels) -> bool {
+    /// Same as [`Self::matches`], but true for an invalid selector. Used for the pods that a policy isolates: if an invalid
+    /// selector matched no pod, an error in a policy would leave the intended pods without isolation.
+    pub fn matches_or_is_invalid(&self, labels: &Labels) -> bool {
         self.invalid || self.requirements.iter().all(|requirement| requirement.holds(labels))
     }
 }

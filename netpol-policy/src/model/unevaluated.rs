@@ -108,15 +108,14 @@ impl PolicyScope {
             Direction::Egress => self.egress,
         };
         let is_overridden = self.kind == UnevaluatedKind::Baseline && is_isolated;
-        // `isolates` is true for an invalid selector, because that selector may match every pod.
+        // An invalid selector may match every pod.
         has_direction
             && !is_overridden
             && pod.is_selectable()
             && self.namespace.as_ref().is_none_or(|name| *name == pod.key.namespace)
-            && self
-                .subjects
-                .iter()
-                .any(|subject| subject.namespaces.isolates(namespace) && subject.pods.isolates(&pod.labels))
+            && self.subjects.iter().any(|subject| {
+                subject.namespaces.matches_or_is_invalid(namespace) && subject.pods.matches_or_is_invalid(&pod.labels)
+            })
     }
 }
 

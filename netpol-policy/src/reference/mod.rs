@@ -178,7 +178,7 @@ pub fn isolating_in<'w>(
     of_namespace.filter(move |policy| {
         pod.is_selectable()
             && (mode == Mode::Shadow || modes.of(policy) == Mode::Enforce)
-            && policy.pods.isolates(&pod.labels)
+            && policy.pods.matches_or_is_invalid(&pod.labels)
             && policy.isolates_in(direction)
     })
 }

@@ -82,7 +82,7 @@ impl Printer {
             .collect();
         println!(
             "\n  Each cell shows the connections from the row to the column, one character for each port: {}.\n  \
-             The letter of the port: allowed, {}: dropped, {}: not as expected.",
+             The port's letter means allowed, {} means dropped, {} means not as expected.",
             letters.join(", "),
             self.paint(Style::Dim, "·"),
             self.paint(Style::Bad, "!"),

@@ -326,9 +326,9 @@ impl Aggregator {
         }
     }
 
-    /// Records that a publication can never be written, because its object was deleted or the API server rejects the
-    /// publication. If the pod was deleted, all its series are removed; otherwise only this series. A notice is due
-    /// again later, as in [`Self::published`].
+    /// Records that a publication is not retried, because its object was deleted or the API server rejects it. If the
+    /// pod was deleted, all its series are removed; otherwise only this series. A notice is due again after the same
+    /// time as a notice that was written.
     pub fn discarded(&mut self, publication: &Publication, reason: DropReason, now: Instant) {
         match publication {
             Publication::Denied(series) => {

@@ -38,7 +38,7 @@ pub enum NoticeReason {
     InvalidPolicyField,
     /// Enforcement is suspended.
     EnforcementSuspended,
-    /// A suspension has not started yet: it lasts at most 24 hours, and its end is later than that.
+    /// A suspension has not started yet: it starts at most 24 hours before its end.
     SuspensionNotStarted,
     /// A suspension has ended.
     EnforcementResumed,
@@ -85,8 +85,8 @@ impl Notice {
                 format!("{what} are enforced again; enforcement was suspended until {until}{because}")
             }
             NoticeReason::SuspensionNotStarted => format!(
-                "enforcement is not suspended yet: a suspension lasts at most 24 hours, and {until} is later than \
-                 that{because}; set an earlier time"
+                "enforcement is not suspended yet: a suspension starts at most 24 hours before its end, {until}{because}; \
+                 set an earlier end"
             ),
             NoticeReason::EnforcementSuspended | NoticeReason::InvalidPolicyField => {
                 format!("{what} are not enforced until {until}{because}")

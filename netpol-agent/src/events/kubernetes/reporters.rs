@@ -48,7 +48,7 @@ fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> boo
         let pods = cluster_state.pods.range(from..).map(|(_, pod)| pod).take(MAX_PODS);
         pods.take_while(|pod| pod.key.namespace == *namespace).filter(|pod| pod.is_selectable())
     };
-    let selected = nodes_of_first_pods(in_namespace().filter(|pod| policy.pods.isolates(&pod.labels)));
+    let selected = nodes_of_first_pods(in_namespace().filter(|pod| policy.pods.matches_or_is_invalid(&pod.labels)));
     let nodes = if selected.is_empty() { nodes_of_first_pods(in_namespace()) } else { selected };
     if !nodes.is_empty() {
         return nodes.contains(node);

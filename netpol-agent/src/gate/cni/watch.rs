@@ -71,7 +71,7 @@ pub fn report(result: &Result<Installed, InstallError>, stats: &GateStats) {
     match result {
         Ok(installed) => stats.record_installed(installed.file.display().to_string()),
         Err(error) => {
-            stats.record_disconnected(error.to_string());
+            stats.record_error(error.to_string());
         }
     }
     log(result);

@@ -56,7 +56,7 @@ fn the_verdict_depends_on_how_many_backends_are_allowed() {
     // The rules are evaluated with the address and the target port of each backend, not with those of the Service.
     for (egress, verdict, backends) in [
         ("[{to: [{podSelector: {matchLabels: {app: db}}}]}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
-        ("[{to: [{podSelector: {matchLabels: {tier: a}}}]}]", Verdict::Some, [Verdict::Allow, Verdict::Deny]),
+        ("[{to: [{podSelector: {matchLabels: {tier: a}}}]}]", Verdict::Partial, [Verdict::Allow, Verdict::Deny]),
         ("[]", Verdict::Deny, [Verdict::Deny, Verdict::Deny]),
         ("[{to: [{ipBlock: {cidr: 10.96.0.7/32}}]}]", Verdict::Deny, [Verdict::Deny, Verdict::Deny]),
         ("[{ports: [{port: 80}]}]", Verdict::Deny, [Verdict::Deny, Verdict::Deny]),
@@ -76,15 +76,15 @@ fn the_verdict_depends_on_how_many_backends_are_allowed() {
 
 #[test]
 fn several_connections_have_the_verdict_some_if_one_is_allowed_and_one_denied() {
-    use Verdict::{Allow, Deny, Some as Part, Unknown};
+    use Verdict::{Allow, Deny, Partial, Unknown};
     for (verdicts, expected) in [
         (&[][..], None),
         (&[Allow, Allow], Some(Allow)),
         (&[Deny], Some(Deny)),
         (&[Unknown, Unknown], Some(Unknown)),
-        (&[Allow, Deny, Unknown], Some(Part)),
-        (&[Part, Unknown], Some(Part)),
-        (&[Deny, Part], Some(Part)),
+        (&[Allow, Deny, Unknown], Some(Partial)),
+        (&[Partial, Unknown], Some(Partial)),
+        (&[Deny, Partial], Some(Partial)),
         (&[Unknown, Deny], Some(Unknown)),
         (&[Unknown, Allow], Some(Unknown)),
     ] {
@@ -158,7 +158,7 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
     let all_backends = "[{to: [{podSelector: {matchLabels: {app: db}}}]}]";
     // `node` is the last byte of the node's address. `owner` is the owner of the frontend: a Service or a hostPort.
     for (egress, node, port, verdict, owner) in [
-        (some_backends, 1, 30080, Verdict::Some, "service/shop/db"),
+        (some_backends, 1, 30080, Verdict::Partial, "service/shop/db"),
         (some_backends, 2, 30080, Verdict::Deny, "service/shop/db"),
         (all_backends, 2, 30080, Verdict::Allow, "service/shop/db"),
         ("[]", 2, 30080, Verdict::Deny, "service/shop/db"),
@@ -183,7 +183,7 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
 #[test]
 fn a_service_without_backends_has_the_verdict_some() {
     let explanation = explain_to(&shop("[]"), &service("empty"), 80).expect("it has an address");
-    assert_eq!(explanation.verdict, Verdict::Some);
+    assert_eq!(explanation.verdict, Verdict::Partial);
     assert!(explanation.to_string().contains("There is no backend now."), "{explanation}");
 }
 

@@ -57,7 +57,7 @@ fn requirement(api: &LabelSelectorRequirement) -> Result<Requirement, String> {
         ("Exists", true) => Ok(Requirement::Exists(key)),
         ("DoesNotExist", true) => Ok(Requirement::DoesNotExist(key)),
         (operator @ ("In" | "NotIn"), true) => Err(format!(
-            "operator {operator} needs values; to match the label with any value, write Exists or DoesNotExist"
+            "operator {operator} needs values; to check only whether the label exists, write Exists or DoesNotExist"
         )),
         (operator @ ("Exists" | "DoesNotExist"), false) => {
             Err(format!("operator {operator} does not allow values; to compare values, write In or NotIn"))
