@@ -77,7 +77,7 @@ pub struct PolicyList {
     /// Whether allowed flows are counted. If not, the `flows` of rules are 0.
     pub counts_allowed_flows: bool,
     /// The number of allowed flows of which the rule is not known, or has no counter of its own.
-    pub other_flows: u64,
+    pub uncounted_flows: u64,
     /// The policies.
     pub items: Vec<PolicyStatus>,
 }

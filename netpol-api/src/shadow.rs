@@ -23,7 +23,7 @@ pub struct ShadowReport {
     pub policies: Vec<ShadowPolicy>,
     /// The number of would-be denials that are not in `items`, because a pod had too many events (rate limit), or
     /// because there were too many different denials.
-    pub other_flows: u64,
+    pub unlisted_flows: u64,
     /// The would-be denials. Each flow is counted in only one item. If several policies in shadow mode would deny the
     /// flow, [`ShadowDenial::policies`] of this item lists these policies.
     pub items: Vec<ShadowDenial>,
@@ -46,10 +46,10 @@ pub struct ShadowPolicy {
     /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// Like [`ShadowReport::other_flows`], but only the would-be denials at pods of the policy's namespace. This policy
+    /// Like [`ShadowReport::unlisted_flows`], but only the would-be denials at pods of the policy's namespace. This policy
     /// may be the cause of some of them.
     #[serde(default)]
-    pub other_flows: u64,
+    pub unlisted_flows: u64,
 }
 
 /// Flows that policies in shadow mode would deny, between two workloads, to one port.

@@ -61,12 +61,12 @@ struct Coverage<'a> {
     since: &'a str,
     collected_since: &'a str,
     observe: bool,
-    other_flows: u64,
+    unlisted_flows: u64,
 }
 
 fn coverage(report: &ShadowReport) -> Coverage<'_> {
-    let ShadowReport { node, since, collected_since, observe, other_flows, .. } = report;
-    Coverage { node, since, collected_since, observe: *observe, other_flows: *other_flows }
+    let ShadowReport { node, since, collected_since, observe, unlisted_flows, .. } = report;
+    Coverage { node, since, collected_since, observe: *observe, unlisted_flows: *unlisted_flows }
 }
 
 /// A policy in shadow mode, with its would-be denials on all nodes.
@@ -87,7 +87,7 @@ struct ShadowedPolicy {
     flows: u64,
     /// The number of unlisted would-be denials in the policy's namespace: the agents only count them. They may be
     /// denials of this policy.
-    other_flows: u64,
+    unlisted_flows: u64,
     denials: Vec<Denial>,
 }
 
@@ -120,7 +120,7 @@ fn merge(reports: &[ShadowReport], scope: &Scope) -> Vec<ShadowedPolicy> {
             let policy = policies.entry(&on_node.policy).or_default();
             policy.pods += on_node.pods;
             policy.since = policy.since.take().max(Some(on_node.since.clone()));
-            policy.other_flows += on_node.other_flows;
+            policy.unlisted_flows += on_node.unlisted_flows;
             if !on_node.evaluated {
                 let because = on_node.not_evaluated_because.as_deref();
                 policy.not_evaluated_on.push(NotEvaluated::new(&report.node, because));
@@ -222,7 +222,7 @@ fn print(
 /// Returns the text for a policy without a listed denial. If the policy is not evaluated on all nodes, or if flows are
 /// not listed, it may have denials.
 fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
-    match (policy.evaluated, policy.other_flows) {
+    match (policy.evaluated, policy.unlisted_flows) {
         (false, _) => "denials are unknown".to_owned(),
         (true, 0) => format!("would have denied nothing in the last {since}"),
         (true, other) => format!(
@@ -267,7 +267,7 @@ fn print_notes(out: &mut impl Write, reports: &[ShadowReport], style: Style) -> 
             0,
         )?;
     }
-    let other: u64 = reports.iter().map(|report| report.other_flows).sum();
+    let other: u64 = reports.iter().map(|report| report.unlisted_flows).sum();
     if other > 0 {
         let (flows, are) = (counted_u64(other, "more flow"), if other == 1 { "is" } else { "are" });
         let text = format!("{flows} {are} counted, but not listed: there are too many different ones");

@@ -74,7 +74,7 @@ impl InterfaceWatcher {
 
     /// Starts a requested reading, unless one is running. `known` returns for which veths cached data is sufficient,
     /// and for which veths the peer's MAC address is read. It is called only if a reading starts.
-    pub fn start_requested(&mut self, known: impl FnOnce() -> KnownVeths) {
+    pub fn start_requested_reading(&mut self, known: impl FnOnce() -> KnownVeths) {
         if !self.running
             && let Some(cache_use) = self.requested.take()
         {
@@ -115,16 +115,16 @@ mod tests {
     async fn requests_during_a_reading_lead_to_one_more_reading() {
         let reader = InterfaceReader::open().expect("cannot open a netlink socket");
         let mut watcher = InterfaceWatcher::start(reader).expect("cannot start a thread");
-        watcher.start_requested(|| panic!("no reading is requested"));
+        watcher.start_requested_reading(|| panic!("no reading is requested"));
         watcher.request(CacheUse::Allowed);
-        watcher.start_requested(KnownVeths::default);
+        watcher.start_requested_reading(KnownVeths::default);
         for cache_use in [CacheUse::Allowed, CacheUse::Bypassed, CacheUse::Allowed] {
             watcher.request(cache_use);
-            watcher.start_requested(|| panic!("a reading is running"));
+            watcher.start_requested_reading(|| panic!("a reading is running"));
         }
         assert_eq!((watcher.is_running(), watcher.requested), (true, Some(CacheUse::Bypassed)));
         watcher.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
-        watcher.start_requested(KnownVeths::default);
+        watcher.start_requested_reading(KnownVeths::default);
         watcher.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
         assert_eq!((watcher.is_running(), watcher.requested), (false, None));
     }

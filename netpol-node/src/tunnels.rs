@@ -108,8 +108,8 @@ pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
         found.protocols.insert(protocol::L2TP);
         found.ports.insert(port::L2TP);
     }
-    // Flannel's `udp` backend: a `tun` device of a process that decapsulates in user space. Flannel's VXLAN device also
-    // has such a name, but its port was found above.
+    // A device `flannel…` without a port so far is the `tun` device of Flannel's `udp` backend, for which a process
+    // decapsulates in user space. The port of Flannel's VXLAN device was found above.
     if name.starts_with("flannel") && found.is_empty() {
         found.ports.insert(port::FLANNEL_UDP);
     }

@@ -70,7 +70,7 @@ pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<
     connection.calls.shutdown().await;
     for (_, unanswered) in connection.unanswered.drain() {
         if let CallKind::Start(sandbox, start) = unanswered.kind {
-            connection.handler.unanswered(sandbox, start);
+            connection.handler.connection_ended_before_response(sandbox, start);
         }
     }
     match ended {

@@ -71,5 +71,5 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Receives a start to which the plugin sent no response, because the connection ended before the call for this
     /// start was finished. The runtime starts the containers anyway.
-    fn unanswered(&self, _sandbox: Sandbox, _start: Start) {}
+    fn connection_ended_before_response(&self, _sandbox: Sandbox, _start: Start) {}
 }

@@ -105,7 +105,7 @@ async fn wait_until_current(monitor: &mut Monitor, watcher: &mut InterfaceWatche
     let start = Instant::now();
     loop {
         watcher.request(CacheUse::Allowed);
-        watcher.start_requested(KnownVeths::default);
+        watcher.start_requested_reading(KnownVeths::default);
         let cached = comparable(watcher.next_snapshot().await??);
         let all = InterfaceReader::open()?.read(&KnownVeths::default(), &Changed::default(), CacheUse::Bypassed)?;
         let all = comparable(all);

@@ -47,7 +47,7 @@ pub struct HitCounters {
     rules: HashMap<RuleRef, RuleHits>,
     rule_quota: Quota,
     /// Flows that were allowed by an unknown rule, or by a rule without a counter.
-    other_flows: u64,
+    uncounted_flows: u64,
     /// Denied flows.
     denied: PolicyCounters,
     /// Flows that policies in shadow mode would deny.
@@ -64,7 +64,7 @@ impl Default for HitCounters {
             since: SystemTime::now(),
             rules: HashMap::new(),
             rule_quota: Quota::new(MAX_COUNTED, MAX_PER_NAMESPACE),
-            other_flows: 0,
+            uncounted_flows: 0,
             denied: PolicyCounters::default(),
             shadow: PolicyCounters::default(),
             local: BTreeSet::new(),
@@ -80,8 +80,8 @@ impl HitCounters {
     }
 
     /// Returns the number of flows that were allowed by an unknown rule, or by a rule without a counter.
-    pub fn other_flows(&self) -> u64 {
-        self.other_flows
+    pub fn uncounted_flows(&self) -> u64 {
+        self.uncounted_flows
     }
 
     /// Counts flows that a rule allows. If the content of the rule has changed, its counter starts at 0 again.
@@ -90,7 +90,7 @@ impl HitCounters {
         if !self.rules.contains_key(&rule.rule) {
             let namespace = &rule.rule.policy.namespace;
             if !self.rule_quota.has_room(namespace) {
-                self.other_flows += flows;
+                self.uncounted_flows += flows;
                 return;
             }
             self.rule_quota.add(namespace);
@@ -105,7 +105,7 @@ impl HitCounters {
 
     /// Counts flows that an unknown rule allows.
     pub(super) fn count_allowed_by_unknown(&mut self, flows: u64) {
-        self.other_flows += flows;
+        self.uncounted_flows += flows;
     }
 
     /// Counts a denied flow for each of the policies that isolate the pod.
@@ -251,7 +251,10 @@ mod tests {
         for index in 0..3 * MAX_PER_NAMESPACE {
             counters.count_allowed(&of_namespace(0, index), 1, at);
         }
-        assert_eq!((counters.rules.len(), counters.other_flows()), (MAX_PER_NAMESPACE, 2 * MAX_PER_NAMESPACE as u64));
+        assert_eq!(
+            (counters.rules.len(), counters.uncounted_flows()),
+            (MAX_PER_NAMESPACE, 2 * MAX_PER_NAMESPACE as u64)
+        );
         counters.count_allowed(&rule(0, &state), 1, at);
         assert_eq!(counters.rules.len(), MAX_PER_NAMESPACE + 1, "namespace shop must still have room");
         for index in 0..2 * MAX_COUNTED {

@@ -237,12 +237,12 @@ impl ShadowFlows {
     }
 
     /// Returns how many flows since this time have no counter.
-    pub fn other_flows(&self, since: SystemTime) -> u64 {
+    pub fn unlisted_flows(&self, since: SystemTime) -> u64 {
         self.other.count_since(since)
     }
 
     /// Returns how many flows at pods of a namespace, since this time, have no counter.
-    pub fn other_flows_at(&self, namespace: &str, since: SystemTime) -> u64 {
+    pub fn unlisted_flows_at(&self, namespace: &str, since: SystemTime) -> u64 {
         self.other_by_namespace.get(namespace).map_or(0, |other| other.count_since(since))
     }
 
@@ -374,7 +374,11 @@ mod tests {
         assert_eq!(shadow.denials(since).len(), MAX_OF_SOURCE);
         let other = (2 * MAX_COUNTERS - MAX_OF_SOURCE) as u64;
         assert_eq!(
-            (shadow.other_flows(since), shadow.other_flows_at("shop", since), shadow.other_flows_at("bank", since)),
+            (
+                shadow.unlisted_flows(since),
+                shadow.unlisted_flows_at("shop", since),
+                shadow.unlisted_flows_at("bank", since)
+            ),
             (other, other, 0)
         );
         // Other sources and other namespaces have room.
@@ -384,17 +388,17 @@ mod tests {
             record
         };
         shadow.count(&flow_from("job", "shop", 0), 1, now);
-        assert_eq!((shadow.denials(since).len(), shadow.other_flows(since)), (MAX_OF_SOURCE + 1, other));
+        assert_eq!((shadow.denials(since).len(), shadow.unlisted_flows(since)), (MAX_OF_SOURCE + 1, other));
         for number in 0..2 * MAX_COUNTERS {
             shadow.count(&flow_from(&format!("web-{number}"), "bank", 0), 1, now);
         }
         assert_eq!(shadow.denials(since).len(), MAX_OF_SOURCE + 1 + MAX_OF_NAMESPACE);
         shadow.count_other("bank", 7, now);
-        assert_eq!(shadow.other_flows_at("bank", since), (2 * MAX_COUNTERS - MAX_OF_NAMESPACE) as u64 + 7);
+        assert_eq!(shadow.unlisted_flows_at("bank", since), (2 * MAX_COUNTERS - MAX_OF_NAMESPACE) as u64 + 7);
         let later = now + Duration::from_hours(2);
         shadow.remove_old(later);
         shadow.count(&record("web-1", 60_000), 1, later);
-        assert_eq!((shadow.denials(since).len(), shadow.other_flows_at("bank", since)), (1, 0));
+        assert_eq!((shadow.denials(since).len(), shadow.unlisted_flows_at("bank", since)), (1, 0));
     }
 
     #[test]

@@ -130,9 +130,9 @@ impl Handler for NriGate {
         self.gate.stop(key_of(&sandbox), sandbox.id).await;
     }
 
-    fn unanswered(&self, sandbox: Sandbox, start: Start) {
-        // Only a sandbox in `started_before` waits for enforcement when a container is created. For other
-        // sandboxes, no wait was interrupted.
+    fn connection_ended_before_response(&self, sandbox: Sandbox, start: Start) {
+        // When a container is created, only a sandbox in `started_before` waits for enforcement. So for another sandbox,
+        // the connection did not end during a wait.
         if start == Start::Container && !self.started_before().contains(&sandbox.id) {
             return;
         }

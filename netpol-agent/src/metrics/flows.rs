@@ -78,7 +78,7 @@ pub(super) const FLOW_EVENTS: PageTable = &[
     counter(
         "netpol_other_rule_flows_total",
         "Number of allowed flows of which the rule is not known, or has no counter of its own.",
-        |page, samples| samples.value(page.reporter.hits().other_flows()),
+        |page, samples| samples.value(page.reporter.hits().uncounted_flows()),
     ),
     counter(
         "netpol_shadow_denied_flows_total",

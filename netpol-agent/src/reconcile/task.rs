@@ -1,6 +1,6 @@
 //! Runs the main loop around a [`Reconciler`]: waits for an event, takes all further events that are queued, and
-//! reconciles once. Other threads compile, and take kernel locks that other processes may hold for long. Long lists of
-//! writes are executed in slices. So each pass of the loop takes only a few milliseconds.
+//! reconciles once. Work that can take long runs on other threads: compiling, and operations that wait for locks of the
+//! kernel. Long lists of writes are executed in slices. So each pass of the loop takes only a few milliseconds.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -135,7 +135,7 @@ pub async fn run(
             reconciler.record_enforced_batches(meter.last_applied());
         }
         reconciler.update_settled(is_fully_applied);
-        inputs.interface_watcher.start_requested(|| reconciler.begin_reading());
+        inputs.interface_watcher.start_requested_reading(|| reconciler.begin_reading());
         let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
         // `next_read` is computed from the times of earlier readings, so flow events do not delay readings.

@@ -237,13 +237,13 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_in_the_report_even_without_
     assert_eq!((denials.len(), denials[0].flows, denials[0].port), (1, 1, Some(5353)));
     assert_eq!(reporter.hits().shadow_denied_of(&PolicyKey::new("shop", "deny")).map(|hits| hits.flows), Some(1));
     // If the event budget of a pod is used up, the eBPF programs send no events, and only count them. After ten
-    // seconds, the number is added to the report as other flows (flows without a counter of their own).
+    // seconds, the number is added to the report as unlisted flows.
     let suppressed = |_, direction, kind| u64::from((direction, kind) == (Direction::Egress, EventKind::Shadow)) * 40;
     let now = Instant::now();
     reporter.summarize(&reconciler, now + Duration::from_secs(9), suppressed);
-    assert_eq!(reporter.shadow().other_flows(since), 0);
+    assert_eq!(reporter.shadow().unlisted_flows(since), 0);
     reporter.summarize(&reconciler, now + Duration::from_secs(10), suppressed);
-    assert_eq!((reporter.shadow().other_flows(since), reporter.shadow().other_flows_at("shop", since)), (40, 40));
+    assert_eq!((reporter.shadow().unlisted_flows(since), reporter.shadow().unlisted_flows_at("shop", since)), (40, 40));
 }
 
 #[test]

@@ -31,7 +31,8 @@ struct Flow {
     port: Option<u16>,
 }
 
-/// An end of a recorded flow, with the most precise name that also exists in other clusters.
+/// An end of a recorded flow, with a name that manifests can also have: a pod of a Deployment has the Deployment's name,
+/// because its own name exists only in the cluster in which the flow was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct RecordedEnd {
     service: Option<ServiceKey>,
@@ -139,7 +140,7 @@ impl Flow {
 }
 
 impl RecordedEnd {
-    /// Returns the end with the parts of its name that also exist in other clusters.
+    /// Returns the end with those parts of its name that manifests can also have.
     fn of(end: &FlowEnd) -> Self {
         let namespace = end.namespace.as_deref();
         let workload = end.workload.as_ref().zip(namespace).and_then(|(workload, namespace)| {

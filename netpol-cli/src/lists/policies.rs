@@ -220,7 +220,7 @@ fn print_notes(out: &mut impl Write, lists: &[PolicyList], style: Style) -> Resu
         let text = format!("allowed flows are not counted on {} (--record-flows denied)", nodes_without.join(", "));
         paragraph(out, text, style.text, 0)?;
     }
-    let other: u64 = lists.iter().map(|list| list.other_flows).sum();
+    let other: u64 = lists.iter().map(|list| list.uncounted_flows).sum();
     if other > 0 {
         let flows = counted_u64(other, "allowed flow");
         writeln!(out, "not in the table: {flows} by unknown rules or rules without a counter")?;

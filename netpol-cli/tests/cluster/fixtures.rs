@@ -161,7 +161,7 @@ pub(crate) fn policies(node: &str, pods: &[&str], flows: u64) -> PolicyList {
         generation: 12,
         counted_since: "2026-11-29T11:00:00Z".into(),
         counts_allowed_flows: true,
-        other_flows: 0,
+        uncounted_flows: 0,
         items: vec![PolicyStatus {
             namespace: "shop".into(),
             name: "db".into(),
@@ -213,9 +213,9 @@ pub(crate) fn shadow(node: &str, flows: u64) -> ShadowReport {
             since: time("11:15:00"),
             evaluated: true,
             not_evaluated_because: None,
-            other_flows: 0,
+            unlisted_flows: 0,
         }],
-        other_flows: 0,
+        unlisted_flows: 0,
         items: if flows > 0 { vec![denial] } else { Vec::new() },
     }
 }

@@ -122,7 +122,7 @@ fn policies_shows_the_flows_of_all_nodes_and_the_rules_that_were_never_used() {
     // The policy `shop/db`. On n2, it selects one pod. It has allowed 3 flows by its first rule, and denied 3 flows.
     let mut n2 = policies("n2", &["shop/db-1"], 3);
     n2.counted_since = "2026-11-29T11:30:00Z".into();
-    n2.other_flows = 5;
+    n2.uncounted_flows = 5;
     n2.items[0].diagnostics = vec!["spec.egress[0]: unknown field".into()];
     let mut suspended = n2.items[0].clone();
     suspended.name = "suspended".into();
@@ -175,7 +175,7 @@ fn denials_are_unknown_if_a_policy_is_not_evaluated_or_flows_are_not_listed() {
     policies_of_n2.items[0].not_evaluated_because = Some(because.into());
     let mut with_unlisted_flows = shadow("n1", 0);
     with_unlisted_flows.policies[0].policy = "shop/web-next".into();
-    with_unlisted_flows.policies[0].other_flows = 9;
+    with_unlisted_flows.policies[0].unlisted_flows = 9;
     let cluster = cluster([
         Agent::default().responds("/v1/shadow", &with_unlisted_flows),
         Agent::default().responds("/v1/shadow", &not_evaluated).responds("/v1/policies", &policies_of_n2),

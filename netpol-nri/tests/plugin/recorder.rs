@@ -107,7 +107,7 @@ impl Handler for Recorder {
         }
     }
 
-    fn unanswered(&self, sandbox: Sandbox, _start: Start) {
+    fn connection_ended_before_response(&self, sandbox: Sandbox, _start: Start) {
         self.record(format!("unanswered {}/{}", sandbox.namespace, sandbox.name));
     }
 }

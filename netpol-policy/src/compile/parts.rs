@@ -60,8 +60,8 @@ pub(super) enum CompiledPorts {
     Of {
         /// Port prefixes, sorted and without duplicates.
         prefixes: Vec<PortPrefix>,
-        /// Port names that are resolved on the peer. For each name, there is the peer selector that matches peers with
-        /// a port of this name and protocol, and the protocol.
+        /// Port names that are resolved on the peer. Each name is stored as a peer selector and a protocol. The peer
+        /// selector matches peers that have a port of this name and protocol.
         named: Vec<(PeerSelectorId, Protocol)>,
     },
 }

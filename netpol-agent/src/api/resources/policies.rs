@@ -75,7 +75,7 @@ pub fn policies<D: Dataplane>(
         generation,
         counted_since: rfc3339(reporter.hits().since()),
         counts_allowed_flows: reporter.records_allowed(),
-        other_flows: reporter.hits().other_flows(),
+        uncounted_flows: reporter.hits().uncounted_flows(),
         items,
     }
 }

@@ -49,7 +49,7 @@ pub fn shadow<D: Dataplane>(
         collected_since: rfc3339(flows.since()),
         observe: reconciler.observes(),
         policies: policies(reconciler, reporter, period_start),
-        other_flows: flows.other_flows(period_start),
+        unlisted_flows: flows.unlisted_flows(period_start),
         items: flows.denials(period_start),
     }
 }
@@ -71,7 +71,7 @@ fn policies<D: Dataplane>(
             since: rfc3339(shadow_mode_since),
             evaluated: reason.is_none(),
             not_evaluated_because: reason.map(ToString::to_string),
-            other_flows: reporter.shadow().other_flows_at(&key.namespace, period_start),
+            unlisted_flows: reporter.shadow().unlisted_flows_at(&key.namespace, period_start),
         })
     });
     listed.collect()
