@@ -161,6 +161,26 @@ fn large_namespaces_share_the_memory_and_use_what_another_one_frees() {
     assert_eq!(omitted(&engine), BTreeMap::new());
 }
 
+/// Each of the separate blocks needs three entries: a prefix, an `ALLOW` entry for pod `big`, and an `ALLOW` entry for
+/// pod `wide`, which has a block that contains them.
+#[test]
+fn entries_for_a_wide_block_of_the_same_namespace_are_within_the_limit() {
+    const LIMIT: u64 = 1 << 20;
+    let mut engine = engine(LIMIT);
+    let manifests = [
+        pod("a", "big", "10.0.0.1"),
+        pod("a", "wide", "10.0.0.2"),
+        policy("a", "wide", "wide", ["{cidr: 0.0.0.0/0}".to_owned()]),
+        policy("a", "big", "big", separate_blocks(10_000)),
+    ];
+    engine.apply(Event::Reset(objects(&manifests.concat())));
+    let Omitted { blocks, .. } = omitted(&engine)["a/big"];
+    let entries = engine.tables().entries().count() as u64;
+    // Half of the limit is for blocks and ports of rules. An entry costs 128 bytes.
+    assert!(entries * 128 <= LIMIT / 2 + 1_000, "{entries} entries, {blocks} blocks omitted");
+    assert!(entries * 128 >= LIMIT / 3, "too little of the memory is used: {entries} entries, {blocks} blocks omitted");
+}
+
 #[test]
 fn a_block_and_its_excepts_are_left_out_together() {
     for limit in (0..12_000).step_by(200) {

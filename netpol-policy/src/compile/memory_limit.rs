@@ -22,7 +22,7 @@ use crate::cluster_state::ClusterState;
 use crate::model::{Mode, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 
 pub use price::ALLOW_ENTRY;
-use price::{Cut, Price, Size, TRIE_ENTRY, WiderBlocks};
+use price::{Cut, RuleSetCounts, Size, TRIE_ENTRY, WiderBlocks, Widest};
 
 /// Number of significant bits of a share. The other bits are zero, so a share changes in steps of at most an eighth.
 /// Without steps, every change would move all cuts a little, and each moved cut recompiles its policy.
@@ -102,11 +102,10 @@ struct NamespaceDemand {
 /// What the rule sets of one mode need in a namespace. Only policies that select pods in scope are listed.
 #[derive(Clone, Debug, Default)]
 struct Demand {
-    /// Number of rule sets that contain each policy, by direction.
-    policies: Vec<(PolicyKey, [u64; 2])>,
-    /// Prefix length of the widest block of each rule set, by family. A longer prefix of any policy may be inside this
-    /// block. Each prefix has a class of its own, so the rule set can need an entry for the longer prefix's class.
-    widest: Vec<[Option<u8>; 2]>,
+    /// The rule sets that contain each policy, by direction.
+    policies: Vec<(PolicyKey, [RuleSetCounts; 2])>,
+    /// The widest block of each rule set.
+    widest: Vec<Widest>,
 }
 
 /// Number of blocks and ports of one policy in one direction that still fit within the memory limit.
@@ -335,10 +334,15 @@ impl MemoryLimit {
             selecting.push((*policy, selected));
         }
         let count = |policy: &Policy, selected: &[usize], direction: Direction| {
-            let fingerprint = |index: &usize| rule_sets[*index][direction as usize].0;
-            let isolates = policy.isolates_in(direction);
-            let selected = selected.iter().filter(|index| with_rule_set[**index][direction as usize]);
-            if isolates { selected.map(fingerprint).collect::<HashSet<u64>>().len() as u64 } else { 0 }
+            let mut counts = RuleSetCounts::default();
+            let mut counted = HashSet::new();
+            for index in selected.iter().filter(|index| with_rule_set[**index][direction as usize]) {
+                let (fingerprint, widest) = rule_sets[*index][direction as usize];
+                if policy.isolates_in(direction) && counted.insert(fingerprint) {
+                    counts.add(widest);
+                }
+            }
+            counts
         };
         let policies = selecting
             .iter()
@@ -363,17 +367,9 @@ impl MemoryLimit {
     /// of the rest: incomplete policies would report denials that the complete policies would not cause.
     fn share(&self, cluster_state: &ClusterState, limit: u64) -> (BTreeMap<PolicyKey, Cut>, BTreeSet<NamespaceName>) {
         let all = WiderBlocks::of(self.demands.values().flat_map(|demand| &demand.enforced.widest));
-        let prices: BTreeMap<&NamespaceName, Price<'_>> = self
-            .demands
-            .iter()
-            .map(|(namespace, NamespaceDemand { enforced, .. })| {
-                (namespace, Price { all: &all, own: WiderBlocks::of(&enforced.widest) })
-            })
-            .collect();
         let mut costs: BTreeMap<&NamespaceName, BTreeMap<&PolicyKey, u64>> = BTreeMap::new();
         for (namespace, NamespaceDemand { enforced, .. }) in &self.demands {
-            let price = &prices[namespace];
-            let of_policies = enforced.policies.iter().map(|policy| (&policy.0, self.cost(price, policy))).collect();
+            let of_policies = enforced.policies.iter().map(|policy| (&policy.0, self.cost(&all, policy))).collect();
             costs.insert(namespace, of_policies);
         }
         let total = |costs: &BTreeMap<&PolicyKey, u64>| costs.values().copied().fold(0, u64::saturating_add);
@@ -385,7 +381,7 @@ impl MemoryLimit {
             for policy in policies.iter().filter(|(_, cost)| **cost > policy_share).map(|(policy, _)| *policy) {
                 let rule_sets = self.demands[*namespace].enforced.policies.iter().find(|(key, _)| key == policy);
                 if let (Some(policy), Some((_, rule_sets))) = (cluster_state.policies.get(policy), rule_sets) {
-                    cuts.insert(policy.key.clone(), prices[namespace].cut(policy, *rule_sets, policy_share));
+                    cuts.insert(policy.key.clone(), all.cut(policy, rule_sets, policy_share));
                 }
             }
         }
@@ -397,21 +393,19 @@ impl MemoryLimit {
     fn share_shadow(&self, rest: u64) -> BTreeSet<NamespaceName> {
         let demands = self.demands.values().flat_map(|NamespaceDemand { enforced, shadow }| [enforced, shadow]);
         let all = WiderBlocks::of(demands.flat_map(|demand| &demand.widest));
-        let cost = |demand: &Demand| {
-            let price = Price { all: &all, own: WiderBlocks::of(&demand.widest) };
-            demand.policies.iter().map(|policy| self.cost(&price, policy)).fold(0, u64::saturating_add)
-        };
+        let cost =
+            |demand: &Demand| demand.policies.iter().map(|policy| self.cost(&all, policy)).fold(0, u64::saturating_add);
         let costs: BTreeMap<&NamespaceName, u64> =
             self.demands.iter().map(|(namespace, demand)| (namespace, cost(&demand.shadow))).collect();
         let share = rounded(fair_share(costs.values().copied(), rest));
         costs.into_iter().filter(|(_, cost)| *cost > share).map(|(namespace, _)| namespace.clone()).collect()
     }
 
-    /// Returns the cost of a policy in both directions together. `rule_sets`: number of rule sets that contain the
-    /// policy, by direction.
-    fn cost(&self, price: &Price<'_>, (policy, rule_sets): &(PolicyKey, [u64; 2])) -> u64 {
+    /// Returns the cost of a policy in both directions together. `all`: the rule sets of all namespaces. `rule_sets`:
+    /// those that contain the policy, by direction.
+    fn cost(&self, all: &WiderBlocks, (policy, rule_sets): &(PolicyKey, [RuleSetCounts; 2])) -> u64 {
         let sizes = self.sizes.get(policy).into_iter().flatten().zip(rule_sets);
-        sizes.map(|(size, rule_sets)| price.of_size(size, *rule_sets)).fold(0, u64::saturating_add)
+        sizes.map(|(size, rule_sets)| all.cost(size, rule_sets)).fold(0, u64::saturating_add)
     }
 }
 

@@ -51,12 +51,37 @@ impl Size {
     }
 }
 
+/// Prefix length of the widest block of a rule set, by family (IPv4, IPv6). A longer prefix of any policy may be inside
+/// this block. Each prefix has a class of its own, so the rule set can need an entry for the longer prefix's class.
+pub(super) type Widest = [Option<u8>; 2];
+
+/// The rule sets that contain a policy in one direction: their number, by widest block.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RuleSetCounts(BTreeMap<Widest, u64>);
+
+impl RuleSetCounts {
+    pub(super) fn add(&mut self, widest: Widest) {
+        *self.0.entry(widest).or_default() += 1;
+    }
+
+    fn all(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    /// Returns the number of rule sets without a block that is wider than this prefix.
+    fn without_wider_block(&self, (ipv6, length): (bool, u8)) -> u64 {
+        let is_wider = |widest: &Widest| widest[usize::from(ipv6)].is_some_and(|widest| widest < length);
+        self.0.iter().filter(|(widest, _)| !is_wider(widest)).map(|(_, count)| count).sum()
+    }
+}
+
 /// For each family and prefix length: the number of rule sets with a block that is wider than a prefix of this length.
+/// Computes the cost of blocks and ports.
 pub(super) struct WiderBlocks([Vec<u64>; 2]);
 
 impl WiderBlocks {
-    /// Counts these rule sets. Each is given by the prefix lengths of its widest IPv4 block and its widest IPv6 block.
-    pub(super) fn of<'a>(rule_sets: impl IntoIterator<Item = &'a [Option<u8>; 2]>) -> Self {
+    /// Counts the rule sets of all namespaces, each given by its widest block.
+    pub(super) fn of<'a>(rule_sets: impl IntoIterator<Item = &'a Widest>) -> Self {
         let mut counts = [vec![0; 130], vec![0; 130]];
         for widest in rule_sets {
             for (by_length, widest_length) in counts.iter_mut().zip(widest) {
@@ -77,55 +102,46 @@ impl WiderBlocks {
     fn wider_than(&self, (ipv6, length): (bool, u8)) -> u64 {
         self.0[usize::from(ipv6)].get(usize::from(length)).copied().unwrap_or(0)
     }
-}
 
-/// Computes the cost of the blocks and ports of one namespace's policies.
-pub(super) struct Price<'a> {
-    /// The blocks in the rule sets of all namespaces.
-    pub(super) all: &'a WiderBlocks,
-    /// The blocks in the rule sets of this namespace.
-    pub(super) own: WiderBlocks,
-}
-
-impl Price<'_> {
-    /// Returns the cost of a prefix that is part of `rule_sets` rule sets of the namespace. The addresses of a prefix
-    /// get a class of their own. So each rule set with this prefix or a wider block can need an `ALLOW` entry for the
-    /// class. The cost includes the entries of rule sets of other namespaces, because only this prefix makes them
-    /// necessary.
-    fn of_prefix(&self, prefix: (bool, u8), rule_sets: u64) -> u64 {
-        let own = self.own.wider_than(prefix);
-        TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.wider_than(prefix) - own)
+    /// Returns the cost of a prefix of a policy. The addresses of a prefix get a class of their own. So each rule set
+    /// with this prefix, and each rule set with a wider block, can need an `ALLOW` entry for the class. The cost
+    /// includes the entries of rule sets of other policies and namespaces, because only this prefix makes them
+    /// necessary. `rule_sets`: those that contain the policy.
+    fn of_prefix(&self, prefix: (bool, u8), rule_sets: &RuleSetCounts) -> u64 {
+        TRIE_ENTRY + ALLOW_ENTRY * (self.wider_than(prefix) + rule_sets.without_wider_block(prefix))
     }
 
-    /// Returns the cost of a policy with this size in one direction, if `rule_sets` rule sets contain the policy.
-    pub(super) fn of_size(&self, size: &Size, rule_sets: u64) -> u64 {
-        if rule_sets == 0 {
+    /// Returns the cost of a policy with this size in one direction.
+    pub(super) fn cost(&self, size: &Size, rule_sets: &RuleSetCounts) -> u64 {
+        let count = rule_sets.all();
+        if count == 0 {
             return 0;
         }
         let prefixes =
             size.prefixes.iter().map(|(prefix, count)| count.saturating_mul(self.of_prefix(*prefix, rule_sets)));
-        prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * rule_sets))
+        prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * count))
     }
 
-    /// Cuts a policy to at most this cost. `rule_sets`: the number of rule sets that contain the policy, by direction.
-    pub(super) fn cut(&self, policy: &Policy, rule_sets: [u64; 2], max_cost: u64) -> Cut {
+    /// Cuts a policy to at most this cost. `rule_sets`: those that contain the policy, by direction.
+    pub(super) fn cut(&self, policy: &Policy, rule_sets: &[RuleSetCounts; 2], max_cost: u64) -> Cut {
         let mut cut = Cut { items: [0; 2], omitted: Omitted::default() };
         let mut spent: u64 = 0;
         for direction in Direction::BOTH {
-            let rule_sets = rule_sets[direction as usize];
+            let rule_sets = &rule_sets[direction as usize];
+            let count = rule_sets.all();
             let mut full = false;
             for item in policy.rules(direction).unwrap_or_default().iter().flat_map(items) {
                 let cost = match item {
                     Item::Block(block) => {
                         nets(block).map(|net| self.of_prefix(family_and_length(net), rule_sets)).sum()
                     }
-                    Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * rule_sets,
+                    Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * count,
                 };
-                full |= rule_sets > 0 && spent.saturating_add(cost) > max_cost;
+                full |= count > 0 && spent.saturating_add(cost) > max_cost;
                 cut.omitted.policy_items += 1;
                 match item {
                     _ if !full => {
-                        spent += if rule_sets > 0 { cost } else { 0 };
+                        spent += if count > 0 { cost } else { 0 };
                         cut.items[direction as usize] += 1;
                     }
                     Item::Block(_) => cut.omitted.blocks += 1,
