@@ -170,7 +170,7 @@ fn policies_of_a_denied_new_pod_are_enforced_after_they_are_compiled() -> Result
 }
 
 #[test]
-fn a_connection_from_a_new_address_of_the_node_is_taken_over_while_policies_are_compiled() -> Result<()> {
+fn a_connection_from_a_new_address_of_the_node_continues_after_policies_are_compiled() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("locked")])?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("locked/new"))?;
     // This rule needs conntrack, so the kernel tracks the connections of the node.

@@ -107,7 +107,7 @@ impl History {
         BatchChange { objects, object_count, ..change }
     }
 
-    /// Records that the current writes change an endpoint.
+    /// Records that an endpoint changes because of the batch that is being written (`current`).
     pub(super) fn changed(&mut self, ifindex: IfIndex) {
         if let Some(current) = &self.current {
             self.by_endpoint.insert(ifindex, Arc::clone(current));

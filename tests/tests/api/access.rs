@@ -94,8 +94,8 @@ fn verdicts_stay_while_a_permission_is_missing_and_changes_apply_when_it_is_gran
     lab.api_server().end_forbidden_watches();
     lab.set_policies(&[allow_to_server(FROM_OTHER)])?;
     lab.agent().wait_log(&["cannot", "networkpolicies", "ClusterRole"])?;
-    // The agent cannot read the new policies, so the earlier ones stay enforced. The reference evaluator, with
-    // which `expect` compares the result, too, reads the manifests, so it would evaluate the new policies.
+    // The agent cannot read the new policies, so the earlier ones stay enforced. `expect` also
+    // compares the result with the reference evaluator, which would evaluate the new policies.
     lab.expect_without_reference_evaluator("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     lab.api_server().set_rules(granted);
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;

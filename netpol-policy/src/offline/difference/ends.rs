@@ -132,8 +132,8 @@ fn old_and_new_pods<'p>(
     let others = |pods: &'p [PodKey], cluster: usize| {
         let only_here: Vec<&PodKey> = pods.iter().filter(|pod| !in_both.contains(pod)).collect();
         let all = pods.iter().collect();
-        // If all pods of this cluster are also in the other cluster, the pods that only the other cluster has are paired
-        // with these pods.
+        // If all pods of this cluster are also in the other cluster, uses all of them: each pod that only the other
+        // cluster has is paired with one pod of each end in this cluster.
         one_pod_per_end(reachability, cluster, if only_here.is_empty() { all } else { only_here })
     };
     let has_others = old.len() > in_both.len() || new.len() > in_both.len();
