@@ -64,7 +64,7 @@ reasons! {
     NoRule = 16, "no-rule", false;
     /// The packet belongs to a flow that is no longer allowed.
     Revoked = 17, "revoked", false;
-    /// The pod sent the packet with a source address that is not its own.
+    /// Checked at the sending pod's interface: the pod sent the packet with a source address that is not its own.
     SpoofedSource = 18, "spoofed-source", false;
     /// The pod of the interface is not known, and unknown pods are denied. Or the interface has a pod's address, but
     /// the pod is bound to another interface (a conflict).
@@ -95,11 +95,12 @@ reasons! {
     NotAllBackendsAllowed = 29, "not-all-backends-allowed", false;
     /// The packet must be rechecked post-DNAT, and its source endpoint no longer exists.
     SourceEndpointGone = 30, "source-endpoint-gone", false;
-    /// The packet is to a tunnel endpoint of a node. After decapsulation, the inner packet could not be attributed to
-    /// the pod.
+    /// The packet is to a tunnel endpoint of a node. It is denied because the node would decapsulate it, and nothing would
+    /// then show that the inner packet comes from the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
-    /// The source address is that of a pod of this node, and that pod did not send the packet. Or a pod of this node
-    /// sent the packet, and the source address is neither that pod's, nor the local node's, nor a Service's.
+    /// Checked at the receiving pod's interface, and at devices that lead out of the node: the source address is that of
+    /// a pod of this node, and that pod did not send the packet. Or a pod of this node sent the packet, and the source
+    /// address is neither that pod's, nor the local node's, nor a Service's.
     UnverifiedSource = 32, "unverified-source", false;
     /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or the message is of
     /// a type that only routers send.

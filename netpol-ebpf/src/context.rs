@@ -21,9 +21,9 @@ pub(crate) trait NodeContext: Copy {
     fn boot_ns(&self) -> u64;
     /// Returns the entry of `DENIALS` that limits the events of a denied flow. `index` is a hash of the flow; only
     /// the low bits of the hash are used. An entry is a set: it has room for several flows with the same index.
-    fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
+    fn denied_event_limits(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
     /// Returns the entry of `ALLOWED_FLOWS` that limits the events of an allowed flow, in the same way.
-    fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
+    fn allowed_event_limits(&self, index: u32) -> Option<Slot<'_, EventLimitSet>>;
     /// Returns whether more than half of the ring buffer is filled with events that the agent has not read yet.
     fn is_ring_half_full(&self) -> bool;
     /// Returns the budget at the index from [`netpol_common::event_budget`]. A budget limits the events of an endpoint.

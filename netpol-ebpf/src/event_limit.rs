@@ -41,7 +41,9 @@ pub(crate) const REPORT: u64 = 1 << 32;
 pub(crate) fn limit_event<N: NodeContext>(node: N, hash: u64, budget: u32, kind: EventKind) -> u64 {
     let denied = matches!(kind, EventKind::Denied);
     let index = (hash >> 32) as u32;
-    let Some(set) = (if denied { node.denials(index) } else { node.allowed_flows(index) }) else { return 0 };
+    let Some(set) = (if denied { node.denied_event_limits(index) } else { node.allowed_event_limits(index) }) else {
+        return 0;
+    };
     let Some(event_budget) = node.event_budget(budget) else { return 0 };
     // An unused slot has tag 0.
     let (tag, now) = (hash as u32 | 1, node.now());

@@ -224,14 +224,14 @@ impl NodeContext for Frame<'_> {
         u64::from(self.now()) * 4_000_000
     }
 
-    fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
+    fn denied_event_limits(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
         // SAFETY: the set lives as long as `memory`, which is not shared between threads. While a packet is processed,
         // only slots access the set.
         Some(unsafe { Slot::new(set.get()) })
     }
 
-    fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
+    fn allowed_event_limits(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         let set = self.memory.allowed_flows.get(index as usize % self.memory.allowed_flows.len())?;
         // SAFETY: as in `denials`.
         Some(unsafe { Slot::new(set.get()) })

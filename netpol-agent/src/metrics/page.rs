@@ -258,5 +258,5 @@ pub(super) fn pods<'a>(page: &Page<'a>) -> impl Iterator<Item = (&'a PodKey, u32
 
 /// Returns the number of matching endpoints with attached programs.
 fn enforced(page: &Page<'_>, matches: impl Fn(&PodEndpoint) -> bool) -> usize {
-    page.reconciler.enforced().filter(|endpoint| matches(endpoint)).count()
+    page.reconciler.attached_endpoints().filter(|endpoint| matches(endpoint)).count()
 }

@@ -211,7 +211,7 @@ impl<D: Dataplane> Reconciler<D> {
                 interface: self.snapshot.veths.get(ifindex).map_or_else(String::new, |(veth, _)| veth.name.clone()),
                 pod: pod_endpoint.pod.as_ref().map(ToString::to_string),
                 addresses: addresses_of(&pod_endpoint.endpoint).collect::<Vec<IpAddr>>(),
-                attached: interface.enforced().is_some(),
+                attached: interface.attached_endpoint().is_some(),
                 orphaned: pod_endpoint.is_orphaned(),
                 conflict: interface.identity.conflict.clone(),
                 unlisted_addresses: interface.identity.unlisted.clone(),
@@ -295,7 +295,7 @@ impl<D: Dataplane> Reconciler<D> {
             });
         };
         let error = interface.error();
-        if interface.enforced().is_none() {
+        if interface.attached_endpoint().is_none() {
             return Some(error.unwrap_or("the eBPF programs are not attached yet").to_owned());
         }
         if pod_endpoint.phase == Phase::Shut {

@@ -144,7 +144,7 @@ impl Interface {
     }
 
     /// Returns the endpoint if programs evaluate its packets.
-    pub(super) fn enforced(&self) -> Option<&PodEndpoint> {
+    pub(super) fn attached_endpoint(&self) -> Option<&PodEndpoint> {
         self.endpoint().filter(|_| self.program == ProgramState::On(Role::Pod))
     }
 

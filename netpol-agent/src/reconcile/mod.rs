@@ -362,8 +362,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns the endpoints of interfaces with programs.
-    pub fn enforced(&self) -> impl Iterator<Item = &PodEndpoint> {
-        self.interfaces.values().filter_map(Interface::enforced)
+    pub fn attached_endpoints(&self) -> impl Iterator<Item = &PodEndpoint> {
+        self.interfaces.values().filter_map(Interface::attached_endpoint)
     }
 
     /// Returns the number of entries that each map should have.

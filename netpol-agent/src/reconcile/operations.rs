@@ -141,7 +141,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// unknown or its policies were not compiled.
     pub(super) fn log_enforced(&mut self, ifindex: IfIndex) {
         let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
-        let enforced = interface.enforced().filter(|endpoint| endpoint.phase != Phase::Shut);
+        let enforced = interface.attached_endpoint().filter(|endpoint| endpoint.phase != Phase::Shut);
         let Some(pod) = enforced.and_then(|endpoint| endpoint.pod.clone()) else { return };
         let Some((mut interval, counted)) = interface.exposure.take_dropping() else { return };
         let interface_age_ms = interface.age().map(tenths_of_ms);

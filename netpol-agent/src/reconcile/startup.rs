@@ -152,7 +152,7 @@ fn adopted_interfaces(
     for (ifindex, (veth, _)) in &snapshot.veths {
         let interface = interfaces.entry(*ifindex).or_default();
         (interface.appeared, interface.is_veth) = (Some(now), true);
-        match interface.enforced().map(|pod_endpoint| pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN)) {
+        match interface.attached_endpoint().map(|pod_endpoint| pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN)) {
             None => interface.exposure.start(now, veth.packets),
             // The programs of the earlier agent drop all traffic, because the pod is unknown. No time is unprotected.
             Some(true) => {

@@ -365,7 +365,7 @@ fn ready_without_waiting(reconciler: &Reconciler<Kernel>, ready: &mut bool, file
 }
 
 fn report_ready(reconciler: &Reconciler<Kernel>, file: Option<&std::path::Path>) {
-    tracing::info!(endpoints = reconciler.enforced().count(), "ready");
+    tracing::info!(endpoints = reconciler.attached_endpoints().count(), "ready");
     if let Some(file) = file
         && let Err(error) = std::fs::write(file, format!("{}\n", std::process::id()))
     {

@@ -24,7 +24,7 @@ impl Interface {
         // The agent waits for a missing address only for a limited time: an interface without IPv6 never gets a
         // link-local address.
         let is_older = |limit| self.age().is_some_and(|age| age > limit);
-        self.enforced().is_some_and(|pod_endpoint| {
+        self.attached_endpoint().is_some_and(|pod_endpoint| {
             let complete = (pod_endpoint.endpoint.mac != [0; 6] || is_older(MAC_LEARNING))
                 && (pod_endpoint.endpoint.link_local != [0; 16] || is_older(LINK_LOCAL_TIMEOUT));
             pod_endpoint.is_orphaned() || pod_endpoint.pod.is_some() && complete
@@ -35,7 +35,7 @@ impl Interface {
     /// that the MAC address may still change.
     fn needs_mac(&self) -> bool {
         let is_young = self.age().is_some_and(|age| age < MAC_LEARNING);
-        self.enforced()
+        self.attached_endpoint()
             .is_some_and(|pod_endpoint| pod_endpoint.pod.is_some() && (pod_endpoint.endpoint.mac == [0; 6] || is_young))
     }
 }
@@ -77,8 +77,9 @@ impl<D: Dataplane> Reconciler<D> {
     /// When the source (the API server or a directory) reports the pod, the pod counts as waiting.
     pub fn is_waiting(&self) -> bool {
         let waits = |interface: &Interface| {
-            let is_unknown =
-                interface.enforced().is_some_and(|pod_endpoint| pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN));
+            let is_unknown = interface
+                .attached_endpoint()
+                .is_some_and(|pod_endpoint| pod_endpoint.endpoint.has(endpoint_flags::UNKNOWN));
             let is_incomplete = interface.is_veth && interface.endpoint().is_some() && !interface.is_complete();
             is_incomplete && !is_unknown || interface.program == ProgramState::Failed
         };
@@ -88,7 +89,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the number of pods of this node that have an address, but no interface on which their policies are
     /// enforced.
     pub fn pods_waiting(&self) -> usize {
-        let enforced = self.interfaces.values().filter_map(Interface::enforced);
+        let enforced = self.interfaces.values().filter_map(Interface::attached_endpoint);
         let current = enforced.filter(|pod_endpoint| pod_endpoint.phase == Phase::Current);
         let found: BTreeSet<&PodKey> = current.filter_map(|pod_endpoint| pod_endpoint.pod.as_ref()).collect();
         self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()

@@ -384,7 +384,7 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
         reconciler.interfaces_read(interfaces(&[]));
         replace_objects(&mut reconciler, &[OTHER_POD, DENY_ALL]);
         reconciler.interfaces_read(interfaces(&[(3, "10.0.0.4")]));
-        assert!(reconciler.enforced().next().is_none() && reconciler.pods_waiting() == 1);
+        assert!(reconciler.attached_endpoints().next().is_none() && reconciler.pods_waiting() == 1);
         reconciler.operations_finished([detach_outcome(Ok(()))]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
         reconciler.operations_finished([attach_outcome(Ok(()))]);

@@ -149,11 +149,11 @@ impl Attacher {
         // nothing. So an observing agent sets the mark before it attaches its programs. An enforcing agent removes the
         // mark after it has attached its programs.
         if self.observe {
-            self.record_observing(ifindex, name)?;
+            self.update_observing_mark(ifindex, name)?;
         }
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name, role)?;
         if !self.observe {
-            self.record_observing(ifindex, name)?;
+            self.update_observing_mark(ifindex, name)?;
         }
         earlier::detach_old_programs(&self.pins, ifindex)?;
         if !has_name() {
@@ -163,7 +163,8 @@ impl Attacher {
         Ok(())
     }
 
-    fn record_observing(&self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+    /// Sets the mark if this agent observes, and removes it if this agent enforces.
+    fn update_observing_mark(&self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
         let recorded = self.pins.set_observing(ifindex, self.observe);
         recorded.map_err(|error| AttachError { interface: name.to_owned(), message: error.to_string(), gone: false })
     }

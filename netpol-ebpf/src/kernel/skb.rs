@@ -112,13 +112,13 @@ impl<T: OnNode> NodeContext for T {
     }
 
     #[inline(always)]
-    fn denials(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
+    fn denied_event_limits(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         // SAFETY: array values live as long as the map, and are accessed only through `Slot`.
         event_limits::denied(index).map(|set| unsafe { Slot::new(set) })
     }
 
     #[inline(always)]
-    fn allowed_flows(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
+    fn allowed_event_limits(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         // SAFETY: as above.
         event_limits::allowed(index).map(|set| unsafe { Slot::new(set) })
     }

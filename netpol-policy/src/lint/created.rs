@@ -23,10 +23,10 @@ pub(super) fn reason(
         None => *name == policy.key.namespace,
     };
     // Labels in custom resources. A controller may create pods with these labels.
-    let mut templates = context.details.custom_resource_labels.iter();
-    let found = templates.find(|template| pods.matches(&template.labels) && is_selected_namespace(&template.namespace));
-    if let Some(template) = found {
-        return Some(format!("a controller may create the selected pods for objects of kind {}", template.kind));
+    let mut resources = context.details.custom_resource_labels.iter();
+    let found = resources.find(|resource| pods.matches(&resource.labels) && is_selected_namespace(&resource.namespace));
+    if let Some(resource) = found {
+        return Some(format!("a controller may create the selected pods for objects of kind {}", resource.kind));
     }
     let label = controller_label(context, pods)?;
     Some(format!("no pod in the input has label {label}, which a controller may set"))

@@ -177,10 +177,10 @@ impl OfflineCluster {
     /// Evaluates a packet in [`OfflineCluster::most_permissive`], if [`OfflineCluster::state`] denies it. `evaluation`: the
     /// result in `state`. If `most_permissive` allows the packet, the verdict depends on an unknown address.
     pub fn evaluate_most_permissive(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
-        self.evaluate_at_most_in(packet, evaluation, Mode::Enforce)
+        self.evaluate_most_permissive_in(packet, evaluation, Mode::Enforce)
     }
 
-    fn evaluate_at_most_in(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Option<Evaluation> {
+    fn evaluate_most_permissive_in(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Option<Evaluation> {
         let most_permissive = self.most_permissive.as_ref().filter(|_| !evaluation.reason.allows());
         most_permissive.map(|most_permissive| reference::evaluate_in(most_permissive, packet, mode))
     }
@@ -197,7 +197,7 @@ impl OfflineCluster {
     /// same mode.
     pub fn uncertainties(&self, packet: &Packet, evaluation: &Evaluation, mode: Mode) -> Vec<String> {
         let mut causes = Vec::new();
-        let most_permissive = self.evaluate_at_most_in(packet, evaluation, mode);
+        let most_permissive = self.evaluate_most_permissive_in(packet, evaluation, mode);
         if !self.is_unknown(packet, evaluation, most_permissive.as_ref()) {
             return causes;
         }

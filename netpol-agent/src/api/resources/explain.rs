@@ -87,7 +87,7 @@ pub fn explain<D: Dataplane>(
     let connections = connections.map_err(|error| error.to_string())?;
     let mut tables = Vec::new();
     for (packet, evaluation, backend) in connections.iter().flat_map(evaluated_packets) {
-        let endpoint = reconciler.enforced().find(|endpoint| endpoint.pod.as_ref() == Some(&packet.pod));
+        let endpoint = reconciler.attached_endpoints().find(|endpoint| endpoint.pod.as_ref() == Some(&packet.pod));
         let Some(reason) = endpoint.and_then(|endpoint| evaluate(endpoint, packet)) else { continue };
         tables.push(TableVerdict {
             pod: packet.pod.to_string(),

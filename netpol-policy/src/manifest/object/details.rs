@@ -52,12 +52,12 @@ impl ObjectReader {
             let namespace: NamespaceName = namespace.unwrap_or("default").into();
             let mut found = Vec::new();
             labels_in(&value["spec"], 0, &mut found);
-            let templates = found.into_iter().map(|labels| CustomResourceLabels {
+            let labels = found.into_iter().map(|labels| CustomResourceLabels {
                 namespace: namespace.clone(),
                 kind: kind.into(),
                 labels,
             });
-            self.parsed.details.custom_resource_labels.extend(templates);
+            self.parsed.details.custom_resource_labels.extend(labels);
         }
     }
 }
