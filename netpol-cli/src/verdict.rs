@@ -276,8 +276,9 @@ impl Tables {
     }
 
     /// Returns whether the packet is for a Service, and a backend of this Service is another pod with the same rules as
-    /// the sender. Pods with the same rules share table entries. The backend may reach itself through the Service, so
-    /// these entries allow the packets of both pods pre-DNAT. The packets of the sender are denied post-DNAT.
+    /// the sender. Pods with the same rules share table entries. A pod can always reach itself through a Service, so
+    /// the shared entries allow the packets of both pods pre-DNAT. The packets of the sender are denied post-DNAT,
+    /// because no rule allows this backend.
     fn shares_rules_with_backend(&self, packet: &Packet) -> bool {
         let cluster_state = self.engine.cluster_state();
         let rules = |pod: &PodKey| Some(self.engine.endpoint(pod)?.egress.rule_set);

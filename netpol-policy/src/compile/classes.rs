@@ -88,7 +88,7 @@ impl Classes {
     /// `moving` has one item for each user that gets another signature: its class and its next signature. `None`
     /// instead of a signature means that the class must not change. The caller ensures that the old and the new
     /// signature differ only in peer selectors that are new or unused. So no unchanged rule set distinguishes the two.
-    pub(super) fn rename_all<'a>(
+    pub(super) fn replace_signatures<'a>(
         &mut self,
         moving: impl Iterator<Item = (ClassId, Option<&'a Signature>)>,
     ) -> BTreeSet<ClassId> {
@@ -100,10 +100,10 @@ impl Classes {
                 *signature = None;
             }
         }
-        let renamed = classes
+        let replaced = classes
             .into_iter()
             .filter(|(id, (count, new))| new.is_some_and(|new| self.replace_signature(*id, *count, new)));
-        renamed.map(|(id, _)| id).collect()
+        replaced.map(|(id, _)| id).collect()
     }
 
     /// Gives a class the signature `new`, if all of its users get this signature and no class has it yet. `users` is

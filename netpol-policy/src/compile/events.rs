@@ -129,7 +129,7 @@ impl Engine {
         };
         let pods = self.endpoints.of_namespace(&key.namespace);
         let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
-        let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
+        let mut touched = Touched { may_replace_signatures: true, ..Touched::default() };
         let (in_place, pods) = match self.balance() {
             // The memory limit is divided in another way, so the parts (resolved rules) of other policies change, too.
             Some(others) => (Vec::new(), &pods | &others),

@@ -64,8 +64,9 @@ impl Moves {
 
 impl Engine {
     /// Finds the next class of each address and prefix in `touched` (those that may get another class). If
-    /// [`Touched::may_rename_classes`] is set, first renames classes ([`super::classes::Classes::rename_all`]): such a
-    /// class keeps its ID and gets another signature, and its users (addresses and prefixes) do not move.
+    /// [`Touched::may_replace_signatures`] is set, first replaces signatures of classes, see
+    /// [`super::classes::Classes::replace_signatures`]: such a class keeps its ID and gets another signature, and its
+    /// users (addresses and prefixes) do not move.
     pub(super) fn find_moves(&mut self, touched: &Touched) -> Moves {
         let prefix = |net: &IpNet| {
             let signature = Signature { selectors: self.blocks.signature(net), ..Signature::default() };
@@ -75,24 +76,24 @@ impl Engine {
         prefixes.sort_by_key(|(net, ..)| std::cmp::Reverse(net.prefix_len()));
         let address = |address: &IpAddr| (*address, self.tables.exact_address(*address), self.signature(*address));
         let addresses: Vec<_> = touched.addresses.iter().map(address).collect();
-        let mut renamed = BTreeSet::new();
-        if touched.may_rename_classes {
+        let mut replaced = BTreeSet::new();
+        if touched.may_replace_signatures {
             let moving_prefixes = prefixes.iter().map(|(_, from, to)| (*from, Some(to)));
             let moving_addresses = addresses.iter().filter_map(|(_, from, to)| {
                 let from = (*from)?;
                 let to = to.as_ref().filter(|(_, flags)| *flags == from.flags);
                 Some((from.class, to.map(|(signature, _)| signature)))
             });
-            renamed = self.classes.rename_all(moving_prefixes.chain(moving_addresses));
+            replaced = self.classes.replace_signatures(moving_prefixes.chain(moving_addresses));
         }
         let mut moves = Moves::default();
-        for (net, from, signature) in prefixes.into_iter().filter(|(_, from, _)| !renamed.contains(from)) {
+        for (net, from, signature) in prefixes.into_iter().filter(|(_, from, _)| !replaced.contains(from)) {
             let to = self.acquire(signature, &mut moves.new);
             self.blocks.set_class(&net, to);
             moves.prefixes.push((net, from, to));
         }
         for (address, from, to) in addresses {
-            if from.is_some_and(|from| renamed.contains(&from.class)) {
+            if from.is_some_and(|from| replaced.contains(&from.class)) {
                 continue;
             }
             let to = to.map(|(signature, flags)| AddressEntry {

@@ -166,7 +166,7 @@ impl Engine {
     /// Returns the addresses, prefixes and frontends that may get another class now, or `None` if there are no unused
     /// peer selectors.
     pub(super) fn retire_selectors(&mut self, changes: &mut Changes) -> Option<Touched> {
-        let mut touched = Touched { may_rename_classes: true, ..Touched::default() };
+        let mut touched = Touched { may_replace_signatures: true, ..Touched::default() };
         let retired = self.selectors.retire();
         for (id, selector) in &retired {
             if let PeerSelector::Block(block) = &**selector {

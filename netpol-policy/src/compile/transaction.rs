@@ -45,8 +45,8 @@ pub(super) struct Touched {
     pub(super) prefixes: BTreeSet<IpNet>,
     pub(super) frontends: BTreeSet<Frontend>,
     /// Whether these addresses and prefixes are touched only because of new or unused peer selectors. If so, a class
-    /// can keep its ID while its signature changes, see [`super::classes::Classes::rename_all`].
-    pub(super) may_rename_classes: bool,
+    /// can keep its ID while its signature changes, see [`super::classes::Classes::replace_signatures`].
+    pub(super) may_replace_signatures: bool,
     /// Whether a new block has exceptions. Its prefixes must be written before an endpoint uses the block: if an
     /// exception does not fit into the map, the block must not be in force.
     pub(super) new_exceptions: bool,

@@ -1,4 +1,5 @@
-//! An object as the fake API server stores it: JSON text. The fields that label and field selectors match are parsed.
+//! An object as the fake API server stores it: JSON text. Only the fields that a label selector or a field selector can
+//! match are parsed.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +18,9 @@ pub(crate) enum Form {
     Metadata,
 }
 
-/// One version of an object. The text of the metadata is separate and does not contain the resource version, because a
-/// watch event of type DELETED contains the earlier object with the resource version of the change.
+/// One version of an object. The text of the metadata is separate and does not contain the resource version, so that it
+/// can be written with another version: a watch event of type DELETED contains the object as it was before the deletion,
+/// but with the resource version of the deletion.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) resource: Resource,
