@@ -226,7 +226,7 @@ fn without_denials(policy: &ShadowedPolicy, since: &str) -> String {
         (false, _) => "denials are unknown".to_owned(),
         (true, 0) => format!("would have denied nothing in the last {since}"),
         (true, other) => format!(
-            "denials are unknown: {} in its namespace {} counted, but not listed",
+            "denials are unknown: {} {} counted, but not listed",
             counted_u64(other, "more would-be denial"),
             if other == 1 { "is" } else { "are" }
         ),

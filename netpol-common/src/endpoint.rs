@@ -56,8 +56,9 @@ pub struct Endpoint {
     /// Flags, see [`endpoint_flags`].
     pub flags: u32,
     /// The endpoint ID, from 1 to [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 + direction`; its entries for
-    /// ID 0 are for packets at interfaces that have no entry in `ENDPOINTS`. Packets from the pod carry the ID as source
-    /// endpoint ID in the low 15 bits of `skb->tc_index`. `ENDPOINT_IDS` contains the interface of each ID.
+    /// ID 0 are for packets at interfaces that have no entry in `ENDPOINTS`, and for packets with the reason
+    /// `source-endpoint-gone`. Packets from the pod carry the ID as source endpoint ID in the low 15 bits of
+    /// `skb->tc_index`. `ENDPOINT_IDS` contains the interface of each ID.
     pub id: u32,
     /// The MAC address of the pod's end of the veth. Zero if it is not known; then MAC addresses are not checked.
     pub mac: [u8; 6],

@@ -26,7 +26,7 @@ pub struct FlowEvent {
     /// The number of similar packets that had no event, because of the limits, since the last event of such a packet.
     /// Packets are similar if they have the same kind of event, the same reason and, if they are denied, the same flow.
     /// For allowed flows and for shadow mode, they have the same addresses and the same destination port; the source
-    /// port may differ.
+    /// port may differ. With ICMP, they have the same type and code; the identifier may differ.
     pub suppressed: u32,
     /// Length of the packet in bytes, from its IP header on.
     pub length: u32,

@@ -98,9 +98,9 @@ reasons! {
     /// The packet is to a tunnel endpoint of a node. It is denied because the node would decapsulate it, and nothing would
     /// then show that the inner packet comes from the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
-    /// Checked at the receiving pod's interface, and at devices that lead out of the node: the source address is that of
-    /// a pod of this node, and that pod did not send the packet. Or a pod of this node sent the packet, and the source
-    /// address is neither that pod's, nor the local node's, nor a Service's.
+    /// At the receiving pod's interface: the source address is that of a pod of this node, but no pod of this node sent
+    /// the packet. At this interface, and at devices that lead out of the node: a pod of this node sent the packet, and
+    /// the source address is neither that pod's, nor the local node's, nor a Service's.
     UnverifiedSource = 32, "unverified-source", false;
     /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or the message is of
     /// a type that only routers send.

@@ -233,7 +233,7 @@ impl NodeContext for Frame<'_> {
 
     fn allowed_event_limits(&self, index: u32) -> Option<Slot<'_, EventLimitSet>> {
         let set = self.memory.allowed_flows.get(index as usize % self.memory.allowed_flows.len())?;
-        // SAFETY: as in `denials`.
+        // SAFETY: as in `denied_event_limits`.
         Some(unsafe { Slot::new(set.get()) })
     }
 
@@ -242,7 +242,7 @@ impl NodeContext for Frame<'_> {
     }
 
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
-        // SAFETY: as in `denials`.
+        // SAFETY: as in `denied_event_limits`.
         self.memory.budgets.get(index as usize).map(|budget| unsafe { Slot::new(budget.get()) })
     }
 }
@@ -290,7 +290,7 @@ impl Context for Frame<'_> {
 
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>> {
         let budget = self.memory.neighbors.get(endpoint as usize)?;
-        // SAFETY: as in `denials`.
+        // SAFETY: as in `denied_event_limits`.
         Some(unsafe { Slot::new(budget.get()) })
     }
 

@@ -73,8 +73,8 @@ enum Command {
         \"missing\")'\n\nExit code 1 if something required is missing."
     )]
     Doctor(DoctorArgs),
-    /// Check format, lints and dependencies between crates. Also check that each drop reason, option and metric is
-    /// documented, and that each item of docs/semantics.md has a test.
+    /// Check format, lints and dependencies between crates. Also check that each reason of a verdict, each option and
+    /// each metric is documented, and that each item of docs/semantics.md has a test.
     #[command(
         after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 if there are findings; each finding states the fix."
     )]

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_api::{FlowRecord, FlowVerdict, Record};
+use netpol_api::{FlowDirection, FlowRecord, FlowVerdict, Record};
 use netpol_common::{Direction, EventKind, FlowEvent, IfIndex, Reason};
 use netpol_policy::model::PodKey;
 
@@ -291,7 +291,7 @@ impl Reporter {
         if policies.is_complete {
             self.shadow.count(record, observed.count(), observed.time);
         } else {
-            self.shadow.count_other(observed.namespace(), observed.count(), observed.time);
+            self.shadow.count_other(Some(observed.namespace()), observed.count(), observed.time);
         }
     }
 
@@ -302,7 +302,7 @@ impl Reporter {
             FlowVerdict::Denied => self.lines.skip(),
             FlowVerdict::Shadow => {
                 self.lines.skip();
-                self.shadow.count_other(observed.namespace(), observed.count(), observed.time);
+                self.shadow.count_other(Some(observed.namespace()), observed.count(), observed.time);
             }
             FlowVerdict::Allowed => {
                 let cached = self.explainer.known(observed, reconciler);
@@ -410,7 +410,10 @@ impl Reporter {
         {
             // Adds only flows without an event: `skip` has already counted the events without a record.
             if limited.verdict == FlowVerdict::Shadow {
-                self.shadow.count_other(&namespace, without_event, time);
+                // A packet from a pod of this node uses the egress budget of this pod, even if policies for the
+                // receiving pod would deny it. So only for the ingress budget, the namespace of the policies is known.
+                let namespace = (limited.direction == FlowDirection::Ingress).then_some(&*namespace);
+                self.shadow.count_other(namespace, without_event, time);
             }
             self.keep_summary(limited.verdict, Record::RateLimited(limited), time);
         }

@@ -129,6 +129,8 @@ pub struct ShadowFlows {
     other: FlowsByMinute,
     /// Flows without a counter, by namespace of the pod at which policies would deny them.
     other_by_namespace: HashMap<String, FlowsByMinute>,
+    /// Flows without a counter that policies of any namespace may deny.
+    other_of_any_namespace: FlowsByMinute,
     /// When old counters were removed for the last time.
     cleaned: SystemTime,
     /// Policies in shadow mode, and since when each is in this mode.
@@ -147,6 +149,7 @@ impl Default for ShadowFlows {
             sources: Quota::new(MAX_COUNTERS, MAX_OF_SOURCE),
             other: FlowsByMinute::default(),
             other_by_namespace: HashMap::new(),
+            other_of_any_namespace: FlowsByMinute::default(),
             cleaned: SystemTime::now(),
             policies: BTreeMap::new(),
             reviewed_version: None,
@@ -174,7 +177,7 @@ impl ShadowFlows {
         if !self.counters.contains_key(&key) {
             let (namespace, source) = (key.namespace(), key.source());
             if !self.namespaces.has_room(&namespace) || !self.sources.has_room(&source) {
-                return self.count_other(&namespace, flows, at);
+                return self.count_other(Some(&namespace), flows, at);
             }
             self.namespaces.add(&namespace);
             self.sources.add(&source);
@@ -186,18 +189,22 @@ impl ShadowFlows {
         counter.last = counter.last.max(at);
     }
 
-    /// Counts flows at pods of a namespace together, without a counter for each kind of flow: either only the number of
-    /// the flows is known, or there are too many counters.
-    pub(super) fn count_other(&mut self, namespace: &str, flows: u64, at: SystemTime) {
+    /// Counts flows together, without a counter for each kind of flow: either only the number of the flows is known, or
+    /// there are too many counters. `namespace`: the namespace of the policies that would deny the flows; `None` if it
+    /// is not known.
+    pub(super) fn count_other(&mut self, namespace: Option<&str>, flows: u64, at: SystemTime) {
         if flows == 0 {
             return;
         }
         self.other.add(at, flows);
-        if let Some(other) = self.other_by_namespace.get_mut(namespace) {
-            other.add(at, flows);
-        } else if self.other_by_namespace.len() < MAX_NAMESPACES {
-            self.other_by_namespace.entry(namespace.to_owned()).or_default().add(at, flows);
-        }
+        let has_room = self.other_by_namespace.len() < MAX_NAMESPACES;
+        let counter = match namespace {
+            Some(namespace) if has_room || self.other_by_namespace.contains_key(namespace) => {
+                self.other_by_namespace.entry(namespace.to_owned()).or_default()
+            }
+            _ => &mut self.other_of_any_namespace,
+        };
+        counter.add(at, flows);
     }
 
     /// Removes counters without a flow in the last hour, at most once a minute.
@@ -210,6 +217,9 @@ impl ShadowFlows {
         let limit = now.checked_sub(Duration::from_mins(MINUTES as u64)).unwrap_or(UNIX_EPOCH);
         self.counters.retain(|_, counter| counter.last >= limit);
         self.other_by_namespace.retain(|_, flows| flows.count_since(limit) > 0);
+        if self.other_of_any_namespace.count_since(limit) == 0 {
+            self.other_of_any_namespace = FlowsByMinute::default();
+        }
         self.namespaces.set(self.counters.keys().map(ShadowKey::namespace));
         self.sources.set(self.counters.keys().map(ShadowKey::source));
     }
@@ -241,9 +251,11 @@ impl ShadowFlows {
         self.other.count_since(since)
     }
 
-    /// Returns how many flows at pods of a namespace, since this time, have no counter.
-    pub fn unlisted_flows_at(&self, namespace: &str, since: SystemTime) -> u64 {
-        self.other_by_namespace.get(namespace).map_or(0, |other| other.count_since(since))
+    /// Returns how many flows since this time have no counter, and may be flows that policies of this namespace would
+    /// deny.
+    pub fn unlisted_flows_of(&self, namespace: &str, since: SystemTime) -> u64 {
+        let of_namespace = self.other_by_namespace.get(namespace).map_or(0, |other| other.count_since(since));
+        of_namespace + self.other_of_any_namespace.count_since(since)
     }
 
     /// Removes old counters. If objects have changed, also finds out which policies are in shadow mode now.
@@ -376,8 +388,8 @@ mod tests {
         assert_eq!(
             (
                 shadow.unlisted_flows(since),
-                shadow.unlisted_flows_at("shop", since),
-                shadow.unlisted_flows_at("bank", since)
+                shadow.unlisted_flows_of("shop", since),
+                shadow.unlisted_flows_of("bank", since)
             ),
             (other, other, 0)
         );
@@ -393,12 +405,17 @@ mod tests {
             shadow.count(&flow_from(&format!("web-{number}"), "bank", 0), 1, now);
         }
         assert_eq!(shadow.denials(since).len(), MAX_OF_SOURCE + 1 + MAX_OF_NAMESPACE);
-        shadow.count_other("bank", 7, now);
-        assert_eq!(shadow.unlisted_flows_at("bank", since), (2 * MAX_COUNTERS - MAX_OF_NAMESPACE) as u64 + 7);
+        shadow.count_other(Some("bank"), 7, now);
+        assert_eq!(shadow.unlisted_flows_of("bank", since), (2 * MAX_COUNTERS - MAX_OF_NAMESPACE) as u64 + 7);
+        // Policies of any namespace may deny these flows.
+        let before = ["shop", "bank", "other"].map(|namespace| shadow.unlisted_flows_of(namespace, since));
+        shadow.count_other(None, 3, now);
+        let after = ["shop", "bank", "other"].map(|namespace| shadow.unlisted_flows_of(namespace, since));
+        assert_eq!(after, before.map(|flows| flows + 3));
         let later = now + Duration::from_hours(2);
         shadow.remove_old(later);
         shadow.count(&record("web-1", 60_000), 1, later);
-        assert_eq!((shadow.denials(since).len(), shadow.unlisted_flows_at("bank", since)), (1, 0));
+        assert_eq!((shadow.denials(since).len(), shadow.unlisted_flows_of("bank", since)), (1, 0));
     }
 
     #[test]

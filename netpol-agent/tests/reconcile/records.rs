@@ -243,7 +243,9 @@ fn flows_that_policies_in_shadow_mode_would_deny_are_in_the_report_even_without_
     reporter.summarize(&reconciler, now + Duration::from_secs(9), suppressed);
     assert_eq!(reporter.shadow().unlisted_flows(since), 0);
     reporter.summarize(&reconciler, now + Duration::from_secs(10), suppressed);
-    assert_eq!((reporter.shadow().unlisted_flows(since), reporter.shadow().unlisted_flows_at("shop", since)), (40, 40));
+    assert_eq!((reporter.shadow().unlisted_flows(since), reporter.shadow().unlisted_flows_of("shop", since)), (40, 40));
+    // The pod sent the packets. A policy for the receiving pod, which can be in another namespace, may deny them.
+    assert_eq!(reporter.shadow().unlisted_flows_of("bank", since), 40);
 }
 
 #[test]

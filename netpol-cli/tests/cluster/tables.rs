@@ -185,7 +185,7 @@ fn denials_are_unknown_if_a_policy_is_not_evaluated_or_flows_are_not_listed() {
         shop/db-next (1 pod, in shadow mode since 2026-11-29T11:15:00Z): denials are
           unknown
         shop/web-next (1 pod, in shadow mode since 2026-11-29T11:15:00Z): denials are
-          unknown: 9 more would-be denials in its namespace are counted, but not listed
+          unknown: 9 more would-be denials are counted, but not listed
     "#]]
     .assert_eq(&cluster.netpol(&["shadow", "report", "-A"]).out);
     let output = cluster.netpol(&["shadow", "report", "-A", "-o", "json"]).out;

@@ -133,10 +133,10 @@ impl Writer<'_> {
             Direction::Egress => "Egress: ",
             Direction::Ingress => "Ingress: ",
         };
-        // With the reason `Service`, the verdict of this side is `Allow`, but the backends decide the verdict of the
+        // With the reason `Service`, the verdict of this side can be `Allow`, but the backends decide the verdict of the
         // connection.
-        let verdict = match side.reason {
-            Cause::Evaluated(Reason::Service) => "depends on the backend",
+        let verdict = match (side.reason, side.verdict) {
+            (Cause::Evaluated(Reason::Service), Verdict::Allow) => "depends on the backend",
             _ => side.verdict.name(),
         };
         self.heading(indent, label, side.verdict, verdict, "");

@@ -219,10 +219,10 @@ impl OfflineCluster {
         causes
     }
 
-    /// If an `ipBlock` of a rule contains all possible pod addresses, [`OfflineCluster::new`] adds a block of placeholders
-    /// to the peers of this rule. If `peer` is such an added block, returns the `ipBlock` for which it was added: the
-    /// first of `peers` that contains all possible pod addresses. Otherwise returns `None`. `peers`: all peers of the
-    /// rule that has `peer`.
+    /// If addresses of pods are unknown, [`OfflineCluster::new`] adds a block of placeholders to the peers of a rule with
+    /// an `ipBlock` that contains all possible pod addresses, but not the placeholders. If `peer` is such an added block,
+    /// returns the first of `peers` that contains all possible pod addresses. Otherwise returns `None`. `peers`: all
+    /// peers of the rule that has `peer`.
     pub(crate) fn block_in_input<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
         let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
         let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;

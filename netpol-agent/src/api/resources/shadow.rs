@@ -71,7 +71,7 @@ fn policies<D: Dataplane>(
             since: rfc3339(shadow_mode_since),
             evaluated: reason.is_none(),
             not_evaluated_because: reason.map(ToString::to_string),
-            unlisted_flows: reporter.shadow().unlisted_flows_at(&key.namespace, period_start),
+            unlisted_flows: reporter.shadow().unlisted_flows_of(&key.namespace, period_start),
         })
     });
     listed.collect()

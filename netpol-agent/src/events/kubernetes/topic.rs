@@ -131,8 +131,8 @@ pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     let denied = if topic.shadow { "would be denied" } else { "denied" };
     escape_and_shorten(format!(
-        "{direction} {denied} for more than {reported} peers and ports: {}; this Event counts all others, and the agent's log has a line for \
-         each of them",
+        "{direction} {denied} for more than {reported} peers and ports: {}; this Event counts all others; the agent's standard output has \
+         lines for them, within its rate limits",
         cause(topic.reason)
     ))
 }

@@ -2,7 +2,8 @@
 //! evaluated and reported, but not enforced. `LOST_EVENTS`: events that did not fit into the ring buffer.
 //!
 //! Size of `COUNTERS`: two entries (one for each direction) per endpoint ID, 320 bytes each on every CPU, always
-//! allocated. The entries of ID 0 count packets at interfaces that have no entry in `ENDPOINTS`.
+//! allocated. The entries of ID 0 count packets at interfaces that have no entry in `ENDPOINTS`, and packets with
+//! the reason `source-endpoint-gone`.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
