@@ -75,9 +75,8 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program after which the mark of this role is named: the mark has its [`Program::short_name`]. A mark
-    /// is an empty directory in the pin path, which records that an interface has this role. `None`: a pod's veth has
-    /// no mark.
+    /// A mark is an empty directory in the pin path. It records that an interface has this role, and its name is the
+    /// [`Program::short_name`] of the returned program. `None`: a pod's veth has no mark.
     pub(super) const fn mark_program(self) -> Option<Program> {
         match self {
             Self::Pod => None,

@@ -208,7 +208,7 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
     // A reset and a change of the local addresses consist of several changes, and the states between these changes are
     // not checked. The same is true if an event changes both the labels and the modes of a namespace.
     let is_namespace = matches!(event, Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)));
-    let is_mixed = is_namespace && node.in_safe_order(event).is_none();
+    let is_mixed = is_namespace && !node.has_safe_order(event);
     if is_mixed || matches!(event, Event::Reset(_) | Event::LocalAddresses(_)) {
         return node.apply(event);
     }

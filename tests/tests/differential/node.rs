@@ -132,10 +132,10 @@ impl Node {
         self.check_maps()
     }
 
-    /// Calls the engine's `in_safe_order` for this event only. `None` means that verdicts may depend on a mixed state,
-    /// in which only a part of the event is applied.
-    pub(crate) fn in_safe_order(&self, event: &Event) -> Option<Vec<Event>> {
-        self.reconciler.engine().in_safe_order(vec![event.clone()])
+    /// Returns whether the engine has a safe order for the changes of this event. If not, a verdict may depend on a mixed
+    /// state, in which only a part of the event is applied.
+    pub(crate) fn has_safe_order(&self, event: &Event) -> bool {
+        self.reconciler.engine().in_safe_order(vec![event.clone()]).is_some()
     }
 
     pub(crate) fn cluster_state(&self) -> &ClusterState {
