@@ -91,8 +91,8 @@ fn finish(reconciler: &mut Reconciler<Memory>) {
     }
 }
 
-/// Adds pods and their interfaces, and calls `then`, before one of the pods is overdue. If the machine is busy, this can
-/// take too long, and is tried again.
+/// Adds pods and their interfaces, and calls `then`, before one of the pods is overdue. If the machine is busy, this
+/// can take too long, and is tried again.
 fn add_in_time(
     (first, others): (&str, &[String]),
     veths: &[(u32, u8)],

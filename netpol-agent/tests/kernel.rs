@@ -158,8 +158,8 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         let attached = node.attached(2);
         let mut open = node.connect(1, 2, 80).expect("cannot connect to port 80");
         // Simulate programs and maps that an agent of layout version 0 has pinned. The next agent does not read these
-        // maps. A link is a pinned TCX link. A mark is a directory that records what netpol has created on an interface.
-        // Links and marks of the old version may have other names.
+        // maps. A link is a pinned TCX link. A mark is a directory that records what netpol has created on an
+        // interface. Links and marks of the old version may have other names.
         let old_version = node.pin_path.join("v0");
         let mut changed_names = 0;
         std::fs::rename(node.pin_path.join(&current_version), &old_version).expect("cannot rename the pin directory");

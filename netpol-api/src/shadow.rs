@@ -46,8 +46,8 @@ pub struct ShadowPolicy {
     /// Why `evaluated` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_evaluated_because: Option<String>,
-    /// Like [`ShadowReport::unlisted_flows`], but only the flows that policies of this policy's namespace may deny. This
-    /// policy may be the cause of some of them.
+    /// Like [`ShadowReport::unlisted_flows`], but only the flows that policies of this policy's namespace may deny.
+    /// This policy may be the cause of some of them.
     #[serde(default)]
     pub unlisted_flows: u64,
 }

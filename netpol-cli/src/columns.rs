@@ -198,7 +198,8 @@ pub(crate) fn some_of(items: &[String], shown: usize) -> String {
     some_of_all(items, items.len(), shown)
 }
 
-/// Same as [`some_of`], for a list of which `items` has only the first ones. `all`: the number of items in the whole list.
+/// Same as [`some_of`], for a list of which `items` has only the first ones. `all`: the number of items in the whole
+/// list.
 pub(crate) fn some_of_all(items: &[String], all: usize, shown: usize) -> String {
     let mut text = items.iter().take(shown).cloned().collect::<Vec<_>>().join(", ");
     let rest = all.saturating_sub(items.len().min(shown));

@@ -27,8 +27,8 @@ pub(crate) fn verdict(
 
 /// Returns the verdict of the policies at one end.
 fn side_verdict(cluster: &OfflineCluster, packet: &Packet, evaluation: &Evaluation) -> Verdict {
-    // The evaluation in which unknown addresses match as many ipBlocks as possible. `None` if `evaluation` already allows
-    // the packet, or if no `ipBlock` depends on unknown addresses.
+    // The evaluation in which unknown addresses match as many ipBlocks as possible. `None` if `evaluation` already
+    // allows the packet, or if no `ipBlock` depends on unknown addresses.
     let most_permissive = cluster.evaluate_most_permissive(packet, evaluation);
     let is_unknown = cluster.is_unknown(packet, evaluation, most_permissive.as_ref());
     if is_unknown { Verdict::Unknown } else { Verdict::of(evaluation.reason.allows()) }

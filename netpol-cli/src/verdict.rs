@@ -220,8 +220,8 @@ struct Difference {
 
 /// The values in the compiled tables that decide the verdicts on a pod: its rule sets in the order of
 /// [`Direction::BOTH`], and the class (equivalence class of addresses) and the flags of its IPv4 address and of its
-/// IPv6 address. Each vector has a value from `Evaluator::tables`, and one from `Evaluator::most_permissive` if these tables
-/// exist.
+/// IPv6 address. Each vector has a value from `Evaluator::tables`, and one from `Evaluator::most_permissive` if these
+/// tables exist.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct DecidingValues {
     pub(crate) rule_sets: [Vec<Option<u32>>; 2],

@@ -64,9 +64,9 @@ pub trait Tables<A> {
     /// Returns the entry of exactly this address. If there is none, returns the entry of the longest prefix that covers
     /// the address.
     fn address(&self, address: &A) -> Option<AddressEntry>;
-    /// Returns the entry of this address. If there is none, an implementation may return the entry that [`Self::prefix`]
-    /// would return. The verdict is the same: the flags and the endpoint of such an entry are 0, as if there were no
-    /// entry, and its class is looked up next in any case.
+    /// Returns the entry of this address. If there is none, an implementation may return the entry that
+    /// [`Self::prefix`] would return. The verdict is the same: the flags and the endpoint of such an entry are 0, as if
+    /// there were no entry, and its class is looked up next in any case.
     #[inline(always)]
     fn exact_address(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)

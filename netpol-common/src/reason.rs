@@ -95,8 +95,8 @@ reasons! {
     NotAllBackendsAllowed = 29, "not-all-backends-allowed", false;
     /// The packet must be rechecked post-DNAT, and its source endpoint no longer exists.
     SourceEndpointGone = 30, "source-endpoint-gone", false;
-    /// The packet is to a tunnel endpoint of a node. It is denied because the node would decapsulate it, and nothing would
-    /// then show that the inner packet comes from the pod.
+    /// The packet is to a tunnel endpoint of a node. It is denied because the node would decapsulate it, and nothing
+    /// would then show that the inner packet comes from the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
     /// At the receiving pod's interface: the source address is that of a pod of this node, but no pod of this node sent
     /// the packet. At this interface, and at devices that lead out of the node: a pod of this node sent the packet, and

@@ -352,8 +352,8 @@ fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> 
 
 /// Returns the verdict on a message that passed the other checks. The message is allowed if it is not too long
 /// (`fits`), and if the endpoint's token bucket, which limits the rate of messages, has a token. Takes this token.
-/// Several CPUs may take the same token at the same time, so the limit is not exact. [`Reason::NeighborDiscovery`] means
-/// allowed.
+/// Several CPUs may take the same token at the same time, so the limit is not exact. [`Reason::NeighborDiscovery`]
+/// means allowed.
 #[inline(always)]
 fn charge<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
     let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take_token(context, slot));

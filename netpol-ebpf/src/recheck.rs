@@ -63,8 +63,8 @@ pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
 
 /// Returns whether the packet belongs to a flow that was allowed post-DNAT. For a masqueraded packet, returns false.
 ///
-/// If the flow needs a recheck, returns false, too, because each of its packets is evaluated post-DNAT. The lookup finds
-/// such a flow only if the packet's destination was not translated, because the flow is stored with the pre-DNAT
+/// If the flow needs a recheck, returns false, too, because each of its packets is evaluated post-DNAT. The lookup
+/// finds such a flow only if the packet's destination was not translated, because the flow is stored with the pre-DNAT
 /// destination.
 #[inline(always)]
 fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool

@@ -217,9 +217,9 @@ fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets
 fn crafted_packets_cannot_take_the_slot_of_another_flow() {
     // The attack is on a hash such as `mix(low) ^ high`. `low` and `high` are the two halves of an address, and `mix`
     // multiplies by an odd number and then computes `x ^ (x >> 32)`. `crafted` differs from `destination` in bit 63 of
-    // `low`. The multiplication leaves this change in bit 63, and the shift copies it to bit 31. `crafted` also differs in bits 63 and 31 of `high`, so the
-    // changes cancel each other out. Both flows would have the same hash, even if each half were XORed with a secret
-    // key.
+    // `low`. The multiplication leaves this change in bit 63, and the shift copies it to bit 31. `crafted` also differs
+    // in bits 63 and 31 of `high`, so the changes cancel each other out. Both flows would have the same hash, even if
+    // each half were XORed with a secret key.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = memory_with_pods();
     for key in 0..200_u32 {

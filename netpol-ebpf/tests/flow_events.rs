@@ -301,10 +301,10 @@ fn with_observe_a_denied_flow_is_reported_once_and_is_denied_when_policies_are_e
     memory.observe.set(false);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Revoked, Reason::Revoked));
     assert!(events(&memory).iter().all(|event| event.flags == 0 && event.reason == Reason::Revoked as u8));
-    // An agent with `--observe` replaces the programs again. With `--observe`, the version that is stored in a flow has an
-    // additional bit (`OBSERVED_VERSION`), so without `--observe`, the packets above were evaluated again. They were
-    // denied, and a denied packet does not change the stored version. So this version is current again with `--observe`,
-    // and the flow is not evaluated again.
+    // An agent with `--observe` replaces the programs again. With `--observe`, the version that is stored in a flow has
+    // an additional bit (`OBSERVED_VERSION`), so without `--observe`, the packets above were evaluated again. They were
+    // denied, and a denied packet does not change the stored version. So this version is current again with
+    // `--observe`, and the flow is not evaluated again.
     memory.observe.set(true);
     assert_eq!((request(&memory, ACK), reply(&memory, ACK)), (Reason::Flow, Reason::Flow), "already reported");
 }

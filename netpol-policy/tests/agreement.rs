@@ -189,8 +189,8 @@ proptest! {
             let old = engine.cluster_state().clone();
             let is_single_change = match &event {
                 Event::Reset(_) | Event::LocalAddresses(_) => false,
-                // An event that changes both the labels of a namespace and its modes (shadow mode, suspension) counts as two changes. For
-                // such an event, `in_safe_order` returns `None`.
+                // An event that changes both the labels of a namespace and its modes (shadow mode, suspension) counts
+                // as two changes. For such an event, `in_safe_order` returns `None`.
                 Event::Apply(Object::Namespace(_)) | Event::Delete(ObjectKey::Namespace(_)) => {
                     engine.in_safe_order(vec![event.clone()]).is_some()
                 }

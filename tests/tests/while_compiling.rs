@@ -1,5 +1,5 @@
-//! The agent stays responsive while it compiles a large set of policies: it denies all traffic of a new pod, records the
-//! connections that a pod already has (item 34 of docs/semantics.md), responds to requests for health, metrics and
+//! The agent stays responsive while it compiles a large set of policies: it denies all traffic of a new pod, records
+//! the connections that a pod already has (item 34 of docs/semantics.md), responds to requests for health, metrics and
 //! status, and ends on SIGTERM.
 
 use std::fmt::Write;

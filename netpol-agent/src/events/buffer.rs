@@ -1,6 +1,7 @@
-//! Keeps the last flow records in memory, for clients of the API. Each event budget (of a pod, a direction and a kind of
-//! event) has a share of the buffer, and all summaries (records that count several events) have one share together. If
-//! the buffer is full, the oldest record of the share with the most bytes is removed. So a flood of records of one pod does not remove the records of other pods.
+//! Keeps the last flow records in memory, for clients of the API. Each event budget (of a pod, a direction and a kind
+//! of event) has a share of the buffer, and all summaries (records that count several events) have one share together.
+//! If the buffer is full, the oldest record of the share with the most bytes is removed. So a flood of records of one
+//! pod does not remove the records of other pods.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;

@@ -131,8 +131,8 @@ impl Handler for NriGate {
     }
 
     fn connection_ended_before_response(&self, sandbox: Sandbox, start: Start) {
-        // When a container is created, only a sandbox in `started_before` waits for enforcement. So for another sandbox,
-        // the connection did not end during a wait.
+        // When a container is created, only a sandbox in `started_before` waits for enforcement. So for another
+        // sandbox, the connection did not end during a wait.
         if start == Start::Container && !self.started_before().contains(&sandbox.id) {
             return;
         }

@@ -91,8 +91,8 @@ pub struct PodEndpoint {
     /// Map entry in the kernel.
     pub endpoint: Endpoint,
     pub(super) phase: Phase,
-    /// Whether attached programs (of this agent or an earlier one) write the endpoint ID into the packets of the pod, as
-    /// the source endpoint ID (see `owners`).
+    /// Whether attached programs (of this agent or an earlier one) write the endpoint ID into the packets of the pod,
+    /// as the source endpoint ID (see `owners`).
     pub(super) marks_packets: bool,
 }
 

@@ -172,8 +172,8 @@ pub struct Reconciler<D> {
     history: History,
     /// Suspensions of enforcement, as of the last time that the engine was available.
     suspensions: Vec<Suspension>,
-    /// Suspensions that end more than 24 hours from now. Each of them starts 24 hours before its end. Also as of the last
-    /// time that the engine was available.
+    /// Suspensions that end more than 24 hours from now. Each of them starts 24 hours before its end. Also as of the
+    /// last time that the engine was available.
     pending_suspensions: Vec<Suspension>,
     /// When a suspension ends or takes effect next.
     next_suspension_change: Option<Timestamp>,

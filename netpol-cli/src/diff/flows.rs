@@ -31,8 +31,8 @@ struct Flow {
     port: Option<u16>,
 }
 
-/// An end of a recorded flow, with a name that manifests can also have: a pod of a Deployment has the Deployment's name,
-/// because its own name exists only in the cluster in which the flow was recorded.
+/// An end of a recorded flow, with a name that manifests can also have: a pod of a Deployment has the Deployment's
+/// name, because its own name exists only in the cluster in which the flow was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct RecordedEnd {
     service: Option<ServiceKey>,

@@ -80,10 +80,9 @@ pub(crate) fn run(options: &DiffOptions, out: &mut impl Write) -> Result<Exit> {
     old.report();
     new.report();
     if options.cluster {
-        // Objects that the user cannot list are missing in both versions. `missing_needed` has the messages about those that
-        // the result depends on.
-        // `old.report()` has printed these messages. They are copied only now, so that `new.report()` does not print
-        // them again.
+        // Objects that the user cannot list are missing in both versions. `missing_needed` has the messages about those
+        // that the result depends on. `old.report()` has printed these messages. They are copied only now, so that
+        // `new.report()` does not print them again.
         new.missing_needed.clone_from(&old.missing_needed);
     }
     let clusters = [&old, &new].map(|input| input.cluster(&options.common));

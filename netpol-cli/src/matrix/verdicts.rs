@@ -4,7 +4,8 @@
 //! The verdict on a connection between pods is computed from the set of allowed ports, as in the matrix without `-p`.
 //! It is compared with the verdict of the compiled tables, but only once for all pods with the same rule sets and the
 //! same address classes (a class is an equivalence class of addresses). The set of ports is not used if the source or
-//! the destination is an address, or if the destination is a pod with an address that a Service, a hostPort or a node also has.
+//! the destination is an address, or if the destination is a pod with an address that a Service, a hostPort or a node
+//! also has.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;

@@ -185,8 +185,8 @@ fn wait_combines_the_results_of_all_nodes() {
     for (outcome_of_n2, code, out, err) in [
         (WaitOutcome::Met, 0, "networkpolicy shop/db enforced on 2 nodes (2 pods, 250.0 ms)\n", ""),
         (WaitOutcome::Timeout, 1, "", "error: node n2: timed out after 1s waiting for networkpolicy shop/db\n"),
-        // The agent of n2 will not enforce the policy, for example because it runs with `--observe`. `Never` is ignored if
-        // another node reports another result.
+        // The agent of n2 will not enforce the policy, for example because it runs with `--observe`. `Never` is ignored
+        // if another node reports another result.
         (WaitOutcome::Never, 0, "networkpolicy shop/db enforced on n1 (generation 12, 1 pod, 250.0 ms)\n", ""),
     ] {
         let cluster = Cluster::start(&[

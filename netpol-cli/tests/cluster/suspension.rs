@@ -121,8 +121,8 @@ fn resume_reports_other_suspensions_that_still_apply() {
         let reason = format!("reason of {}", scope[scope.len() - 1]);
         let run = cluster.netpol(&[&["suspend", "--for", "1h", "--reason", &reason], scope].concat());
         assert_eq!(run.code, 0, "{}", run.err);
-        // The suspensions of the cluster and of kube-system are both annotations of kube-system, with one annotation for
-        // the reason.
+        // The suspensions of the cluster and of kube-system are both annotations of kube-system, with one annotation
+        // for the reason.
         let replaces = run.out.contains("replaces the reason of another suspension: reason of kube-system\n");
         assert_eq!(replaces, scope == ["--cluster"], "{}", run.out);
     }

@@ -81,8 +81,8 @@ impl Engine {
     }
 
     /// Divides the memory limit among policies again, after a change of the cluster state. Returns the pods for which
-    /// rules must be resolved again, or `None` if the division did not change. There are two kinds of such pods:
-    /// the pods that a policy selects, if more or fewer of this policy's blocks and ports are used now; and the pods of a
+    /// rules must be resolved again, or `None` if the division did not change. There are two kinds of such pods: the
+    /// pods that a policy selects, if more or fewer of this policy's blocks and ports are used now; and the pods of a
     /// namespace that got or lost memory for policies in shadow mode.
     pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
         let Balance { policies, namespaces } = self.memory_limit.balance(&self.cluster_state);

@@ -53,8 +53,8 @@ impl Engine {
     }
 
     /// Applies a change of a namespace's labels, or of the modes of its policies (enforced or shadow). The caller must
-    /// split a change of both into two events: in one event, writes for the labels and for the modes would be mixed, so a
-    /// verdict between two writes could be one of no state of the cluster.
+    /// split a change of both into two events: in one event, writes for the labels and for the modes would be mixed, so
+    /// a verdict between two writes could be one of no state of the cluster.
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
         let before = self.modes_of_namespaces();
         self.cluster_state.apply(event);

@@ -34,9 +34,9 @@ pub(super) enum Target {
 }
 
 impl BackendSet {
-    /// Returns whether every rule set that evaluates Services has an `ALLOW` entry for the backend set, whatever its rules
-    /// are. This is so if the local node is a backend, because every pod may reach it. It is also so if not all backends
-    /// are known here: there are no targets, or a target is a frontend of another Service.
+    /// Returns whether every rule set that evaluates Services has an `ALLOW` entry for the backend set, whatever its
+    /// rules are. This is so if the local node is a backend, because every pod may reach it. It is also so if not all
+    /// backends are known here: there are no targets, or a target is a frontend of another Service.
     pub(super) fn has_entry_in_every_rule_set(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
     }

@@ -177,9 +177,9 @@ impl Engine {
         self.update_backend_set_entries(changes, next, classes.into_iter().map(|class| (rule_set, class)));
     }
 
-    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set. To
-    /// find out which entries are still needed, this considers only endpoints that are written. So the caller must write
-    /// the endpoints first.
+    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set. To find out
+    /// which entries are still needed, this considers only endpoints that are written. So the caller must write the
+    /// endpoints first.
     pub(super) fn disallow_previous(&mut self, changes: &mut Changes, previous_egress: BTreeSet<RuleSetId>) {
         for rule_set in previous_egress {
             let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();

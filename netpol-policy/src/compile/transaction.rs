@@ -185,8 +185,9 @@ impl Engine {
     /// Writes the next classes of addresses and frontends, and then the endpoints, so that the new state is in force.
     fn enforce(&mut self, Prepared { mut changes, moves, frontends, rules }: Prepared) -> Enforced {
         // Frontends are deleted after the addresses are written. If a destination has no frontend, but its address
-        // entry is flagged as an address of a node, the lookup treats the destination as a NodePort. An event can delete
-        // a frontend and also remove this flag from its address. If the frontend were deleted first, the lookup would briefly treat it as a NodePort.
+        // entry is flagged as an address of a node, the lookup treats the destination as a NodePort. An event can
+        // delete a frontend and also remove this flag from its address. If the frontend were deleted first, the lookup
+        // would briefly treat it as a NodePort.
         self.write_all(&mut changes, frontends.put().chain(moves.changes()).chain(frontends.deleted()));
         let mut previous_egress = BTreeSet::new();
         for (pod, rule_sets) in rules.endpoints {

@@ -133,8 +133,8 @@ impl Writer<'_> {
             Direction::Egress => "Egress: ",
             Direction::Ingress => "Ingress: ",
         };
-        // With the reason `Service`, the verdict of this side can be `Allow`, but the backends decide the verdict of the
-        // connection.
+        // With the reason `Service`, the verdict of this side can be `Allow`, but the backends decide the verdict of
+        // the connection.
         let verdict = match (side.reason, side.verdict) {
             (Cause::Evaluated(Reason::Service), Verdict::Allow) => "depends on the backend",
             _ => side.verdict.name(),

@@ -52,8 +52,8 @@ impl Selector {
         !self.invalid && self.requirements.iter().all(|requirement| requirement.holds(labels))
     }
 
-    /// Same as [`Self::matches`], but true for an invalid selector. Used for the pods that a policy isolates: if an invalid
-    /// selector matched no pod, an error in a policy would leave the intended pods without isolation.
+    /// Same as [`Self::matches`], but true for an invalid selector. Used for the pods that a policy isolates: if an
+    /// invalid selector matched no pod, an error in a policy would leave the intended pods without isolation.
     pub fn matches_or_is_invalid(&self, labels: &Labels) -> bool {
         self.invalid || self.requirements.iter().all(|requirement| requirement.holds(labels))
     }

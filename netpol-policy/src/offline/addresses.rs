@@ -157,9 +157,9 @@ pub(super) fn assign_to_services(state: &mut ClusterState) {
 }
 
 /// Changes the policies in `state`: an `ipBlock` matches placeholders only if it contains all possible pod addresses.
-/// If there are blocks that contain only some of these addresses, returns a second state, `most_permissive`. In this state,
-/// these blocks match placeholders, too. If the two states have different verdicts for a connection, its verdict is
-/// unknown.
+/// If there are blocks that contain only some of these addresses, returns a second state, `most_permissive`. In this
+/// state, these blocks match placeholders, too. If the two states have different verdicts for a connection, its verdict
+/// is unknown.
 pub(super) fn resolve_blocks(state: &mut ClusterState, ranges: &PodRanges) -> Option<ClusterState> {
     let is_undecided = |peer: &Peer| matches!(peer, Peer::Block(block) if ranges.is_undecided(block));
     let has_undecided = |policy: &Policy| {

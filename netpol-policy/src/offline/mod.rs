@@ -9,8 +9,8 @@
 //! Service has.
 //!
 //! The first state, `state`, allows a connection only if every possible value of the unknown addresses allows it. The
-//! second state, `most_permissive`, allows it if at least one possible value does. A verdict that differs between the two
-//! states depends on an unknown address.
+//! second state, `most_permissive`, allows it if at least one possible value does. A verdict that differs between the
+//! two states depends on an unknown address.
 
 mod address_set;
 mod addresses;
@@ -174,8 +174,8 @@ impl OfflineCluster {
         [allowed, possible]
     }
 
-    /// Evaluates a packet in [`OfflineCluster::most_permissive`], if [`OfflineCluster::state`] denies it. `evaluation`: the
-    /// result in `state`. If `most_permissive` allows the packet, the verdict depends on an unknown address.
+    /// Evaluates a packet in [`OfflineCluster::most_permissive`], if [`OfflineCluster::state`] denies it. `evaluation`:
+    /// the result in `state`. If `most_permissive` allows the packet, the verdict depends on an unknown address.
     pub fn evaluate_most_permissive(&self, packet: &Packet, evaluation: &Evaluation) -> Option<Evaluation> {
         self.evaluate_most_permissive_in(packet, evaluation, Mode::Enforce)
     }
@@ -219,10 +219,10 @@ impl OfflineCluster {
         causes
     }
 
-    /// If addresses of pods are unknown, [`OfflineCluster::new`] adds a block of placeholders to the peers of a rule with
-    /// an `ipBlock` that contains all possible pod addresses, but not the placeholders. If `peer` is such an added block,
-    /// returns the first of `peers` that contains all possible pod addresses. Otherwise returns `None`. `peers`: all
-    /// peers of the rule that has `peer`.
+    /// If addresses of pods are unknown, [`OfflineCluster::new`] adds a block of placeholders to the peers of a rule
+    /// with an `ipBlock` that contains all possible pod addresses, but not the placeholders. If `peer` is such an added
+    /// block, returns the first of `peers` that contains all possible pod addresses. Otherwise returns `None`. `peers`:
+    /// all peers of the rule that has `peer`.
     pub(crate) fn block_in_input<'p>(&self, peer: &Peer, peers: &'p [Peer]) -> Option<&'p Peer> {
         let Peer::Block(IpBlock { cidr, .. }) = peer else { return None };
         let is_v4 = is_pod_placeholder_range(cidr).then(|| cidr.addr().is_ipv4())?;

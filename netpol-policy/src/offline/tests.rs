@@ -91,8 +91,8 @@ proptest! {
         let cluster = OfflineCluster::new(&parsed(objects(unknown.clone())), &[range]);
         let placeholder = cluster.state().pods[&unknown.key].addresses[0];
         prop_assert!(is_placeholder(placeholder));
-        // `cluster.state()` allows a packet only if it is allowed at every possible address. `most_permissive` allows a packet
-        // if it is allowed at one possible address or more.
+        // `cluster.state()` allows a packet only if it is allowed at every possible address. `most_permissive` allows a
+        // packet if it is allowed at one possible address or more.
         let most_permissive = cluster.most_permissive().unwrap_or(cluster.state());
         let tables = [cluster.state(), most_permissive].map(|state| (state, engine(state)));
         let possible = POSSIBLE_ADDRESSES.iter().map(|text| text.parse::<IpAddr>().expect("an address"));

@@ -134,8 +134,8 @@ impl Watcher {
             let started = Instant::now();
             self.recoveries.mark_unchanged();
             let result = self.attempt().await;
-            // Only the time since the response began counts. A request without a response can take long, too, but it is a
-            // failure.
+            // Only the time since the response began counts. A request without a response can take long, too, but it is
+            // a failure.
             if self.watching_since.take().is_some_and(|since| since.elapsed() > WORKING_AFTER) {
                 self.reset_backoff();
             }

@@ -80,8 +80,8 @@ impl ApiServer {
         self.disconnect();
     }
 
-    /// Keeps all objects, but assigns new versions to them. Counts from `start`, so the first new version is `start + 1`. In a real cluster, this
-    /// happens when its storage is replaced. Closes all connections.
+    /// Keeps all objects, but assigns new versions to them. Counts from `start`, so the first new version is `start +
+    /// 1`. In a real cluster, this happens when its storage is replaced. Closes all connections.
     pub fn renumber(&self, start: u64) {
         self.shared.change(|state| {
             state.store.renumber(start);

@@ -19,8 +19,8 @@ pub(crate) enum Form {
 }
 
 /// One version of an object. The text of the metadata is separate and does not contain the resource version, so that it
-/// can be written with another version: a watch event of type DELETED contains the object as it was before the deletion,
-/// but with the resource version of the deletion.
+/// can be written with another version: a watch event of type DELETED contains the object as it was before the
+/// deletion, but with the resource version of the deletion.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) resource: Resource,

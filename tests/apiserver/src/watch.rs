@@ -182,8 +182,8 @@ impl Watch {
             self.send_initial_events(writer).await?;
         }
         let bookmark_every = self.shared.lock().bookmark_every;
-        // The version of the last bookmark; at first, the version from which the client watches. `None`: the client has no
-        // version yet, because no bookmark marked the end of the initial events.
+        // The version of the last bookmark; at first, the version from which the client watches. `None`: the client has
+        // no version yet, because no bookmark marked the end of the initial events.
         let mut bookmarked = (!initial || self.marks_initial_end).then_some(self.version);
         let mut next_bookmark = Instant::now() + bookmark_every;
         loop {

@@ -177,10 +177,10 @@ pub(super) fn call(
     command.env("CNI_IFNAME", INTERFACE);
     command.env("CNI_PATH", PLUGINS);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A thread that has entered the node's network namespace starts the plugin. If the new process entered the namespace
-    // itself (`pre_exec`), it would be created by `fork`, which copies the page tables of the test process. If this
-    // process is large, the copy takes milliseconds. Without `pre_exec`, the process is created without this copy, as in
-    // container runtimes.
+    // A thread that has entered the node's network namespace starts the plugin. If the new process entered the
+    // namespace itself (`pre_exec`), it would be created by `fork`, which copies the page tables of the test process.
+    // If this process is large, the copy takes milliseconds. Without `pre_exec`, the process is created without this
+    // copy, as in container runtimes.
     let mut child = node.netns().run(|| {
         let started = command.spawn();
         started.with_context(|| format!("cannot start {}: install it with `cargo xtask setup`", executable.display()))

@@ -255,10 +255,11 @@ fn check_every_write(node: &mut Node, event: &Event) -> Result<()> {
         }
         let (was, is) =
             (reference::evaluate(&old, &probe.at(pod)).reason, reference::evaluate(&new, &probe.at(pod)).reason);
-        // A packet to a Service may pass here although no rule allows it. A backend on this node may always reach itself
-        // through the Service (hairpin traffic), so the table entries for the rules of this backend allow the Service. If
-        // the sending pod has the same rules, it uses the same entries. The recheck post-DNAT denies the packet later:
-        // see `expected`. Each write can change which pods have the same rules, so any backend on this node counts.
+        // A packet to a Service may pass here although no rule allows it. A backend on this node may always reach
+        // itself through the Service (hairpin traffic), so the table entries for the rules of this backend allow the
+        // Service. If the sending pod has the same rules, it uses the same entries. The recheck post-DNAT denies the
+        // packet later: see `expected`. Each write can change which pods have the same rules, so any backend on this
+        // node counts.
         let is_local_backend =
             [&old, &new].into_iter().any(|cluster_state| has_local_backend(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {

@@ -132,8 +132,8 @@ impl Node {
         self.check_maps()
     }
 
-    /// Returns whether the engine has a safe order for the changes of this event. If not, a verdict may depend on a mixed
-    /// state, in which only a part of the event is applied.
+    /// Returns whether the engine has a safe order for the changes of this event. If not, a verdict may depend on a
+    /// mixed state, in which only a part of the event is applied.
     pub(crate) fn has_safe_order(&self, event: &Event) -> bool {
         self.reconciler.engine().in_safe_order(vec![event.clone()]).is_some()
     }

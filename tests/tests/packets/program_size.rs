@@ -54,9 +54,9 @@ fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
 }
 
 /// The verifier of Linux 5.10 processes at most a million instructions. For the same program, it processes more
-/// instructions than newer verifiers do. So the limit of this test is far below a million. Since Linux 5.16, the program's
-/// info has the number of processed instructions. It is about 150,000 on Linux 6.18, and varies by 10,000 with the
-/// order in which the compiler arranges the code.
+/// instructions than newer verifiers do. So the limit of this test is far below a million. Since Linux 5.16, the
+/// program's info has the number of processed instructions. It is about 150,000 on Linux 6.18, and varies by 10,000
+/// with the order in which the compiler arranges the code.
 #[test]
 fn programs_stay_below_the_verifier_limit() {
     for enabled in [&[][..], &[COUNT_TRAFFIC]] {

@@ -189,9 +189,10 @@ impl Row {
 type Pair = (EndId, EndId);
 
 impl Reachability<'_> {
-    /// Returns whether the old pair and the new pair may have different actual verdicts at ports with unknown verdicts. This is so if
-    /// the two pairs have different policies that netpol does not evaluate, or different rules that depend on unknown
-    /// addresses. It is also so if these policies and rules are the same, but the remote addresses differ.
+    /// Returns whether the old pair and the new pair may have different actual verdicts at ports with unknown verdicts.
+    /// This is so if the two pairs have different policies that netpol does not evaluate, or different rules that
+    /// depend on unknown addresses. It is also so if these policies and rules are the same, but the remote addresses
+    /// differ.
     fn unknown_differs(&self, old: Pair, new: Pair) -> bool {
         // Egress at the source, and ingress at the destination.
         let sides = [(old.0, old.1, new.0, new.1), (old.1, old.0, new.1, new.0)];

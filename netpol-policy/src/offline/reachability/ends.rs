@@ -23,8 +23,8 @@ pub(super) struct Side {
     /// The numbers of the rules in [`OfflineCluster::state`], sorted. These rules allow connections. `None`: no policy
     /// isolates the pod.
     pub(super) rules: Option<Vec<u32>>,
-    /// The numbers of the rules in [`OfflineCluster::most_permissive`], sorted. These rules allow connections, or may allow
-    /// them, depending on unknown addresses. `None`: no policy isolates the pod.
+    /// The numbers of the rules in [`OfflineCluster::most_permissive`], sorted. These rules allow connections, or may
+    /// allow them, depending on unknown addresses. `None`: no policy isolates the pod.
     pub(super) possible_rules: Option<Vec<u32>>,
     /// The hashes of the policies that netpol does not evaluate and that may change the verdict, sorted.
     pub(super) unevaluated: Vec<u64>,

@@ -251,9 +251,9 @@ impl Tracker {
         }
     }
 
-    /// Reserves room for one more flow of this interface. There is room if the interface has fewer kept flows than there
-    /// are free places (`MAX_KEPT` minus all kept flows). So the flows of one pod take at most
-    /// half of the room, those of the next pod half of the rest, and so on. Returns whether there was room.
+    /// Reserves room for one more flow of this interface. There is room if the interface has fewer kept flows than
+    /// there are free places (`MAX_KEPT` minus all kept flows). So the flows of one pod take at most half of the room,
+    /// those of the next pod half of the rest, and so on. Returns whether there was room.
     fn reserve_room(&mut self, interface: IfIndex) -> bool {
         let count = self.by_interface.entry(interface).or_default();
         let has_room = *count < MAX_KEPT.saturating_sub(self.flows.len() + self.replaced.len());
