@@ -125,8 +125,6 @@ pub struct ShadowFlows {
     namespaces: Quota,
     /// The numbers of counters, by [`ShadowKey::source`].
     sources: Quota,
-    /// Flows without a counter.
-    other: FlowsByMinute,
     /// Flows without a counter, by namespace of the pod at which policies would deny them.
     other_by_namespace: HashMap<String, FlowsByMinute>,
     /// Flows without a counter that policies of any namespace may deny.
@@ -147,7 +145,6 @@ impl Default for ShadowFlows {
             counters: HashMap::new(),
             namespaces: Quota::new(MAX_COUNTERS, MAX_OF_NAMESPACE),
             sources: Quota::new(MAX_COUNTERS, MAX_OF_SOURCE),
-            other: FlowsByMinute::default(),
             other_by_namespace: HashMap::new(),
             other_of_any_namespace: FlowsByMinute::default(),
             cleaned: SystemTime::now(),
@@ -196,7 +193,6 @@ impl ShadowFlows {
         if flows == 0 {
             return;
         }
-        self.other.add(at, flows);
         let has_room = self.other_by_namespace.len() < MAX_NAMESPACES;
         let counter = match namespace {
             Some(namespace) if has_room || self.other_by_namespace.contains_key(namespace) => {
@@ -248,7 +244,8 @@ impl ShadowFlows {
 
     /// Returns how many flows since this time have no counter.
     pub fn unlisted_flows(&self, since: SystemTime) -> u64 {
-        self.other.count_since(since)
+        let of_namespaces = self.other_by_namespace.values().chain([&self.other_of_any_namespace]);
+        of_namespaces.map(|flows| flows.count_since(since)).sum()
     }
 
     /// Returns how many flows since this time have no counter, and may be flows that policies of this namespace would

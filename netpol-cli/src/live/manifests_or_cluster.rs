@@ -89,14 +89,14 @@ fn read_cluster(
 pub(crate) async fn read_all_kinds(kube: &Kube, namespaces: BTreeSet<String>, view: View) -> Result<Input> {
     let needed = Needed { namespaces, workloads: WorkloadKind::ALL.into() };
     let mut input = progress("the objects of the cluster", read(kube, &needed, RESPONSE_TIME)).await?;
-    input.missing_needed = required(&input, view);
+    input.missing_needed = missing_needed(&input, view);
     Ok(input)
 }
 
 /// Returns messages about the objects that the result depends on, but that the user cannot list.
-fn required(input: &Input, view: View) -> Vec<String> {
+fn missing_needed(input: &Input, view: View) -> Vec<String> {
     let has_selector = has_namespace_selector(input);
-    let is_required = |missing: &&Missing| {
+    let is_needed = |missing: &&Missing| {
         // Whether the result depends on objects of this kind outside the shown namespaces.
         let needs_others = match missing.kind.as_str() {
             "NetworkPolicies" => view == View::Everything,
@@ -108,5 +108,5 @@ fn required(input: &Input, view: View) -> Vec<String> {
         // `missing.namespace` is one of the shown namespaces; `None` stands for all others.
         missing.is_unevaluated || is_used && (missing.namespace.is_some() || needs_others)
     };
-    input.missing.iter().filter(is_required).map(ToString::to_string).collect()
+    input.missing.iter().filter(is_needed).map(ToString::to_string).collect()
 }

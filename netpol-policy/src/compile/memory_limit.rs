@@ -22,7 +22,7 @@ use crate::cluster_state::ClusterState;
 use crate::model::{Mode, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 
 pub use price::ALLOW_ENTRY;
-use price::{Cut, RuleSetCounts, Size, TRIE_ENTRY, WiderBlocks, Widest};
+use price::{Cut, Prices, RuleSetCounts, Size, TRIE_ENTRY, Widest};
 
 /// Number of significant bits of a share. The other bits are zero, so a share changes in steps of at most an eighth.
 /// Without steps, every change would move all cuts a little, and each moved cut recompiles its policy.
@@ -366,10 +366,10 @@ impl MemoryLimit {
     /// Namespaces share this rest max-min fairly. If a namespace needs more than its share of the rest, it gets nothing
     /// of the rest: incomplete policies would report denials that the complete policies would not cause.
     fn share(&self, cluster_state: &ClusterState, limit: u64) -> (BTreeMap<PolicyKey, Cut>, BTreeSet<NamespaceName>) {
-        let all = WiderBlocks::of(self.demands.values().flat_map(|demand| &demand.enforced.widest));
+        let prices = Prices::of(self.demands.values().flat_map(|demand| &demand.enforced.widest));
         let mut costs: BTreeMap<&NamespaceName, BTreeMap<&PolicyKey, u64>> = BTreeMap::new();
         for (namespace, NamespaceDemand { enforced, .. }) in &self.demands {
-            let of_policies = enforced.policies.iter().map(|policy| (&policy.0, self.cost(&all, policy))).collect();
+            let of_policies = enforced.policies.iter().map(|policy| (&policy.0, self.cost(&prices, policy))).collect();
             costs.insert(namespace, of_policies);
         }
         let total = |costs: &BTreeMap<&PolicyKey, u64>| costs.values().copied().fold(0, u64::saturating_add);
@@ -381,7 +381,7 @@ impl MemoryLimit {
             for policy in policies.iter().filter(|(_, cost)| **cost > policy_share).map(|(policy, _)| *policy) {
                 let rule_sets = self.demands[*namespace].enforced.policies.iter().find(|(key, _)| key == policy);
                 if let (Some(policy), Some((_, rule_sets))) = (cluster_state.policies.get(policy), rule_sets) {
-                    cuts.insert(policy.key.clone(), all.cut(policy, rule_sets, policy_share));
+                    cuts.insert(policy.key.clone(), prices.cut(policy, rule_sets, policy_share));
                 }
             }
         }
@@ -392,20 +392,21 @@ impl MemoryLimit {
     /// mode. Returns the namespaces that need more than their share.
     fn share_shadow(&self, rest: u64) -> BTreeSet<NamespaceName> {
         let demands = self.demands.values().flat_map(|NamespaceDemand { enforced, shadow }| [enforced, shadow]);
-        let all = WiderBlocks::of(demands.flat_map(|demand| &demand.widest));
-        let cost =
-            |demand: &Demand| demand.policies.iter().map(|policy| self.cost(&all, policy)).fold(0, u64::saturating_add);
+        let prices = Prices::of(demands.flat_map(|demand| &demand.widest));
+        let cost = |demand: &Demand| {
+            demand.policies.iter().map(|policy| self.cost(&prices, policy)).fold(0, u64::saturating_add)
+        };
         let costs: BTreeMap<&NamespaceName, u64> =
             self.demands.iter().map(|(namespace, demand)| (namespace, cost(&demand.shadow))).collect();
         let share = rounded(fair_share(costs.values().copied(), rest));
         costs.into_iter().filter(|(_, cost)| *cost > share).map(|(namespace, _)| namespace.clone()).collect()
     }
 
-    /// Returns the cost of a policy in both directions together. `all`: the rule sets of all namespaces. `rule_sets`:
-    /// those that contain the policy, by direction.
-    fn cost(&self, all: &WiderBlocks, (policy, rule_sets): &(PolicyKey, [RuleSetCounts; 2])) -> u64 {
+    /// Returns the cost of a policy in both directions together. `rule_sets`: those that contain the policy, by
+    /// direction.
+    fn cost(&self, prices: &Prices, (policy, rule_sets): &(PolicyKey, [RuleSetCounts; 2])) -> u64 {
         let sizes = self.sizes.get(policy).into_iter().flatten().zip(rule_sets);
-        sizes.map(|(size, rule_sets)| all.cost(size, rule_sets)).fold(0, u64::saturating_add)
+        sizes.map(|(size, rule_sets)| prices.cost(size, rule_sets)).fold(0, u64::saturating_add)
     }
 }
 

@@ -11,7 +11,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
 use netpol_tests::{AgentOptions, Cluster, Lab, PodSlots, PodSpec, deny_all};
 
-use super::{TIMEOUT, allow_client_to_server, wait_metrics};
+use super::{allow_client_to_server, wait_metrics};
 
 /// Number of pods that the test creates.
 const PODS: u32 = 500;
@@ -105,17 +105,9 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
 /// Slot, group and name of each pod, oldest first.
 type LivePods = VecDeque<(usize, u32, String)>;
 
-/// Waits until the agent's log has a line for each of these pods, which reports that its policies are enforced.
-fn wait_until_enforced<'a>(lab: &mut Lab, pods: impl Iterator<Item = &'a String>) -> Result<()> {
-    let start = Instant::now();
-    for pod in pods {
-        let line = format!(" enforced pod={pod} ");
-        while !lab.agent().log().contains(&line) {
-            ensure!(start.elapsed() < TIMEOUT, "the policies of {pod} were not enforced:\n{}", lab.agent().log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-    Ok(())
+/// Waits until the agent's log reports for each of these pods that its policies are enforced.
+fn wait_until_enforced<'a>(lab: &mut Lab, mut pods: impl Iterator<Item = &'a String>) -> Result<()> {
+    pods.try_for_each(|pod| lab.agent().wait_log(&[&format!(" enforced pod={pod} ")]))
 }
 
 /// Deletes the pods of the oldest group as a kubelet does: first their network, then their objects.

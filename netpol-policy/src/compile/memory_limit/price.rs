@@ -64,7 +64,7 @@ impl RuleSetCounts {
         *self.0.entry(widest).or_default() += 1;
     }
 
-    fn all(&self) -> u64 {
+    fn total(&self) -> u64 {
         self.0.values().sum()
     }
 
@@ -75,12 +75,12 @@ impl RuleSetCounts {
     }
 }
 
-/// For each family and prefix length: the number of rule sets with a block that is wider than a prefix of this length.
-/// Computes the cost of blocks and ports.
-pub(super) struct WiderBlocks([Vec<u64>; 2]);
+/// Computes the cost of blocks and ports. Contains, for each family and prefix length, the number of rule sets with a
+/// block that is wider than a prefix of this length.
+pub(super) struct Prices([Vec<u64>; 2]);
 
-impl WiderBlocks {
-    /// Counts the rule sets of all namespaces, each given by its widest block.
+impl Prices {
+    /// Returns the prices if these are the rule sets of all namespaces. Each rule set is given by its widest block.
     pub(super) fn of<'a>(rule_sets: impl IntoIterator<Item = &'a Widest>) -> Self {
         let mut counts = [vec![0; 130], vec![0; 130]];
         for widest in rule_sets {
@@ -113,13 +113,13 @@ impl WiderBlocks {
 
     /// Returns the cost of a policy with this size in one direction.
     pub(super) fn cost(&self, size: &Size, rule_sets: &RuleSetCounts) -> u64 {
-        let count = rule_sets.all();
-        if count == 0 {
+        let rule_set_count = rule_sets.total();
+        if rule_set_count == 0 {
             return 0;
         }
         let prefixes =
             size.prefixes.iter().map(|(prefix, count)| count.saturating_mul(self.of_prefix(*prefix, rule_sets)));
-        prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * count))
+        prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * rule_set_count))
     }
 
     /// Cuts a policy to at most this cost. `rule_sets`: those that contain the policy, by direction.
@@ -128,20 +128,20 @@ impl WiderBlocks {
         let mut spent: u64 = 0;
         for direction in Direction::BOTH {
             let rule_sets = &rule_sets[direction as usize];
-            let count = rule_sets.all();
+            let rule_set_count = rule_sets.total();
             let mut full = false;
             for item in policy.rules(direction).unwrap_or_default().iter().flat_map(items) {
                 let cost = match item {
                     Item::Block(block) => {
                         nets(block).map(|net| self.of_prefix(family_and_length(net), rule_sets)).sum()
                     }
-                    Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * count,
+                    Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * rule_set_count,
                 };
-                full |= count > 0 && spent.saturating_add(cost) > max_cost;
+                full |= rule_set_count > 0 && spent.saturating_add(cost) > max_cost;
                 cut.omitted.policy_items += 1;
                 match item {
                     _ if !full => {
-                        spent += if count > 0 { cost } else { 0 };
+                        spent += if rule_set_count > 0 { cost } else { 0 };
                         cut.items[direction as usize] += 1;
                     }
                     Item::Block(_) => cut.omitted.blocks += 1,
