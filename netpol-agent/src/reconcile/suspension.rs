@@ -42,8 +42,8 @@ impl<D: Dataplane> Reconciler<D> {
             let Suspension { namespace, cluster, until, .. } = suspension;
             tracing::warn!(
                 %namespace, cluster, %until,
-                "enforcement is not suspended yet: a suspension starts at most 24 hours before its end; set an earlier end, or remove the \
-                 annotation"
+                "policies are still enforced; the suspension starts 24 hours before its end; to start it now, set an earlier \
+                 end; to cancel it, remove the annotation"
             );
         }
         self.pending_suspensions = pending;

@@ -38,7 +38,7 @@ pub enum NoticeReason {
     InvalidPolicyField,
     /// Enforcement is suspended.
     EnforcementSuspended,
-    /// A suspension has not started yet: it starts at most 24 hours before its end.
+    /// A suspension has not started yet: its end is more than 24 hours from now, and it starts 24 hours before its end.
     SuspensionNotStarted,
     /// A suspension has ended.
     EnforcementResumed,
@@ -85,8 +85,8 @@ impl Notice {
                 format!("{what} are enforced again; enforcement was suspended until {until}{because}")
             }
             NoticeReason::SuspensionNotStarted => format!(
-                "enforcement is not suspended yet: a suspension starts at most 24 hours before its end, {until}{because}; \
-                 set an earlier end"
+                "{what} are still enforced; the suspension starts 24 hours before its end, {until}{because}; to start it \
+                 now, set an earlier end"
             ),
             NoticeReason::EnforcementSuspended | NoticeReason::InvalidPolicyField => {
                 format!("{what} are not enforced until {until}{because}")
@@ -143,7 +143,37 @@ impl NoticeSchedule {
 
 #[cfg(test)]
 mod tests {
+    use netpol_policy::model::Timestamp;
+
     use super::*;
+
+    #[test]
+    fn a_notice_of_a_suspension_names_its_end_and_its_reason() {
+        let suspension = Suspension {
+            namespace: "shop".into(),
+            cluster: false,
+            until: Timestamp::parse("2026-11-30T12:00:00Z").expect("not a time"),
+            reason: Some("upgrade".into()),
+        };
+        for (reason, expected) in [
+            (
+                NoticeReason::SuspensionNotStarted,
+                "the namespace's policies are still enforced; the suspension starts 24 hours before its end, \
+                 2026-11-30T12:00:00Z (upgrade); to start it now, set an earlier end",
+            ),
+            (
+                NoticeReason::EnforcementSuspended,
+                "the namespace's policies are not enforced until 2026-11-30T12:00:00Z (upgrade)",
+            ),
+            (
+                NoticeReason::EnforcementResumed,
+                "the namespace's policies are enforced again; enforcement was suspended until 2026-11-30T12:00:00Z \
+                 (upgrade)",
+            ),
+        ] {
+            assert_eq!(Notice::about_suspension(&suspension, reason).message, expected);
+        }
+    }
 
     #[test]
     fn a_notice_is_repeated_until_its_diagnostic_is_fixed() {

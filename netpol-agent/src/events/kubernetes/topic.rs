@@ -131,8 +131,8 @@ pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     let denied = if topic.shadow { "would be denied" } else { "denied" };
     escape_and_shorten(format!(
-        "{direction} {denied} for more than {reported} peers and ports: {}; this Event counts all others; the agent's standard output has \
-         lines for them, within its rate limits",
+        "{direction} {denied} for more than {reported} peers and ports: {}; this Event counts all others, and the agent's standard output \
+         has lines about them (their rate is limited)",
         cause(topic.reason)
     ))
 }
@@ -209,6 +209,15 @@ mod tests {
         topic.peer.services = services.iter().map(ToString::to_string).collect();
         topic.peer.via_services = via_services.iter().map(ToString::to_string).collect();
         topic
+    }
+
+    #[test]
+    fn a_merged_note_names_no_peer() {
+        assert_eq!(
+            merged_note(&topic(Direction::Ingress, Reason::NoRule, "shop/web", Some(80)), 10),
+            "ingress denied for more than 10 peers and ports: no rule allows it; this Event counts all others, and the \
+             agent's standard output has lines about them (their rate is limited)"
+        );
     }
 
     #[test]
