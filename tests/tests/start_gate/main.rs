@@ -100,24 +100,35 @@ fn s38_a_pod_is_enforced_before_its_first_packet() -> Result<()> {
     Ok(())
 }
 
-/// Shows that the test above can fail: without the gate, denied packets arrive at `other`.
+/// Shows that the test above can fail: without the gate, packets that policies deny arrive at `other` until the Pod
+/// object has an address, as on a node where the kubelet publishes the address after the start.
 #[test]
 fn s38_without_the_gate_denied_packets_of_a_new_pod_arrive() -> Result<()> {
     let directory = tempfile::tempdir()?;
     // The directory has no socket of a runtime, so `auto` turns the gate off.
     let lab = lab(directory.path(), &["--start-gate", "auto"])?;
+    ensure!(lab.metrics()?.contains("netpol_start_gate_connected{mode=\"off\"} 0"), "auto found a runtime");
     let mut slots = PodSlots::prepare(&lab.cluster, 1)?;
     let (server, other) = (lab.cluster.host("shop/server").v4(), lab.cluster.host("shop/other").v4());
-    lab.cluster.manifests().write("pod.yaml", &PodSpec::new("jobs/pod").manifest(&[]))?;
-    slots.attach(0, "job", 1)?;
+    let pod = PodSpec::new("jobs/pod");
+    lab.cluster.manifests().write("pod.yaml", &pod.manifest(&[]))?;
+    let address = slots.attach(0, "job", 1)?;
     let before = received(lab.cluster.host("shop/other"))?;
     slots.netns(0).run(|| first_packets(server, other))?;
-    std::thread::sleep(Duration::from_millis(200));
-    ensure!(
-        received(lab.cluster.host("shop/other"))? > before,
-        "no denied packet arrived without the gate, so the test of the gate could not fail"
-    );
-    ensure!(lab.metrics()?.contains("netpol_start_gate_connected{mode=\"off\"} 0"), "auto found a runtime");
+    // On a busy machine, packets may arrive late.
+    let until = Instant::now() + REPLY_TIMEOUT;
+    while received(lab.cluster.host("shop/other"))? == before {
+        ensure!(Instant::now() < until, "no denied packet arrived without the gate");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    lab.cluster.manifests().write("pod.yaml", &pod.manifest(&[address.into()]))?;
+    // The endpoints of `server`, `other` and `pod`.
+    wait_for_endpoints(&lab, 3)?;
+    let before = received(lab.cluster.host("shop/other"))?;
+    slots.netns(0).run(|| first_packets(server, other))?;
+    let arrived = received(lab.cluster.host("shop/other"))? - before;
+    ensure!(arrived == 0, "{arrived} denied packets arrived after the pod was enforced");
     Ok(())
 }
 
@@ -206,12 +217,8 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are
     lab.agent().launch()?;
     lab.agent().wait_ready()?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
-    let until = Instant::now() + REPLY_TIMEOUT;
     // The endpoints of `server`, `other`, `pod-0` and `pod-1`.
-    while !lab.metrics()?.contains("netpol_endpoints 4") {
-        ensure!(Instant::now() < until, "pod-1 is not enforced:\n{}", lab.agent_ref().log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_for_endpoints(&lab, 4)?;
     slots.netns(1).run(|| first_packets(server, other))?;
     let arrived = received(lab.cluster.host("shop/other"))? - before;
     ensure!(arrived == 0, "{arrived} denied packets arrived");
@@ -255,6 +262,16 @@ fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_the_plug
     ensure!(arrived == 0, "{arrived} denied packets arrived\n{}", lab.agent_ref().log());
     let created = runtime.create_container(&pod, "app");
     ensure!(created == Start::Allowed, "a container that is created again: {created:?}");
+    Ok(())
+}
+
+/// Waits until the agent enforces policies on this number of pods.
+fn wait_for_endpoints(lab: &Lab, count: usize) -> Result<()> {
+    let (expected, until) = (format!("netpol_endpoints {count}\n"), Instant::now() + REPLY_TIMEOUT);
+    while !lab.metrics()?.contains(&expected) {
+        ensure!(Instant::now() < until, "{count} endpoints are expected:\n{}", lab.agent_ref().log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 
