@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, deny_all, policy};
 
 /// Number of policies, which together take long to compile: each selects the same pod and has its own block and port.
-const POLICIES: usize = 40_000;
+const POLICIES: usize = 16_000;
 /// How long the agent may take to read these policies.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
 /// The maximum time of a response, and the maximum time until a new pod's traffic is denied. On an idle machine, the
