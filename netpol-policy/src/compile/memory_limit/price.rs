@@ -80,7 +80,7 @@ impl RuleSetCounts {
 pub(super) struct Prices([Vec<u64>; 2]);
 
 impl Prices {
-    /// Returns the prices if these are the rule sets of all namespaces. Each rule set is given by its widest block.
+    /// Computes the prices from the rule sets of all namespaces. Each rule set is given by its widest block.
     pub(super) fn of<'a>(rule_sets: impl IntoIterator<Item = &'a Widest>) -> Self {
         let mut counts = [vec![0; 130], vec![0; 130]];
         for widest in rule_sets {
