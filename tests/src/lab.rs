@@ -105,6 +105,23 @@ impl Lab {
         self.agent.get("/metrics")
     }
 
+    /// Waits until the agent's metrics contain all of these lines, and returns the page.
+    ///
+    /// # Errors
+    /// Returns an error if the agent does not respond, or if the lines do not appear in time.
+    pub fn wait_metrics(&self, lines: &[&str]) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let page = self.metrics()?;
+            if lines.iter().all(|expected| page.lines().any(|line| line == *expected)) {
+                return Ok(page);
+            }
+            let log = self.agent.log();
+            ensure!(start.elapsed() < TIMEOUT, "metrics never contained all of {lines:?}:\n{page}\nagent log:\n{log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Returns the value of one series of the agent's metrics, such as `netpol_map_entries{map="ALLOW"}`.
     ///
     /// # Errors

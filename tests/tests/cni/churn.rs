@@ -9,7 +9,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::{EchoConnection, Stream};
 use netpol_tests::{AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny_all};
 
-use super::{allow_client_to_server, wait_metrics};
+use super::allow_client_to_server;
 
 /// Parameters of a test.
 struct Churn {
@@ -128,10 +128,12 @@ fn buffer_overflows(lab: &Lab) -> Result<String> {
 
 /// Checks that the agent has three pods, and no state of any other pod.
 fn check_nothing_left(lab: &mut Lab, attach: &str) -> Result<()> {
-    let page = wait_metrics(
-        lab,
-        &["netpol_endpoints 3", "netpol_endpoints_orphaned 0", "netpol_pods_waiting 0", "netpol_write_errors_total 0"],
-    )?;
+    let page = lab.wait_metrics(&[
+        "netpol_endpoints 3",
+        "netpol_endpoints_orphaned 0",
+        "netpol_pods_waiting 0",
+        "netpol_write_errors_total 0",
+    ])?;
     ensure!(!page.contains("pod=\"job-"), "counters of deleted pods:\n{page}");
     let status = lab.agent().run_subcommand("status", &[])?;
     ensure!(!status.stdout.contains("job-"), "endpoints of deleted pods:\n{}", status.stdout);

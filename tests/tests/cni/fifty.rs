@@ -11,7 +11,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
 use netpol_tests::{AgentOptions, Cluster, Lab, PodSlots, PodSpec, deny_all};
 
-use super::{allow_client_to_server, wait_metrics};
+use super::allow_client_to_server;
 
 /// Number of pods that the test creates.
 const PODS: u32 = 500;
@@ -61,8 +61,7 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
     wait_until_enforced(&mut lab, alive.iter().map(|(_, _, name)| name))?;
     // The three pods of namespace shop stay until the end.
     let all = 3 + alive.len();
-    wait_metrics(&mut lab, &[&format!("netpol_endpoints {all}"), "netpol_pods_waiting 0"])
-        .context("all current pods")?;
+    lab.wait_metrics(&[&format!("netpol_endpoints {all}"), "netpol_pods_waiting 0"]).context("all current pods")?;
     let log = lab.agent().log();
     let mut enforced = BTreeMap::new();
     for line in log.lines() {
@@ -95,7 +94,7 @@ fn s24_policies_are_enforced_on_each_pod_if_fifty_are_created_per_second() -> Re
     let (allowed, denied) = (allowed.finish()?, denied.finish()?);
     ensure!(allowed.sent > 500 && allowed.answered == allowed.sent, "an allowed flow lost packets: {allowed:?}");
     ensure!(denied.sent > 100 && denied.answered == 0, "packets of a denied pod passed: {denied:?}");
-    wait_metrics(&mut lab, &["netpol_endpoints 3", "netpol_pods_waiting 0", "netpol_write_errors_total 0"])?;
+    lab.wait_metrics(&["netpol_endpoints 3", "netpol_pods_waiting 0", "netpol_write_errors_total 0"])?;
     let page = lab.metrics()?;
     ensure!(!page.contains("pod=\"swift-"), "counters of deleted pods:\n{page}");
     lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;

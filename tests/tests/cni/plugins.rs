@@ -9,7 +9,7 @@ use netpol_tests::{
     AgentOptions, Cluster, ClusterBuilder, Families, Lab, PodSpec, ProbeResult, Topology, deny_all, policy,
 };
 
-use super::{allow_client_to_server, wait_metrics};
+use super::allow_client_to_server;
 
 /// Returns a cluster for [`policies`]. It has two servers, and their ports with the name `web` have different numbers.
 /// Pod `blog/web` has the labels of a client, but is in another namespace.
@@ -102,7 +102,7 @@ fn check_plugin(topology: Topology, families: Families, agent_arguments: &[&str]
         .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {agent_arguments:?}"))?;
     }
     // The five pods of `pods()`. The host-network pod does not have its own interface.
-    wait_metrics(&mut lab, &["netpol_endpoints 5", "netpol_pods_waiting 0"])?;
+    lab.wait_metrics(&["netpol_endpoints 5", "netpol_pods_waiting 0"])?;
     Ok(())
 }
 

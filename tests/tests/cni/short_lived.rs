@@ -10,7 +10,7 @@ use netpol_policy::model::Protocol::Udp;
 use netpol_tests::flow::Stream;
 use netpol_tests::{Agent, Cluster, Lab, Netns, PodSpec, deny_all};
 
-use super::{allow_client_to_server, wait_metrics};
+use super::allow_client_to_server;
 
 /// How many times each interface is created and removed.
 const TIMES: usize = 150;
@@ -87,19 +87,19 @@ fn s24_interfaces_that_are_removed_immediately_do_not_disturb_other_pods() -> Re
         workers.into_iter().try_for_each(|worker| worker.join().expect("a thread that creates interfaces panicked"))
     })?;
     // The three other pods have endpoints. The two short-lived pods wait for an interface.
-    wait_metrics(&mut lab, &["netpol_endpoints 3", "netpol_pods_waiting 2"]).context("without the interfaces")?;
+    lab.wait_metrics(&["netpol_endpoints 3", "netpol_pods_waiting 2"]).context("without the interfaces")?;
 
     // Both interfaces are created once more. Now they remain, and are bound to their pods.
     for (short_lived, netns) in SHORT_LIVED.iter().zip(&namespaces) {
         short_lived.create(netns, &node)?;
     }
-    wait_metrics(&mut lab, &["netpol_endpoints 5", "netpol_pods_waiting 0"]).context("with both interfaces")?;
+    lab.wait_metrics(&["netpol_endpoints 5", "netpol_pods_waiting 0"]).context("with both interfaces")?;
     for (short_lived, netns) in SHORT_LIVED.iter().zip(&namespaces) {
         netns.ip("link delete eth0")?;
         lab.cluster.manifests().remove(&file_of(short_lived))?;
     }
     let expected = ["netpol_endpoints 3", "netpol_pods_waiting 0", "netpol_write_errors_total 0"];
-    wait_metrics(&mut lab, &expected).context("after both interfaces and pods were removed")?;
+    lab.wait_metrics(&expected).context("after both interfaces and pods were removed")?;
 
     let allowed = allowed.finish()?;
     ensure!(allowed.sent > 500 && allowed.answered == allowed.sent, "an allowed flow lost packets: {allowed:?}");

@@ -124,7 +124,7 @@ fn s38_without_the_gate_denied_packets_of_a_new_pod_arrive() -> Result<()> {
 
     lab.cluster.manifests().write("pod.yaml", &pod.manifest(&[address.into()]))?;
     // The endpoints of `server`, `other` and `pod`.
-    wait_for_endpoints(&lab, 3)?;
+    lab.wait_metrics(&["netpol_endpoints 3"])?;
     let before = received(lab.cluster.host("shop/other"))?;
     slots.netns(0).run(|| first_packets(server, other))?;
     let arrived = received(lab.cluster.host("shop/other"))? - before;
@@ -218,7 +218,7 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_started_without_an_agent_are
     lab.agent().wait_ready()?;
     runtime.wait_for_plugin("netpol", REPLY_TIMEOUT)?;
     // The endpoints of `server`, `other`, `pod-0` and `pod-1`.
-    wait_for_endpoints(&lab, 4)?;
+    lab.wait_metrics(&["netpol_endpoints 4"])?;
     slots.netns(1).run(|| first_packets(server, other))?;
     let arrived = received(lab.cluster.host("shop/other"))? - before;
     ensure!(arrived == 0, "{arrived} denied packets arrived");
@@ -262,16 +262,6 @@ fn s38_no_container_is_created_without_an_agent_if_the_runtime_requires_the_plug
     ensure!(arrived == 0, "{arrived} denied packets arrived\n{}", lab.agent_ref().log());
     let created = runtime.create_container(&pod, "app");
     ensure!(created == Start::Allowed, "a container that is created again: {created:?}");
-    Ok(())
-}
-
-/// Waits until the agent enforces policies on this number of pods.
-fn wait_for_endpoints(lab: &Lab, count: usize) -> Result<()> {
-    let (expected, until) = (format!("netpol_endpoints {count}\n"), Instant::now() + REPLY_TIMEOUT);
-    while !lab.metrics()?.contains(&expected) {
-        ensure!(Instant::now() < until, "{count} endpoints are expected:\n{}", lab.agent_ref().log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
     Ok(())
 }
 
