@@ -1,6 +1,6 @@
 //! Changes rule sets (the compiled rules of pods in one direction) in place. If a policy that selects all pods of a
-//! rule set is added, changed or removed, the cost depends only on that policy, not on the other policies of these
-//! pods.
+//! rule set is added, changed or removed, only the entries of that policy are computed and written, not those of the
+//! other policies of these pods. But the list of the policies' parts is copied and hashed.
 //!
 //! A change has two steps. After the first step, the rule set allows what the old or the new rules allow; after the
 //! second step, only what the new rules allow. Each write of the first step allows more, and each write of the second
