@@ -26,6 +26,10 @@ const PORTS: [(char, Protocol, u16); 3] =
 /// connections is an error.
 const WAIT_LIMIT: Duration = Duration::from_secs(3);
 
+/// Time between two measurements. The eBPF programs send at most one deny event per second for each flow, and a flow of
+/// a measurement can by chance have the same ports as a flow of the measurement before.
+const EVENT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Runs the demo.
 pub(crate) fn run(_args: &DemoArgs) -> Result<ExitCode> {
     let start = Instant::now();
@@ -77,7 +81,7 @@ fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene)
     let (measured, elapsed) = loop {
         // Repeats the measurement until the change has taken effect, which takes milliseconds. The table shows the last
         // measurement.
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(EVENT_INTERVAL);
         agent.clear_denied();
         let measurement_start = Instant::now();
         let measured = Matrix::measure(cluster, &cells)?;

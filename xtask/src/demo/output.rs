@@ -217,11 +217,8 @@ impl Printer {
             println!("  {rest:>4}  for other pods, directions, reasons or policies");
         }
         if !drops.unreported.is_empty() {
-            let line = format!(
-                "{:>4}  were dropped without a deny event, first {}",
-                drops.unreported.len(),
-                drops.unreported[0]
-            );
+            let line =
+                format!("{:>4}  dropped without a deny event, first {}", drops.unreported.len(), drops.unreported[0]);
             println!("  {}", self.paint(Style::Bad, &line));
         }
     }
